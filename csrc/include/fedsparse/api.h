@@ -1,0 +1,46 @@
+// The CPU engine behind one header. Pointers in, numbers out; every array lives with the caller.
+//
+// Functions that need scratch take it as (workspace). With workspace == nullptr they touch nothing and return the
+// bytes they want, 64-byte aligned. float32 throughout; images are contiguous (batch, channels, height, width), matrices (batch, features).
+#pragma once
+
+#include <cstdint>
+
+#include "fedsparse/shapes.h"
+
+namespace fedsparse {
+
+struct Kernels;
+
+// ---- patterns
+// Kept positions of `mask` (rows * inputs * taps bytes, 0 or not): counts per row into row_start (rows + 1).
+std::int64_t count_kept(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, std::int32_t* row_start);
+// The columns of a mask whose row_start is known.
+void list_columns(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, void* column, bool wide);
+// column_start, entry and rank of `pattern` from its row_start and column. `next` is scratch (inputs).
+void transpose_pattern(const PatternView& pattern, std::int32_t* column_start, void* entry, bool entry_wide,
+                       void* rank, bool rank_wide, std::int32_t* next);
+// For each kept position of `to`, its place among the values of `from`, or -1. Same shape.
+void carry(const PatternView& from, const PatternView& to, std::int32_t* places);
+
+// ---- products. A linear layer is a ConvShape with kernel 1 whose pixels are batch entries (linear_shape).
+struct Problem {
+  const Kernels* kernels;
+  ConvShape shape;
+  bool linear;
+  PatternView pattern;
+  int threads;
+};
+ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs, int lanes);
+
+std::int64_t forward(const Problem& problem, const float* x, const float* values, const float* bias, float* y,
+                     void* workspace);
+// grad_x and grad_values may be null (not both): what is null is not computed.
+std::int64_t backward(const Problem& problem, const float* grad_y, const float* x, const float* values, float* grad_x,
+                      float* grad_values, void* workspace);
+// The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position: flat positions
+// and signed gradients (k each). k must not exceed the number of pruned positions.
+std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const float* x, std::int64_t k,
+                         std::int64_t* positions, float* gradients, void* workspace);
+
+}  // namespace fedsparse

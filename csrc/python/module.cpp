@@ -1,0 +1,130 @@
+// fedsparse._C: pointers and sizes in, numbers out. Checks belong to the Python side; nothing here knows torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "../cpu/gather.h"
+#include "fedsparse/api.h"
+#ifdef FEDSPARSE_WITH_CUDA
+#include "../cuda/cuda_api.h"
+#endif
+
+namespace py = pybind11;
+using namespace fedsparse;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (rows, inputs, taps, nnz), five addresses, three widths: the order of Pattern's fields.
+PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Address, 5>& data,
+                 const std::array<bool, 3>& wide) {
+  PatternView p;
+  p.rows = sizes[0];
+  p.inputs = sizes[1];
+  p.taps = sizes[2];
+  p.nnz = sizes[3];
+  p.row_start = at<const std::int32_t>(data[0]);
+  p.column = {at<const void>(data[1]), wide[0]};
+  p.column_start = at<const std::int32_t>(data[2]);
+  p.entry = {at<const void>(data[3]), wide[1]};
+  p.rank = {at<const void>(data[4]), wide[2]};
+  return p;
+}
+
+Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
+                       int threads) {
+  return {&kernels_named(isa.c_str()),
+          {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]},
+          false,
+          pattern,
+          threads};
+}
+
+Problem linear_problem(const std::string& isa, const PatternView& pattern, std::int64_t batch, int threads) {
+  const Kernels& kernels = kernels_named(isa.c_str());
+  return {&kernels, linear_shape(batch, pattern.inputs, pattern.rows, kernels.lanes), true, pattern, threads};
+}
+
+std::vector<std::string> available_sets() {
+  int count = 0;
+  const Kernels* const* list = instruction_sets(&count);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(list[i]->name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of fedsparse.";
+  m.def("instruction_sets", &available_sets, "Instruction sets that run here, best first.");
+
+  py::class_<PatternView>(m, "PatternView").def(py::init(&view));
+  py::class_<Problem>(m, "Problem");
+  m.def("conv2d_problem", &conv2d_problem);
+  m.def("linear_problem", &linear_problem);
+
+  m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start) {
+    return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start));
+  });
+  m.def("list_columns", [](Address mask, std::int64_t rows, std::int64_t columns, Address column, bool wide) {
+    list_columns(at<const std::uint8_t>(mask), rows, columns, at<void>(column), wide);
+  });
+  m.def("transpose_pattern", [](const PatternView& pattern, Address column_start, Address entry, bool entry_wide,
+                                Address rank, bool rank_wide, Address next) {
+    transpose_pattern(pattern, at<std::int32_t>(column_start), at<void>(entry), entry_wide, at<void>(rank), rank_wide,
+                      at<std::int32_t>(next));
+  });
+  m.def("carry", [](const PatternView& from, const PatternView& to, Address places) {
+    carry(from, to, at<std::int32_t>(places));
+  });
+
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "forward",
+      [](const Problem& problem, Address x, Address values, Address bias, Address y, Address workspace) {
+        return forward(problem, at<const float>(x), at<const float>(values), at<const float>(bias), at<float>(y),
+                       at<void>(workspace));
+      },
+      release());
+  m.def(
+      "backward",
+      [](const Problem& problem, Address grad_y, Address x, Address values, Address grad_x, Address grad_values,
+         Address workspace) {
+        return backward(problem, at<const float>(grad_y), at<const float>(x), at<const float>(values),
+                        at<float>(grad_x), at<float>(grad_values), at<void>(workspace));
+      },
+      release());
+  m.def(
+      "topk_pruned",
+      [](const Problem& problem, Address grad_y, Address x, std::int64_t k, Address positions, Address gradients,
+         Address workspace) {
+        return topk_pruned(problem, at<const float>(grad_y), at<const float>(x), k, at<std::int64_t>(positions),
+                           at<float>(gradients), at<void>(workspace));
+      },
+      release());
+
+#ifdef FEDSPARSE_WITH_CUDA
+  m.attr("built_with_cuda") = true;
+  m.def("cuda_device_count", &fedsparse_cuda_device_count);
+  m.def(
+      "cuda_sgd_momentum",
+      [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,
+         float dampening, bool nesterov, bool first_step, Address stream) {
+        return fedsparse_cuda_sgd_momentum(at<float>(values), at<const float>(grad), at<float>(momentum), n, lr, mu,
+                                           weight_decay, dampening, nesterov, first_step, at<void>(stream));
+      },
+      release());
+#else
+  m.attr("built_with_cuda") = false;
+#endif
+}

@@ -1,0 +1,37 @@
+"""The only import of the compiled extension `fedsparse._C`: what was built, and why something is missing."""
+
+from types import ModuleType
+
+# torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
+import torch
+
+from fedsparse.errors import BackendError
+
+__all__ = ["address", "extension", "instruction_sets"]
+
+
+def extension() -> ModuleType:
+    """The module `fedsparse._C`.
+
+    Raises:
+        BackendError: the extension was not built, or was built for another interpreter.
+    """
+    try:
+        from fedsparse import _C  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise BackendError(
+            f"the compiled extension fedsparse._C cannot be loaded ({error}); "
+            "build it with `pip install -e .` in the source folder, or run `make test`"
+        ) from error
+    module: ModuleType = _C
+    return module
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets that the built kernels offer and this processor runs, best first."""
+    return tuple(extension().instruction_sets())
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Data pointer of a tensor, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

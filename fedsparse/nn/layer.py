@@ -1,0 +1,152 @@
+"""What all sparse layers share: compact values, their pattern, and how both change together."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsparse import backends
+from fedsparse.errors import BackendError
+from fedsparse.pattern import Granularity, Pattern, carried
+
+__all__ = ["SparseLayer"]
+
+_KEPT = "kept"
+
+
+class SparseLayer(nn.Module):
+    """A layer whose weight is stored as `values` `(nnz,)` and a pattern.
+
+    `values` is the only weight parameter, so gradients and optimiser state have length nnz as well. The pattern
+    travels in `state_dict` as `kept`: the mask, eight positions a byte.
+
+    Attributes:
+        values: `(nnz,)` parameter, in the order of flat positions.
+        bias: `(out,)` parameter, or None.
+        backend: who computes; `auto` decides by case.
+        dense_type: the torch layer this one replaces.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    dense_type: type[nn.Module]
+
+    def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.backend = "auto"
+        self._hold(pattern)
+        self.values = nn.Parameter(values)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    # ---- the pattern
+    def _hold(self, pattern: Pattern) -> None:
+        """Makes `pattern` this layer's. Its tensors are buffers, so they follow the module from device to device."""
+        self._pattern = pattern
+        for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def index(self) -> list[Tensor]:
+        """The pattern's tensors as the ops take them."""
+        return [self.get_buffer(name) for name in Pattern.INDEX_NAMES]
+
+    @property
+    def pattern(self) -> Pattern:
+        """Kept positions of the weight."""
+        index = self.index
+        if index[1] is not self._pattern.column:  # the module has been moved or copied
+            self._pattern = Pattern(self._pattern.shape, *index, granularity=self._pattern.granularity)
+        return self._pattern
+
+    @property
+    def granularity(self) -> Granularity:
+        """Unit of pruning."""
+        return self._pattern.granularity
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool mask of the dense shape; True is kept."""
+        return self.pattern.mask()
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense weight, built for the caller and detached from the graph."""
+        return self.pattern.scatter(self.values.detach())
+
+    @property
+    def nnz(self) -> int:
+        """Number of kept weights."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """Kept share of the weight."""
+        return self.pattern.density
+
+    def repattern(
+        self, new: Pattern, *, optimizer: torch.optim.Optimizer | None = None, grown: float = 0.0
+    ) -> None:
+        """Changes the pattern in place: kept weights keep value and optimiser state, grown ones start fresh.
+
+        The one place where values, optimiser state and pattern change together. `values` stays the same parameter
+        object; its gradient is dropped.
+
+        Args:
+            new: pattern of the same dense shape.
+            optimizer: whose state of `values` follows (0 for grown weights).
+            grown: value of grown weights.
+        """
+        places = self.pattern.carry_to(new)
+        state = {} if optimizer is None else optimizer.state.get(self.values, {})
+        for key, entry in state.items():
+            if isinstance(entry, Tensor) and entry.shape == self.values.shape:
+                state[key] = carried(entry, places, 0.0)
+        self.values.grad = None
+        self.values.data = carried(self.values.detach(), places, grown)
+        self._hold(new.to(self.values.device))
+
+    def set_backend(self, name: str) -> None:
+        """Lets the backend `name` compute this layer.
+
+        Raises:
+            BackendError: there is no backend of that name.
+        """
+        if name not in backends.names():
+            raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(backends.names())}")
+        self.backend = name
+
+    # ---- saving
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        bits = np.packbits(self.mask.cpu().numpy().reshape(-1))
+        destination[prefix + _KEPT] = torch.from_numpy(bits)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        bits = state_dict.pop(prefix + _KEPT, None)
+        if bits is None:
+            missing_keys.append(prefix + _KEPT)
+        elif bits.shape != ((self.pattern.size + 7) // 8,):
+            error_msgs.append(
+                f"{prefix}{_KEPT} has {bits.numel()} bytes; a weight of shape {self.pattern.shape} needs {(self.pattern.size + 7) // 8}"
+            )
+        else:
+            flags = np.unpackbits(bits.cpu().numpy(), count=self.pattern.size).astype(bool)
+            new = Pattern.from_mask(torch.from_numpy(flags).view(self.pattern.shape), self.granularity)
+            if new != self.pattern:
+                self.repattern(new)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self) -> str:
+        return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, bias={self.bias is not None}"

@@ -1,0 +1,224 @@
+"""Sparse layers in and out of any model, and a model's state in compact form."""
+
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse import pruning
+from fedsparse.errors import ConfigError, PatternError
+from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.layer import SparseLayer
+from fedsparse.nn.linear import SparseLinear
+from fedsparse.pattern import Pattern, Topology, Weights, parse
+
+__all__ = [
+    "densify",
+    "density",
+    "masks",
+    "read_weights",
+    "set_backend",
+    "set_masks",
+    "sparse_layers",
+    "sparsify",
+    "topology",
+    "write_weights",
+]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+# ---- into and out of sparse form
+def sparsify(
+    model: _Model,
+    density: float,
+    *,
+    distribution: str = "erk",
+    score: str | Mapping[str, Tensor] = "magnitude",
+    granularity: str = "element",
+    exclude: str | Collection[str | nn.Module] = "output",
+    generator: torch.Generator | None = None,
+) -> _Model:
+    """Replaces the eligible Linear and Conv2d layers of `model` by sparse ones, in place.
+
+    Args:
+        model: any module.
+        density: kept share of all trainable parameters, in (0, 1]; biases, norms and excluded layers count as kept.
+        distribution: `erk`, `er`, `uniform` or `global`.
+        score: `magnitude`, `random`, or a score per weight name, higher is kept.
+        granularity: unit of pruning.
+        exclude: `output`, `ends`, `none`, or names or modules that stay dense.
+        generator: for random scores; torch's default generator otherwise.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: an unknown option or a density outside (0, 1].
+        InfeasibleDensityError: what stays dense alone exceeds the density.
+    """
+    parse(granularity)
+    weights = pruning.prunable(model, exclude)
+    if not weights:
+        raise ConfigError(f"{type(model).__name__} has no dense Linear or Conv2d to prune with exclude={exclude!r}")
+    others = sum(p.numel() for p in model.parameters() if p.requires_grad) - sum(w.numel() for w in weights.values())
+    scores = pruning.scores(weights, score, generator=generator)
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    if distribution == "global":
+        chosen = pruning.globally(scores, pruning.budget(shapes, density, others=others))
+    else:
+        counts = pruning.allocate(shapes, density, distribution=distribution, others=others)
+        chosen = pruning.layerwise(scores, counts)
+    for name, mask in chosen.items():
+        _replace(model, name, _sparse(_module(model, name), mask, granularity))
+    return model
+
+
+def densify(model: _Model) -> _Model:
+    """Replaces every sparse layer by the dense layer of the same function, in place; returns the same model.
+
+    A model that is itself a sparse layer is returned as a new dense layer.
+    """
+    for name, layer in sparse_layers(model).items():
+        _replace(model, name, layer.to_dense())
+    return model
+
+
+def _sparse(module: nn.Module, mask: Tensor, granularity: str) -> SparseLayer:
+    if isinstance(module, nn.Conv2d):
+        return SparseConv2d.from_dense(module, mask, granularity=granularity)
+    if isinstance(module, nn.Linear):
+        return SparseLinear.from_dense(module, mask, granularity=granularity)
+    raise PatternError(f"only Linear and Conv2d can be sparse, got {type(module).__name__}")
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    path = name.removesuffix(".weight")
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise PatternError(f"the model has no layer {path!r} for weight {name!r}") from error
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.removesuffix(".weight").rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+# ---- looking and changing
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """Sparse layers by weight name, `"<module path>.weight"`, in module order."""
+    return {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+
+def topology(model: nn.Module) -> Topology:
+    """Patterns of all sparse layers."""
+    return Topology({name: layer.pattern for name, layer in sparse_layers(model).items()})
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """Bool mask of dense shape of every sparse layer, by weight name."""
+    return topology(model).masks()
+
+
+def set_masks(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    grown: float = 0.0,
+) -> None:
+    """Gives sparse layers new masks in place; kept weights keep value and optimiser state.
+
+    All masks are checked before the first layer changes.
+
+    Args:
+        model: with sparse layers.
+        masks: new bool masks of dense shape, by weight name; layers not named stay as they are.
+        optimizer: whose state follows; cleared for grown weights.
+        grown: value of grown weights.
+
+    Raises:
+        PatternError: a name without a sparse layer, or a mask of another shape or type.
+    """
+    layers = sparse_layers(model)
+    new: dict[str, Pattern] = {}
+    for name, mask in masks.items():
+        if name not in layers:
+            raise PatternError(f"no sparse layer for mask {name!r}; sparse weights are: {', '.join(layers) or 'none'}")
+        pattern = layers[name].pattern
+        if tuple(mask.shape) != pattern.shape:
+            raise PatternError(f"mask {name!r} has shape {tuple(mask.shape)}, the weight has {pattern.shape}")
+        new[name] = Pattern.from_mask(mask, pattern.granularity)
+    for name, pattern in new.items():
+        layers[name].repattern(pattern, optimizer=optimizer, grown=grown)
+
+
+def density(model: nn.Module) -> float:
+    """Kept share of all trainable parameters; 1 for a dense model."""
+    trainable = {id(p): p for p in model.parameters() if p.requires_grad}
+    kept = sum(p.numel() for p in trainable.values())
+    pruned = sum(m.pattern.size - m.nnz for m in sparse_layers(model).values() if id(m.values) in trainable)
+    return kept / (kept + pruned) if kept else 1.0
+
+
+def set_backend(model: nn.Module, name: str) -> None:
+    """Lets the backend `name` compute every sparse layer of `model`.
+
+    Raises:
+        BackendError: there is no backend of that name.
+    """
+    for layer in sparse_layers(model).values():
+        layer.set_backend(name)
+
+
+# ---- state in compact form
+def read_weights(model: nn.Module) -> Weights:
+    """Copy of a model's state: values of sparse layers, everything else dense under its dense model's name."""
+    layers = sparse_layers(model)
+    values = {name: layer.values.detach().clone() for name, layer in layers.items()}
+    dense = {name: tensor.detach().clone() for name, tensor in _dense_tensors(model).items()}
+    return Weights(topology(model), values, dense)
+
+
+def write_weights(model: nn.Module, weights: Weights) -> None:
+    """Puts `weights` into `model`, changing layers and patterns where their topology asks for it.
+
+    Raises:
+        PatternError: the model lacks a layer or tensor of `weights`, has others, or shapes differ.
+    """
+    layers = sparse_layers(model)
+    for name in layers.keys() - weights.topology.keys():
+        _replace(model, name, layers[name].to_dense())
+    for name, pattern in weights.topology.items():
+        if name not in layers:
+            _replace(model, name, _sparse(_module(model, name), pattern.mask(), str(pattern.granularity)))
+        elif pattern.shape != layers[name].pattern.shape:
+            raise PatternError(f"{name!r}: the model's weight has shape {layers[name].pattern.shape}, the new one {pattern.shape}")
+        elif pattern != layers[name].pattern:
+            layers[name].repattern(pattern)
+    own = _dense_tensors(model)
+    if own.keys() != weights.dense.keys():
+        odd = sorted(own.keys() ^ weights.dense.keys())[0]
+        raise PatternError(f"{odd!r} is in {'the model' if odd in own else 'the weights'} only")
+    with torch.no_grad():
+        for name, layer in sparse_layers(model).items():
+            layer.values.copy_(weights.values[name])
+        for name, tensor in own.items():
+            if tensor.shape != weights.dense[name].shape:
+                raise PatternError(
+                    f"{name!r}: the model's tensor has shape {tuple(tensor.shape)}, the new one {tuple(weights.dense[name].shape)}"
+                )
+            tensor.copy_(weights.dense[name])
+
+
+def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, but for what makes up sparse weights; tied tensors once."""
+    sparse = {id(layer.values) for layer in sparse_layers(model).values()}
+    found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) not in sparse}
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{path}.{name}" if path else name] = buffer
+    return found

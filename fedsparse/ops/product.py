@@ -1,0 +1,194 @@
+"""The product with a sparse weight as a torch op: schema, checks, fake and autograd, for linear and conv2d alike.
+
+`index` holds the five index tensors of a `Pattern`; `geometry` is empty for a linear layer, else stride, padding and
+dilation (vertical, horizontal each) and groups.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsparse import backends
+from fedsparse.backends import Case, Geometry
+from fedsparse.errors import DoubleBackwardError, ShapeError
+from fedsparse.pattern import Pattern
+
+__all__ = ["product", "read_case", "topk_pruned"]
+
+_LIBRARY = torch.library.Library("fedsparse", "DEF")
+_WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
+_LIBRARY.define(f"product(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}) -> Tensor")
+_LIBRARY.define(
+    f"product_backward(Tensor grad, Tensor x, Tensor values, bool want_x, bool want_values, {_WEIGHT}) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(f"topk_pruned(Tensor grad, Tensor x, int k, {_WEIGHT}) -> (Tensor, Tensor)")
+
+
+def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]) -> Case:
+    """The case of an input and a weight.
+
+    Raises:
+        ShapeError: the input does not fit the weight, or the output would be empty.
+    """
+    moves = None
+    if geometry:
+        sh, sw, ph, pw, dh, dw, groups = geometry
+        moves = Geometry((sh, sw), (ph, pw), (dh, dw), groups)
+    wanted, channels = (2, shape[1]) if moves is None else (4, shape[1] * moves.groups)
+    if x.ndim != wanted or x.shape[1] != channels:
+        form = f"(batch, {channels})" if moves is None else f"(batch, {channels}, height, width)"
+        raise ShapeError(f"input of shape {tuple(x.shape)} does not fit a weight of shape {tuple(shape)}; expected {form}")
+    case = Case(tuple(shape), tuple(x.shape), nnz, moves, x.dtype, x.device.type)
+    if moves is not None and min(case.output[2:]) < 1:
+        raise ShapeError(f"an input of {tuple(x.shape[2:])} pixels is smaller than the kernel {tuple(shape[2:])} reaches")
+    return case
+
+
+def _check_values(x: Tensor, values: Tensor, index: Sequence[Tensor]) -> None:
+    if values.dtype != x.dtype or values.device != x.device or index[1].device != x.device:
+        raise ShapeError(
+            f"input ({x.dtype}, {x.device}), values ({values.dtype}, {values.device}) and pattern ({index[1].device}) "
+            "must share dtype and device; move the model with `.to(...)`"
+        )
+    if values.shape != index[1].shape:
+        raise ShapeError(f"the pattern keeps {index[1].numel()} weights, got values of shape {tuple(values.shape)}")
+
+
+def _eager(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+) -> Tensor:
+    _check_values(x, values, index)
+    case = read_case(x, shape, values.numel(), geometry)
+    engine = backends.backend(backend, case)
+    pattern = Pattern(case.shape, *index)
+    return engine.forward(x.contiguous(), values.contiguous(), pattern, bias, case).contiguous()
+
+
+def _eager_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    want_x: bool,
+    want_values: bool,
+    index: list[Tensor],
+    shape: list[int],
+    geometry: list[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    case = read_case(x, shape, values.numel(), geometry)
+    engine, pattern = backends.backend(backend, case), Pattern(case.shape, *index)
+    found = engine.backward(
+        grad.contiguous(), x.contiguous(), values.contiguous(), pattern, (want_x, want_values), case
+    )
+    # A schema has no optional results: what nobody wants is an empty tensor.
+    return (
+        x.new_empty(0) if found.x is None else found.x.contiguous(),
+        x.new_empty(0) if found.values is None else found.values.contiguous(),
+    )
+
+
+def _eager_topk(
+    grad: Tensor, x: Tensor, k: int, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+) -> tuple[Tensor, Tensor]:
+    case = read_case(x, shape, index[1].numel(), geometry)
+    pattern = Pattern(case.shape, *index)
+    engine = backends.backend(backend, case)
+    return engine.topk_pruned(grad.contiguous(), x.contiguous(), pattern, min(k, pattern.size - pattern.nnz), case)
+
+
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("product", _eager, _key)
+    _LIBRARY.impl("product_backward", _eager_backward, _key)
+    _LIBRARY.impl("topk_pruned", _eager_topk, _key)
+
+
+@torch.library.register_fake("fedsparse::product", lib=_LIBRARY)
+def _fake(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+) -> Tensor:
+    return x.new_empty(read_case(x, shape, values.shape[0], geometry).output)
+
+
+@torch.library.register_fake("fedsparse::product_backward", lib=_LIBRARY)
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    want_x: bool,
+    want_values: bool,
+    index: list[Tensor],
+    shape: list[int],
+    geometry: list[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if want_x else (0,)), x.new_empty(values.shape if want_values else (0,))
+
+
+@torch.library.register_fake("fedsparse::topk_pruned", lib=_LIBRARY)
+def _fake_topk(
+    grad: Tensor, x: Tensor, k: int, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+) -> tuple[Tensor, Tensor]:
+    size = torch.Size(shape).numel() - index[1].shape[0]
+    return x.new_empty(min(k, size), dtype=torch.int64), x.new_empty(min(k, size))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, index, shape, geometry, backend = inputs
+    # The input is needed for the values' gradient only, the values for the input's only; both are cheap to hold.
+    ctx.save_for_backward(x, values, *index)
+    ctx.has_bias = bias is not None
+    ctx.weight = shape, geometry, backend
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, *index = ctx.saved_tensors
+    want_x, want_values, want_bias = ctx.needs_input_grad[:3]
+    grad_x: Tensor | None = None
+    grad_values: Tensor | None = None
+    if want_x or want_values:
+        grad_x, grad_values = torch.ops.fedsparse.product_backward(
+            grad, x, values, want_x, want_values, index, *ctx.weight
+        )
+    axes = [0, *range(2, grad.ndim)]
+    grad_bias = grad.sum(axes) if ctx.has_bias and want_bias else None
+    return grad_x if want_x else None, grad_values if want_values else None, grad_bias, None, None, None, None
+
+
+def _refuse_second(ctx: Any, *grads: Tensor) -> None:
+    raise DoubleBackwardError(
+        "second derivatives of sparse layers are not implemented (a gradient of a gradient was asked for, "
+        "as with create_graph=True); densify(model) gives layers that have them"
+    )
+
+
+torch.library.register_autograd("fedsparse::product", _differentiate, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("fedsparse::product_backward", _refuse_second, lib=_LIBRARY)
+for _device in ("cpu", "cuda"):
+    # float32 sparse kernels beat reduced-precision dense ones, so autocast leaves the product in float32.
+    torch.library.register_autocast("fedsparse::product", _device, torch.float32, lib=_LIBRARY)
+
+
+def product(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: Sequence[Tensor],
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    backend: str,
+) -> Tensor:
+    """Differentiable product of `x` with the sparse weight; see `read_case` for shapes."""
+    result: Tensor = torch.ops.fedsparse.product(x, values, bias, list(index), list(shape), list(geometry), backend)
+    return result
+
+
+def topk_pruned(
+    grad: Tensor, x: Tensor, k: int, index: Sequence[Tensor], shape: Sequence[int], geometry: Sequence[int], backend: str
+) -> tuple[Tensor, Tensor]:
+    """Flat positions and signed gradients of the (at most) k pruned weights of largest |dL/dw|."""
+    result: tuple[Tensor, Tensor] = torch.ops.fedsparse.topk_pruned(
+        grad, x, k, list(index), list(shape), list(geometry), backend
+    )
+    return result

@@ -1,0 +1,225 @@
+"""The kept positions of one weight, in the compact form that every backend reads.
+
+A weight of shape `(out, in, *kernel)` is a matrix of `out` rows and `in * taps` columns, taps being the product of
+the kernel's sizes. `values[i]` belongs to the i-th kept position in row order, which is the order of flat indices.
+Two lists of the same positions are held, each as narrow as its largest entry allows (2 or 4 bytes):
+
+* by row, for the forward product: `row_start` and `column`;
+* by input, for the backward product: `column_start`, `entry` (row * taps + tap) and `rank`, the place within the
+  row, so that the value is number `row_start[row] + rank` and needs no 4-byte permutation.
+
+That is 6 bytes per kept weight plus one 4-byte start per row and input (more only where a weight has over 65,536
+columns, or rows times taps).
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsparse import _native
+from fedsparse.errors import PatternError
+from fedsparse.pattern.granularity import Element, Granularity
+
+__all__ = ["Pattern", "carried"]
+
+_NARROW = 1 << 16
+
+
+def _index(size: int, largest: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint16 if largest < _NARROW else torch.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Immutable set of kept positions of one weight.
+
+    Attributes:
+        shape: dense shape, `(out, in)` or `(out, in / groups, kh, kw)`.
+        row_start: `(out + 1,)` int32.
+        column: `(nnz,)` uint16 or int32, ascending within a row.
+        column_start: `(in + 1,)` int32.
+        entry: `(nnz,)` uint16 or int32.
+        rank: `(nnz,)` uint16 or int32.
+        granularity: unit of pruning.
+    """
+
+    shape: tuple[int, ...]
+    row_start: Tensor
+    column: Tensor
+    column_start: Tensor
+    entry: Tensor
+    rank: Tensor
+    granularity: Granularity = Element()
+
+    INDEX_NAMES: ClassVar[tuple[str, ...]] = ("row_start", "column", "column_start", "entry", "rank")
+
+    # ---- making one
+    @classmethod
+    def from_mask(cls, mask: Tensor, granularity: Granularity = Element()) -> "Pattern":  # noqa: B008 (frozen)
+        """Pattern of the True positions of a bool mask of a weight's dense shape.
+
+        Raises:
+            PatternError: the mask is not boolean, has fewer than two axes, or is too large for int32 positions.
+        """
+        if mask.dtype != torch.bool:
+            raise PatternError(f"a mask must be a bool tensor, got {mask.dtype}; use `mask.bool()` or a comparison")
+        if mask.ndim < 2 or mask.numel() == 0:
+            raise PatternError(f"a mask needs at least two non-empty axes (out, in, ...), got shape {tuple(mask.shape)}")
+        if mask.numel() >= 1 << 31:
+            raise PatternError(f"a weight of {mask.numel()} positions is too large; at most {(1 << 31) - 1} are supported")
+        mask = mask.detach().cpu().contiguous()
+        rows, columns = mask.shape[0], mask[0].numel()
+        row_start = torch.empty(rows + 1, dtype=torch.int32)
+        nnz = _native.extension().count_kept(mask.data_ptr(), rows, columns, row_start.data_ptr())
+        column = _index(nnz, columns - 1)
+        _native.extension().list_columns(
+            mask.data_ptr(), rows, columns, column.data_ptr(), column.dtype == torch.int32
+        )
+        return cls.from_rows(tuple(mask.shape), row_start, column, granularity)
+
+    @classmethod
+    def from_flat(cls, shape: tuple[int, ...], flat: Tensor, granularity: Granularity = Element()) -> "Pattern":  # noqa: B008
+        """Pattern of ascending, distinct flat positions `(nnz,)` of a weight of dense shape `shape`.
+
+        Raises:
+            PatternError: positions out of order, repeated or out of range.
+        """
+        size = math.prod(shape)
+        flat = flat.detach().cpu().to(torch.int64)
+        if flat.numel() and (flat[0] < 0 or flat[-1] >= size or not bool((flat[1:] > flat[:-1]).all())):
+            raise PatternError(f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}")
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[flat] = True
+        return cls.from_mask(mask.view(shape), granularity)
+
+    @classmethod
+    def from_rows(
+        cls, shape: tuple[int, ...], row_start: Tensor, column: Tensor, granularity: Granularity
+    ) -> "Pattern":
+        """Pattern from its row list alone; the transposed list is derived. The lists are trusted."""
+        rows, inputs, taps = shape[0], shape[1], math.prod(shape[2:])
+        longest = int((row_start[1:] - row_start[:-1]).max())
+        column_start = torch.empty(inputs + 1, dtype=torch.int32)
+        entry, rank = _index(column.numel(), rows * taps - 1), _index(column.numel(), max(longest - 1, 0))
+        pattern = cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
+        scratch = torch.empty(inputs, dtype=torch.int32)
+        _native.extension().transpose_pattern(
+            pattern.view,
+            column_start.data_ptr(),
+            entry.data_ptr(),
+            entry.dtype == torch.int32,
+            rank.data_ptr(),
+            rank.dtype == torch.int32,
+            scratch.data_ptr(),
+        )
+        return pattern
+
+    # ---- sizes
+    @property
+    def nnz(self) -> int:
+        """Number of kept positions."""
+        return self.column.numel()
+
+    @property
+    def size(self) -> int:
+        """Number of positions, kept or not."""
+        return math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Kept share, in [0, 1]."""
+        return self.nnz / self.size
+
+    @property
+    def index(self) -> tuple[Tensor, ...]:
+        """The five index tensors, in the order of `INDEX_NAMES`."""
+        return self.row_start, self.column, self.column_start, self.entry, self.rank
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all index tensors."""
+        return sum(t.numel() * t.element_size() for t in self.index)
+
+    @property
+    def view(self) -> object:
+        """The pattern as the compiled kernels see it; valid while this object lives."""
+        sizes = (self.shape[0], self.shape[1], math.prod(self.shape[2:]), self.nnz)
+        wide = (self.column.dtype == torch.int32, self.entry.dtype == torch.int32, self.rank.dtype == torch.int32)
+        return _native.extension().PatternView(sizes, tuple(t.data_ptr() for t in self.index), wide)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of shape, granularity and positions: equal patterns have equal digests. 32 hex digits."""
+        state = hashlib.blake2b(f"{self.shape} {self.granularity}".encode(), digest_size=16)
+        state.update(self.row_start.cpu().numpy().tobytes())
+        state.update(self.column.cpu().numpy().tobytes())
+        return state.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    # ---- positions
+    @property
+    def rows(self) -> Tensor:
+        """Row of each kept position, `(nnz,)` int64."""
+        counts = (self.row_start[1:] - self.row_start[:-1]).to(torch.int64)
+        return torch.repeat_interleave(torch.arange(self.shape[0], device=counts.device), counts, output_size=self.nnz)
+
+    @property
+    def flat(self) -> Tensor:
+        """Flat position of each kept weight, `(nnz,)` int64, ascending."""
+        return self.rows * (self.size // self.shape[0]) + self.column.to(torch.int64)
+
+    def mask(self) -> Tensor:
+        """Bool mask of the dense shape; True is kept."""
+        mask = torch.zeros(self.size, dtype=torch.bool, device=self.column.device)
+        mask[self.flat] = True
+        return mask.view(self.shape)
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """Entries of a dense tensor at the kept positions, `(nnz,)`."""
+        if tuple(dense.shape) != self.shape:
+            raise PatternError(f"a pattern of shape {self.shape} cannot gather from a tensor of shape {tuple(dense.shape)}")
+        return dense.reshape(-1)[self.flat]
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Dense tensor with `values` `(nnz,)` at the kept positions and 0 elsewhere."""
+        if values.shape != (self.nnz,):
+            raise PatternError(f"a pattern with {self.nnz} kept positions cannot scatter values of shape {tuple(values.shape)}")
+        dense = values.new_zeros(self.size)
+        dense[self.flat] = values
+        return dense.view(self.shape)
+
+    def carry_to(self, new: "Pattern") -> Tensor:
+        """For each position kept by `new`, its index among this pattern's values, or -1: `(new.nnz,)` int32."""
+        if new.shape != self.shape:
+            raise PatternError(f"values cannot move from a weight of shape {self.shape} to one of shape {new.shape}")
+        places = torch.empty(new.nnz, dtype=torch.int32)
+        _native.extension().carry(self.to("cpu").view, new.to("cpu").view, places.data_ptr())
+        return places.to(self.column.device)
+
+    def moved(self, values: Tensor, new: "Pattern", *, grown: float = 0.0) -> Tensor:
+        """`values` carried over to pattern `new`; positions that only `new` keeps get `grown`."""
+        return carried(values, self.carry_to(new), grown)
+
+    def to(self, device: torch.device | str) -> "Pattern":
+        """This pattern with its index tensors on `device`; itself when they already are."""
+        if self.column.device == torch.device(device):
+            return self
+        return Pattern(self.shape, *(t.to(device) for t in self.index), granularity=self.granularity)
+
+
+def carried(entries: Tensor, places: Tensor, grown: float) -> Tensor:
+    """`entries[places]`, with `grown` where a place is -1 (see `Pattern.carry_to`)."""
+    if entries.numel() == 0:
+        return entries.new_full(places.shape, grown)
+    places = places.to(entries.device, torch.int64)
+    return torch.where(places >= 0, entries[places.clamp(min=0)], entries.new_tensor(grown))
