@@ -7,7 +7,7 @@ from fedsparse.errors import ShapeError
 from fedsparse.ops import product
 from fedsparse.pattern import Pattern
 
-__all__ = ["conv2d", "linear"]
+__all__ = ["conv2d", "linear", "place_kernel"]
 
 
 def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -28,7 +28,10 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
         BackendError: the named backend cannot compute this.
     """
     if x.ndim == 0 or x.shape[-1] != pattern.shape[1]:
-        raise ShapeError(f"input of shape {tuple(x.shape)} does not fit a weight of shape {pattern.shape}; expected (..., {pattern.shape[1]})")
+        raise ShapeError(
+            f"input of shape {tuple(x.shape)} does not fit a weight of shape {pattern.shape}; "
+            f"expected (..., {pattern.shape[1]})"
+        )
     y = product(x.reshape(-1, x.shape[-1]), values, bias, pattern.index, pattern.shape, (), backend)
     return y.reshape(*x.shape[:-1], pattern.shape[0])
 
@@ -62,20 +65,35 @@ def conv2d(
         ShapeError: shapes, dtypes, devices or groups do not fit.
         BackendError: the named backend cannot compute this.
     """
-    if x.ndim == 3:
-        return conv2d(
-            x.unsqueeze(0), values, pattern, bias,
-            stride=stride, padding=padding, dilation=dilation, groups=groups, backend=backend,
-        ).squeeze(0)  # fmt: skip
-    if pattern.shape[0] % groups:
-        raise ShapeError(f"{pattern.shape[0]} output channels cannot be split into {groups} groups")
+    batched = x if x.ndim == 4 else x.unsqueeze(0)
+    batched, geometry = place_kernel(batched, pattern.shape, stride, padding, dilation, groups)
+    y = product(batched, values, bias, pattern.index, pattern.shape, geometry, backend)
+    return y if x.ndim == 4 else y.squeeze(0)
+
+
+def place_kernel(
+    x: Tensor,
+    shape: tuple[int, ...],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    groups: int,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Input and numbers of a convolution as `ops.product` takes them, for a batched input.
+
+    Named paddings become numbers; where `same` is lopsided, the input is padded right and below by the odd pixel.
+
+    Returns:
+        The input, and stride, padding, dilation (vertical and horizontal each) and groups.
+    """
+    if shape[0] % groups:
+        raise ShapeError(f"{shape[0]} output channels cannot be split into {groups} groups")
     strides, dilations = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
-        x, paddings = _named_padding(x, padding, strides, dilations, pattern.shape[2:])
+        x, paddings = _named_padding(x, padding, strides, dilations, shape[2:])
     else:
         paddings = _pair(padding)
-    geometry = (*strides, *paddings, *dilations, groups)
-    return product(x, values, bias, pattern.index, pattern.shape, geometry, backend)
+    return x, (*strides, *paddings, *dilations, groups)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

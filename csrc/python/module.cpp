@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/gather.h"
+#include "../cpu/memory.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -112,6 +113,11 @@ PYBIND11_MODULE(_C, m) {
                            at<float>(gradients), at<void>(workspace));
       },
       release());
+
+  m.def("memory_counted", &memory_counted);
+  m.def("memory_level", &memory_level);
+  m.def("memory_peak", &memory_peak);
+  m.def("memory_set_peak", &memory_set_peak);
 
 #ifdef FEDSPARSE_WITH_CUDA
   m.attr("built_with_cuda") = true;

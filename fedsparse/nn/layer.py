@@ -1,18 +1,23 @@
 """What all sparse layers share: compact values, their pattern, and how both change together."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsparse import backends
+from fedsparse import backends, ops
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Granularity, Pattern, carried
 
 __all__ = ["SparseLayer"]
 
 _KEPT = "kept"
+
+
+# Told of each product: its input, its output, and (index, shape, geometry, backend) of the weight.
+Watcher = Callable[[Tensor, Tensor, tuple[Any, ...]], None]
 
 
 class SparseLayer(nn.Module):
@@ -25,16 +30,16 @@ class SparseLayer(nn.Module):
         values: `(nnz,)` parameter, in the order of flat positions.
         bias: `(out,)` parameter, or None.
         backend: who computes; `auto` decides by case.
-        dense_type: the torch layer this one replaces.
+        watcher: called after each product; see `topk_pruned_gradient`.
     """
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    dense_type: type[nn.Module]
 
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.backend = "auto"
+        self.watcher: Watcher | None = None
         self._hold(pattern)
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -105,6 +110,18 @@ class SparseLayer(nn.Module):
         self.values.grad = None
         self.values.data = carried(self.values.detach(), places, grown)
         self._hold(new.to(self.values.device))
+
+    def product(self, x: Tensor, geometry: tuple[int, ...]) -> Tensor:
+        """Product of a batched input with the weight; `geometry` as in `ops.product`."""
+        weight = (self.index, self._pattern.shape, geometry, self.backend)
+        y = ops.product(x, self.values, self.bias, *weight)
+        if self.watcher is not None:
+            self.watcher(x, y, weight)
+        return y
+
+    def to_dense(self) -> nn.Module:
+        """The torch layer that computes the same function."""
+        raise NotImplementedError
 
     def set_backend(self, name: str) -> None:
         """Lets the backend `name` compute this layer.

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fedsparse import functional
+from fedsparse.errors import ShapeError
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.pattern import Pattern, parse
 
@@ -35,4 +35,7 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
-        return functional.linear(x, self.values, self.pattern, self.bias, backend=self.backend)
+        out, inputs = self._pattern.shape
+        if x.ndim == 0 or x.shape[-1] != inputs:
+            raise ShapeError(f"SparseLinear expects inputs of shape (..., {inputs}), got {tuple(x.shape)}")
+        return self.product(x.reshape(-1, inputs), ()).reshape(*x.shape[:-1], out)

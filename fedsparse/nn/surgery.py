@@ -63,7 +63,7 @@ def sparsify(
     if not weights:
         raise ConfigError(f"{type(model).__name__} has no dense Linear or Conv2d to prune with exclude={exclude!r}")
     others = sum(p.numel() for p in model.parameters() if p.requires_grad) - sum(w.numel() for w in weights.values())
-    scores = pruning.scores(weights, score, generator=generator)
+    scores = _scores(weights, score, generator)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     if distribution == "global":
         chosen = pruning.globally(scores, pruning.budget(shapes, density, others=others))
@@ -73,6 +73,22 @@ def sparsify(
     for name, mask in chosen.items():
         _replace(model, name, _sparse(_module(model, name), mask, granularity))
     return model
+
+
+def _scores(
+    weights: Mapping[str, Tensor], score: str | Mapping[str, Tensor], generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    if score == "magnitude":
+        return pruning.magnitude(weights)
+    if score == "random":
+        return pruning.random(weights, generator or torch.default_generator)
+    if isinstance(score, str):
+        raise ConfigError(f"unknown score {score!r}; expected 'magnitude', 'random' or a tensor per weight")
+    for name, weight in weights.items():
+        if name not in score or score[name].shape != weight.shape:
+            given = f"shape {tuple(score[name].shape)}" if name in score else "nothing"
+            raise PatternError(f"scores for {name!r} must have the weight's shape {tuple(weight.shape)}, got {given}")
+    return {name: score[name] for name in weights}
 
 
 def densify(model: _Model) -> _Model:

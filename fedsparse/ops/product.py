@@ -142,7 +142,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.weight = shape, geometry, backend
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
     want_x, want_values, want_bias = ctx.needs_input_grad[:3]
     grad_x: Tensor | None = None
@@ -153,7 +153,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
     axes = [0, *range(2, grad.ndim)]
     grad_bias = grad.sum(axes) if ctx.has_bias and want_bias else None
-    return grad_x if want_x else None, grad_values if want_values else None, grad_bias, None, None, None, None
+    no_index = [None] * len(index)
+    return grad_x if want_x else None, grad_values if want_values else None, grad_bias, no_index, None, None, None
 
 
 def _refuse_second(ctx: Any, *grads: Tensor) -> None:

@@ -100,7 +100,8 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
       for (int y = 0; y < ROWS; ++y, p += t.source_row) {
 #pragma GCC unroll 4
         for (int x = 0; x < COLS; ++x) {
-          const Vec s = load(p + x * step);
+          Vec s = load(p + x * step);
+          if constexpr (ACCUMULATE && CORRELATE) hold(s);
           if constexpr (ACCUMULATE) acc[y * COLS + x] += weight * s;
           if constexpr (CORRELATE) part[(y * COLS + x) % 4] += other[y * COLS + x] * s;
         }

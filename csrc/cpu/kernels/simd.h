@@ -27,6 +27,18 @@ inline Vec load_loose(const float* p) { return *reinterpret_cast<const LooseVec*
 inline void store_loose(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 inline Vec broadcast(float x) { return x - Vec{}; }
 
+// Keeps a loaded line in a register: left alone, the compiler folds the load into each of its two uses, and the
+// second trip to the cache costs what the fused backward pass saves.
+inline void hold(Vec& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // Lanes whose index has bit S set come from the partner row, shifted by S: one stage of a butterfly.
 template <int S, std::size_t... I>
 inline Vec low_half(Vec a, Vec b, std::index_sequence<I...>) {

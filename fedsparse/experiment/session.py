@@ -1,0 +1,119 @@
+"""The runs of one configuration in their folder: begun, or reopened to go on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fedsparse.experiment.config import Config
+from fedsparse.experiment.plan import build_plans
+from fedsparse.experiment.rundir import create, locked, reopen, write_json
+from fedsparse.experiment.summary import summarise
+from fedsparse.federated.engines.inline import InlineEngine
+from fedsparse.federated.loop import run_rounds
+from fedsparse.federated.plan import Plan
+from fedsparse.nn import masks
+
+__all__ = ["OnRound", "Result", "Session", "ShouldStop", "begin", "continued"]
+
+OnRound = Callable[[Config, Mapping[str, object]], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A run.
+
+    Attributes:
+        metrics: one dict a round, the lines of `metrics.jsonl`.
+        final: the numbers of `summary.json`: last accuracy, best accuracy, totals of bytes and seconds, peak memory.
+        model: the sparse model with the final weights.
+        masks: bool mask of dense shape for each pruned weight, by name.
+        dir: the run folder.
+        stopped: whether it was asked to stop before its last round; `resume(dir)` goes on.
+    """
+
+    metrics: list[dict[str, object]]
+    final: dict[str, object]
+    model: nn.Module
+    masks: dict[str, Tensor]
+    dir: Path
+    stopped: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """One run, or all variants of a configuration, with data and models at hand.
+
+    Attributes:
+        config: the configuration.
+        folder: of the run; of a configuration with variants, the folder that holds theirs.
+        plans: what each run needs, in the order of `configs`.
+    """
+
+    config: Config
+    folder: Path
+    plans: tuple[Plan, ...]
+
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        """The configuration of each run."""
+        return runs(self.config)
+
+    def go_on(self, *, on_round: OnRound, should_stop: ShouldStop) -> list[Result]:
+        """Runs what is not finished and reads what is; a stop leaves the list shorter, or its last result stopped."""
+        results: list[Result] = []
+        for config, plan in zip(self.configs, self.plans, strict=True):
+            if results and should_stop():
+                break
+            folder = self._folder(config)
+            with locked(folder):
+                results.append(_finish(config, plan, folder, on_round=partial(on_round, config), should_stop=should_stop))
+        return results
+
+    def _folder(self, config: Config) -> Path:
+        """The folder of one run, made or checked."""
+        if not self.config.variants:
+            return self.folder
+        folder = self.folder / config.run.name
+        if not folder.exists():
+            return create(config.with_out(folder))
+        reopen(folder)
+        return folder
+
+
+def runs(config: Config) -> tuple[Config, ...]:
+    """The runs that a configuration describes: its variants, or itself."""
+    return config.variants or (config,)
+
+
+def begin(config: Config) -> Session:
+    """A session in a new folder. Data and models come first, so that a bad setting leaves no folder behind."""
+    plans = build_plans(runs(config))
+    return Session(config, create(config), tuple(plans))
+
+
+def continued(folder: str | Path) -> Session:
+    """The session of an existing folder."""
+    config = reopen(folder)
+    return Session(config, Path(folder), tuple(build_plans(runs(config))))
+
+
+def _finish(
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    *,
+    on_round: Callable[[Mapping[str, object]], None],
+    should_stop: ShouldStop,
+) -> Result:
+    """Goes on from the last checkpoint in the folder, from the start when there is none."""
+    outcome = run_rounds(
+        plan, InlineEngine(plan), folder=folder, resume=True, on_round=on_round, should_stop=should_stop
+    )
+    identity = {"name": config.run.name, "method": config.method.name, "complete": not outcome.stopped}
+    final = {**identity, "rounds": config.run.rounds, **summarise(outcome.metrics)}
+    write_json(folder / "summary.json", final)
+    return Result(outcome.metrics, final, outcome.model, masks(outcome.model), folder, outcome.stopped)

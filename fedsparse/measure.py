@@ -1,0 +1,84 @@
+"""Seconds and peak bytes of a piece of work, each with its source."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from fedsparse import _native
+
+__all__ = ["Reading", "measure"]
+
+Source = Literal["measured", "modelled", "unavailable"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number with its unit and where it comes from.
+
+    Attributes:
+        value: the number; None when unavailable.
+        unit: `s`, `B` or `J`.
+        source: `measured` (clock, allocator, sensor), `modelled` (a formula) or `unavailable`.
+    """
+
+    value: float | None
+    unit: str
+    source: Source
+
+
+class measure:  # noqa: N801 (used like a function: `with measure() as m`)
+    """Context that measures the work inside it.
+
+        with fs.measure() as m:
+            train()
+        m.seconds.value, m.peak_bytes.value
+
+    Contexts may nest; they see all threads of the process.
+
+    Args:
+        device: whose memory is counted; main memory by default.
+
+    Attributes:
+        seconds: wall-clock time; a CUDA device is synchronised at both ends.
+        peak_bytes: most bytes allocated by torch, oneDNN and the sparse kernels above the level at entry. In main
+            memory the allocator's calls are counted (Linux with glibc, else unavailable); on CUDA torch's counter is read.
+        joules: unavailable; no sensor is read by this version.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self._device = torch.device("cpu" if device is None else device)
+        unavailable: Source = "unavailable"
+        self.seconds = Reading(None, "s", unavailable)
+        self.peak_bytes = Reading(None, "B", unavailable)
+        self.joules = Reading(None, "J", unavailable)
+
+    def __enter__(self) -> "measure":
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._level = torch.cuda.memory_allocated(self._device)
+        elif _native.extension().memory_counted():
+            native = _native.extension()
+            self._outer_peak, self._level = native.memory_peak(), native.memory_level()
+            native.memory_set_peak(self._level)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds = Reading(time.perf_counter() - self._start, "s", "measured")
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+        elif _native.extension().memory_counted():
+            peak = _native.extension().memory_peak()
+            # An enclosing measurement must not lose what it has seen so far.
+            _native.extension().memory_set_peak(max(self._outer_peak, peak))
+        else:
+            return
+        self.peak_bytes = Reading(peak - self._level, "B", "measured")

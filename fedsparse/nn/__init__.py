@@ -1,0 +1,35 @@
+"""Sparse layers, and the surgery that puts them into any model."""
+
+from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.layer import SparseLayer
+from fedsparse.nn.linear import SparseLinear
+from fedsparse.nn.probe import topk_pruned_gradient
+from fedsparse.nn.surgery import (
+    densify,
+    density,
+    masks,
+    read_weights,
+    set_backend,
+    set_masks,
+    sparse_layers,
+    sparsify,
+    topology,
+    write_weights,
+)
+
+__all__ = [
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "densify",
+    "density",
+    "masks",
+    "read_weights",
+    "set_backend",
+    "set_masks",
+    "sparse_layers",
+    "sparsify",
+    "topk_pruned_gradient",
+    "topology",
+    "write_weights",
+]

@@ -1,0 +1,95 @@
+"""Exact selection of the highest scores, per layer or over all layers. Ties go to the lowest position."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsparse.errors import PatternError
+
+__all__ = ["globally", "layerwise", "top"]
+
+
+def top(scores: Tensor, k: int, *, among: Tensor | None = None) -> Tensor:
+    """Flat positions of the `k` largest scores, `(k,)` int64, in ascending order of position.
+
+    The result equals the first k of a stable descending sort: of equal scores the lowest positions are taken.
+    The cost is linear in the number of scores.
+
+    Args:
+        scores: any shape and any real dtype; infinities are ordered as usual.
+        among: bool mask shaped like `scores`; only its True positions may be taken.
+
+    Raises:
+        PatternError: k is negative or above the number of candidates, a score is NaN, `among` does not fit.
+    """
+    if among is None:
+        return _top(scores.detach().reshape(-1), k)
+    if among.dtype != torch.bool or among.shape != scores.shape:
+        raise PatternError(
+            f"among must be a bool mask of shape {tuple(scores.shape)}, "
+            f"got {among.dtype} of shape {tuple(among.shape)}"
+        )
+    positions = among.reshape(-1).nonzero().squeeze(1)
+    return positions[_top(scores.detach().reshape(-1)[positions], k)]
+
+
+def _top(scores: Tensor, k: int) -> Tensor:
+    if not 0 <= k <= scores.numel():
+        raise PatternError(f"cannot take the {k} highest of {scores.numel()} scores")
+    if scores.is_floating_point() and bool(scores.isnan().any()):
+        raise PatternError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN and have no order"
+        )
+    if k == 0:
+        return torch.empty(0, dtype=torch.int64, device=scores.device)
+    threshold = torch.kthvalue(scores, scores.numel() - k + 1).values
+    taken = scores > threshold
+    ties = (scores == threshold).nonzero().squeeze(1)
+    taken[ties[: k - int(taken.sum())]] = True
+    return taken.nonzero().squeeze(1)
+
+
+def layerwise(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Bool mask per weight that keeps its `counts[name]` highest scores.
+
+    Raises:
+        PatternError: scores and counts name different weights, or `top` refuses a count or score.
+    """
+    if scores.keys() != counts.keys():
+        raise PatternError(
+            f"scores are given for {sorted(scores)}, counts for {sorted(counts)}; names must agree"
+        )
+    return {name: _mask(score, top(score, counts[name])) for name, score in scores.items()}
+
+
+def globally(scores: Mapping[str, Tensor], total: int, at_least: int = 1) -> dict[str, Tensor]:
+    """Bool mask per weight that together keep the `total` highest scores of all weights.
+
+    Every weight first keeps its `at_least` highest scores (all of them if it has fewer); the rest of `total`
+    goes to the highest remaining scores, ties to the earlier weight and then to the lower position.
+
+    Raises:
+        PatternError: `total` is below what `at_least` asks or above the number of positions; a score is NaN.
+    """
+    floors = {name: min(at_least, score.numel()) for name, score in scores.items()}
+    size, reserved = sum(score.numel() for score in scores.values()), sum(floors.values())
+    if not reserved <= total <= size:
+        raise PatternError(
+            f"cannot keep {total} positions in all: {len(scores)} weights keep at least {at_least} each, "
+            f"{reserved} in all, and have {size} positions"
+        )
+    masks = layerwise(scores, floors)
+    if total == reserved:
+        return masks
+    every_score = torch.cat([score.detach().reshape(-1) for score in scores.values()])
+    taken = torch.cat([mask.reshape(-1) for mask in masks.values()])
+    taken[top(every_score, total - reserved, among=~taken)] = True
+    parts = torch.split(taken, [score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def _mask(score: Tensor, kept: Tensor) -> Tensor:
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[kept] = True
+    return mask.view(score.shape)

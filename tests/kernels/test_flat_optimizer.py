@@ -1,0 +1,192 @@
+"""The Triton optimiser steps: interpreted on the CPU, compiled ahead of time, and run on a GPU where there is one."""
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
+
+from fedsparse.kernels import flat_optimizer  # noqa: E402
+
+SIZES = (0, 1, 2, 31, 1023, 1024, 1025, 4099)
+STEPS = 3
+
+
+class Rule(NamedTuple):
+    """The settings of one run of steps, named as `sgd_momentum_` names them."""
+
+    lr: float
+    momentum_factor: float
+    weight_decay: float
+    dampening: float
+    nesterov: bool
+
+
+RULES = (
+    Rule(0.1, 0.0, 0.0, 0.0, False),
+    Rule(0.1, 0.0, 1e-2, 0.0, False),
+    Rule(0.05, 0.9, 0.0, 0.0, False),
+    Rule(0.05, 0.9, 5e-4, 0.3, False),
+    Rule(0.2, 0.8, 5e-4, 0.0, True),
+)
+
+# Triton reads TRITON_INTERPRET when it decorates a kernel, so the interpreter needs a process of its own.
+INTERPRETED = """
+import sys
+import torch
+from fedsparse.kernels.flat_optimizer import sgd_momentum_
+
+torch.set_num_threads(1)
+runs = torch.load(sys.argv[1])
+for run in runs:
+    for step, grad in enumerate(run["grads"]):
+        sgd_momentum_(run["values"], grad, run["momentum"], **run["rule"], first_step=step == 0)
+torch.save(runs, sys.argv[2])
+"""
+
+
+def start(n: int, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Values and the gradients of each step, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, generator=generator)
+    return values, [torch.randn(n, generator=generator) for _ in range(STEPS)]
+
+
+def expected(
+    rule: Rule, values: torch.Tensor, grads: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and momentum after torch.optim.SGD has done the same steps in float64."""
+    weight = torch.nn.Parameter(values.double())
+    optimizer = torch.optim.SGD(
+        [weight],
+        lr=rule.lr,
+        momentum=rule.momentum_factor,
+        weight_decay=rule.weight_decay,
+        dampening=rule.dampening,
+        nesterov=rule.nesterov,
+    )
+    for grad in grads:
+        weight.grad = grad.double()
+        optimizer.step()
+    buffer = optimizer.state[weight].get("momentum_buffer")
+    return weight.detach(), torch.full_like(weight, torch.nan) if buffer is None else buffer
+
+
+def assert_close(actual: torch.Tensor, target: torch.Tensor) -> None:
+    """Float32 rounding of a few steps; NaN only where the target has it."""
+    torch.testing.assert_close(actual.double().cpu(), target, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_interpreted_steps_equal_torch_sgd(tmp_path: Path) -> None:
+    runs = []
+    for seed, (n, rule) in enumerate(product(SIZES, RULES)):
+        values, grads = start(n, seed)
+        # NaN: the first step must not read the buffer, and without momentum nothing may touch it
+        runs.append(
+            {
+                "values": values,
+                "grads": grads,
+                "momentum": torch.full_like(values, torch.nan),
+                "rule": rule._asdict(),
+            }
+        )
+    torch.save(runs, tmp_path / "before.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, tmp_path / "before.pt", tmp_path / "after.pt"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    after = torch.load(tmp_path / "after.pt")
+    assert len(after) == len(runs)
+    for before, result in zip(runs, after, strict=True):
+        values, momentum = expected(Rule(**before["rule"]), before["values"], before["grads"])
+        assert_close(result["values"], values)
+        assert_close(result["momentum"], momentum)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_reference_equals_torch_sgd(rule: Rule) -> None:
+    values, grads = start(257, seed=7)
+    target, target_momentum = expected(rule, values, grads)
+    current, momentum = values.double(), torch.full((257,), torch.nan, dtype=torch.float64)
+    for step, grad in enumerate(grads):
+        flat_optimizer.sgd_momentum_reference(
+            current, grad.double(), momentum, **rule._asdict(), first_step=step == 0
+        )
+    torch.testing.assert_close(current, target, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(momentum, target_momentum, rtol=1e-14, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("n", SIZES)
+def test_compiled_steps_equal_torch_sgd(n: int, rule: Rule) -> None:
+    values, grads = start(n, seed=n)
+    target, target_momentum = expected(rule, values, grads)
+    current = values.cuda()
+    momentum = torch.full_like(current, torch.nan)
+    for step, grad in enumerate(grads):
+        flat_optimizer.sgd_momentum_(current, grad.cuda(), momentum, **rule._asdict(), first_step=step == 0)
+    assert_close(current, target)
+    assert_close(momentum, target_momentum)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("nesterov", "first_step"), [(False, False), (True, False), (False, True)])
+def test_compiles_ahead_of_time(
+    capability: int, nesterov: bool, first_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = flat_optimizer._sgd_momentum_kernel
+    constants = {
+        "NESTEROV": nesterov,
+        "HAS_MOMENTUM": True,
+        "FIRST_STEP": first_step,
+        "BLOCK": flat_optimizer.BLOCK,
+    }
+    types = dict.fromkeys(("values", "grad", "momentum"), "*fp32") | {"n": "i64"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names
+    }
+    compiled = triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants),
+        target=GPUTarget("cuda", capability, 32),
+    )
+    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    assert len(compiled.asm["cubin"]) > 0
+    # values and grad are read, the buffer too after the first step; values and buffer are written
+    loads = compiled.asm["ttir"].count("tt.load")
+    assert (loads, compiled.asm["ttir"].count("tt.store")) == (2 if first_step else 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (torch.zeros(4, dtype=torch.float64), "grad must be a contiguous float32 tensor"),
+        (torch.zeros(2, 2), "grad must be a contiguous float32 tensor"),
+        (torch.zeros(8)[::2], "grad must be a contiguous float32 tensor"),
+        (torch.zeros(5), "grad has 5 entries on cpu, values has 4"),
+    ],
+)
+def test_refuses_what_it_cannot_update(grad: torch.Tensor, message: str) -> None:
+    values = torch.zeros(4)
+    with pytest.raises(ValueError, match=message):
+        flat_optimizer.sgd_momentum_(values, grad, torch.zeros(4), **RULES[2]._asdict(), first_step=True)
+
+
+def test_cost_counts_each_array_once() -> None:
+    # values, grad, momentum read and values, momentum written: five floats a value
+    assert flat_optimizer.cost(1000) == (7000, 5 * 4 * 1000)
