@@ -21,6 +21,7 @@ from fedsparse.nn import (
     densify,
     density,
     masks,
+    plan,
     set_backend,
     set_masks,
     sparsify,

@@ -8,6 +8,7 @@ from torch import Tensor
 __all__ = ["cost", "sgd_momentum_", "sgd_momentum_reference"]
 
 BLOCK = 1024  # values a program updates
+FUSION = True  # multiply-adds round once; said here because Triton's default differs between versions
 
 
 @triton.jit
@@ -80,6 +81,7 @@ def sgd_momentum_(
             HAS_MOMENTUM=momentum_factor != 0.0,
             FIRST_STEP=first_step,
             BLOCK=BLOCK,
+            enable_fp_fusion=FUSION,
         )
 
 

@@ -79,4 +79,19 @@ void carry(const PatternView& from, const PatternView& to, std::int32_t* places)
   }
 }
 
+void scatter_words(const PatternView& p, const std::uint32_t* values, std::uint32_t* dense) {
+  const std::int64_t columns = p.inputs * p.taps;
+  std::memset(dense, 0, static_cast<std::size_t>(p.rows * columns) * sizeof(std::uint32_t));
+  for (std::int64_t row = 0; row < p.rows; ++row)
+    for (std::int64_t i = p.row_start[row]; i < p.row_start[row + 1]; ++i)
+      dense[row * columns + p.column[i]] = values[i];
+}
+
+void gather_words(const PatternView& p, const std::uint32_t* dense, std::uint32_t* values) {
+  const std::int64_t columns = p.inputs * p.taps;
+  for (std::int64_t row = 0; row < p.rows; ++row)
+    for (std::int64_t i = p.row_start[row]; i < p.row_start[row + 1]; ++i)
+      values[i] = dense[row * columns + p.column[i]];
+}
+
 }  // namespace fedsparse

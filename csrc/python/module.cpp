@@ -88,6 +88,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("carry", [](const PatternView& from, const PatternView& to, Address places) {
     carry(from, to, at<std::int32_t>(places));
   });
+  m.def("scatter_words", [](const PatternView& pattern, Address values, Address dense) {
+    scatter_words(pattern, at<const std::uint32_t>(values), at<std::uint32_t>(dense));
+  });
+  m.def("gather_words", [](const PatternView& pattern, Address dense, Address values) {
+    gather_words(pattern, at<const std::uint32_t>(dense), at<std::uint32_t>(values));
+  });
 
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(

@@ -24,7 +24,8 @@ QUANTITIES = {
     "bytes_down": ("down", byte_text),
     "bytes_up": ("up", byte_text),
 }
-WIDTH_OF_FILES = 200
+# In characters; the table takes what it needs. Lines that a narrow terminal folds are better than cut numbers.
+WIDEST = 200
 
 
 def compare(
@@ -42,7 +43,7 @@ def compare(
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """A table on standard output; `x` columns are relative to the dense run, where there is one to compare with."""
+    """A table on standard output; columns in `x` are relative to the dense run, where there is one."""
     related = any(row.relative for row in rows)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "method"):
@@ -55,8 +56,7 @@ def print_rows(rows: Sequence[Row]) -> None:
             table.add_column("", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in _cells(row, related=related)))
-    console = Console(file=sys.stdout)
-    console.print(table, width=None if console.is_terminal else WIDTH_OF_FILES)
+    Console(file=sys.stdout, width=WIDEST).print(table)
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.note}")

@@ -86,15 +86,31 @@ def _extension() -> Check:
     try:
         sets = ", ".join(_native.instruction_sets())
     except BackendError as error:
-        return Check("compiled kernels", False, str(error), "run `pip install -e .` in the source folder", required=True)
+        return Check(
+            "compiled kernels",
+            False,
+            str(error),
+            "run `pip install -e .` in the source folder",
+            required=True,
+        )
     return Check("compiled kernels", True, f"instruction sets {sets}", required=True)
 
 
 def _cuda() -> Iterator[Check]:
+    built = _built_with_cuda()
+    remedy = "needs nvcc; set FEDSPARSE_CUDA=on and run `pip install -e .` in the source folder"
+    yield Check("CUDA kernels", built, "built in" if built else "not built in", remedy)
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     remedy = "clients train on the CPU; for a GPU install its driver and a CUDA build of torch"
     yield Check("CUDA device", count > 0, names or f"torch {torch.__version__} sees none", remedy)
+
+
+def _built_with_cuda() -> bool:
+    try:
+        return bool(_native.extension().built_with_cuda)
+    except BackendError:
+        return False
 
 
 def _triton_kernels() -> Check:

@@ -25,4 +25,4 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 def main() -> None:
     """Entry point of the console script; exits 0 when done, 1 on failure, 2 on bad usage or configuration."""
-    app()
+    app(prog_name="fedsparse")

@@ -4,13 +4,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from fedsparse.cli.comparing import print_rows
-from fedsparse.cli.failures import FAILED
-from fedsparse.cli.interrupt import stop_requests
+from fedsparse.cli.failures import FAILED, is_misuse
+from fedsparse.cli.interrupt import StopRequest, stop_requests
 from fedsparse.cli.progress import rounds_shown
 from fedsparse.errors import FedsparseError
 from fedsparse.experiment import Result, compare, load_config
@@ -21,38 +21,51 @@ __all__ = ["RESUME_EXAMPLE", "RUN_EXAMPLE", "resume", "run"]
 RUN_EXAMPLE = "Example: fedsparse run recipes/demo.toml --set run.rounds=5 --set method.density=0.05"
 RESUME_EXAMPLE = "Example: fedsparse resume runs/demo-1"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
+]
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="TOML file that describes the run.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file that describes the run.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME-N.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the configuration CONFIG; with variants, each of them, and compare them."""
     shortcuts = {"engine.kind": engine, "run.out": out}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in shortcuts.items() if value is not None]
-    _finish(begin(load_config(config, [*(settings or []), *overrides])), as_json=as_json)
+    checked = load_config(config, [*(settings or []), *overrides])
+    with stop_requests() as stop:
+        _finish(begin(checked), stop, as_json=as_json)
 
 
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a stopped or killed run, or of one with variants.")],
+    run_dir: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="Folder of a stopped or killed run, or of one with variants."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Go on with the run in RUN_DIR from its last checkpoint."""
-    _finish(continued(run_dir), as_json=as_json)
+    with stop_requests() as stop:
+        _finish(continued(run_dir), stop, as_json=as_json)
 
 
-def _finish(session: Session, *, as_json: bool) -> None:
+def _finish(session: Session, stop: StopRequest, *, as_json: bool) -> None:
     """Runs a session to its end, or to the first interruption, and prints what came out."""
-    results = _rounds(session, as_json=as_json)
+    results = _rounds(session, stop, sys.stderr if as_json else sys.stdout)
     stopped = len(results) < len(session.configs) or results[-1].stopped
     if as_json:
-        runs = [{"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results]
+        runs = [
+            {"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results
+        ]
         print(json.dumps({"dir": str(session.folder), "stopped": stopped, "runs": runs}, indent=2))
     else:
         print_rows(compare([session.folder]))
@@ -62,16 +75,17 @@ def _finish(session: Session, *, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _rounds(session: Session, *, as_json: bool) -> list[Result]:
-    stream = sys.stderr if as_json else sys.stdout
+def _rounds(session: Session, stop: StopRequest, stream: TextIO) -> list[Result]:
+    """Runs a session, showing its rounds on `stream`; says how to go on when it breaks off."""
     try:
-        with stop_requests() as stop, rounds_shown(stream) as watch:
+        with rounds_shown(stream) as watch:
             return session.go_on(on_round=watch, should_stop=stop)
     except KeyboardInterrupt:
         _explain_resume(session, "aborted")
         raise typer.Exit(FAILED) from None
-    except FedsparseError:
-        _explain_resume(session, "failed")
+    except FedsparseError as error:
+        if not is_misuse(error):  # settings that cannot work would only fail again
+            _explain_resume(session, "failed")
         raise
 
 

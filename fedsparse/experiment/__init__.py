@@ -5,4 +5,14 @@ from fedsparse.experiment.config import Config, load_config
 from fedsparse.experiment.run import resume, resume_variants, run, run_variants
 from fedsparse.experiment.session import Result
 
-__all__ = ["Config", "Result", "Row", "compare", "load_config", "resume", "resume_variants", "run", "run_variants"]
+__all__ = [
+    "Config",
+    "Result",
+    "Row",
+    "compare",
+    "load_config",
+    "resume",
+    "resume_variants",
+    "run",
+    "run_variants",
+]

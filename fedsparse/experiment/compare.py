@@ -69,8 +69,12 @@ class Run:
     rounds: int
 
     @property
+    def planned(self) -> int:
+        return int(self.settings["run"]["rounds"])
+
+    @property
     def complete(self) -> bool:
-        return self.rounds >= self.settings["run"]["rounds"]
+        return self.rounds >= self.planned
 
 
 def compare(folders: Iterable[str | Path]) -> list[Row]:
@@ -95,7 +99,9 @@ def _expand(folder: Path) -> list[Path]:
         return [folder]
     present = [folder / name for name in variants if (folder / name).is_dir()]
     if not present:
-        raise CheckpointError(f"{folder}: none of its variants has started; continue with `fedsparse resume {folder}`")
+        raise CheckpointError(
+            f"{folder}: none of its variants has started; continue with `fedsparse resume {folder}`"
+        )
     return present
 
 
@@ -128,7 +134,7 @@ def _record(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _is_dense(run: Run) -> bool:
-    return run.settings["method"]["name"] == "fedavg" and run.summary["density"] == 1.0
+    return bool(run.settings["method"]["name"] == "fedavg" and run.summary["density"] == 1.0)
 
 
 def _row(run: Run, dense: Run | None) -> Row:
@@ -139,7 +145,7 @@ def _row(run: Run, dense: Run | None) -> Row:
         method=run.settings["method"]["name"],
         folder=str(run.folder),
         rounds=run.rounds,
-        planned=run.settings["run"]["rounds"],
+        planned=run.planned,
         **quantities,
         relative={} if note or dense is None else _relative(run.summary, dense.summary),
         note=note,
@@ -149,15 +155,21 @@ def _row(run: Run, dense: Run | None) -> Row:
 def _obstacle(run: Run, dense: Run | None) -> str:
     """Why a run cannot be measured against the dense one; empty when it can, or when there is none."""
     if not run.complete:
-        return f"incomplete: {run.rounds} of {run.settings['run']['rounds']} rounds"
+        return f"incomplete: {run.rounds} of {run.planned} rounds"
     if dense is None:
         return ""
     differing = [key for key in _task_keys(run, dense) if _setting(run, key) != _setting(dense, key)]
-    return f"not comparable with {dense.settings['run']['name']}: {', '.join(differing)} differ" if differing else ""
+    return (
+        f"not comparable with {dense.settings['run']['name']}: {', '.join(differing)} differ"
+        if differing
+        else ""
+    )
 
 
 def _task_keys(run: Run, dense: Run) -> Sequence[str]:
-    tables = [f"{t}.{key}" for t in SAME_TASK for key in {**dense.settings[t], **run.settings[t]} if key != "root"]
+    tables = [
+        f"{t}.{key}" for t in SAME_TASK for key in {**dense.settings[t], **run.settings[t]} if key != "root"
+    ]
     return [*tables, *SAME_WORK]
 
 

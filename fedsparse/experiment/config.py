@@ -2,18 +2,20 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
 from fedsparse.experiment.origin import Origin, nearest
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
 from fedsparse.methods.base import Method, find
+from fedsparse.models import models
 
 __all__ = ["Config", "load_config"]
 
@@ -71,7 +73,9 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
     variants = document.pop("variants", [])
     changes = parse_overrides(overrides)
     if "variants" in changes:
-        raise ConfigError("override variants: variants are set in the file alone; edit its [[variants]] tables")
+        raise ConfigError(
+            "override variants: variants are set in the file alone; edit its [[variants]] tables"
+        )
     origin = Origin(file, dotted(changes))
     config = _resolve(_merged(document, changes, origin), origin)
     return replace(config, variants=tuple(_variants(document, variants, changes, origin)), given=config.given)
@@ -107,7 +111,7 @@ def _variants(document: Document, variants: object, changes: Document, origin: O
         name = item.get("name")
         if not isinstance(name, str) or name in seen:
             raise ConfigError(
-                f"{origin.file}: variant {number} has name {name!r}: expected a text that no other variant has"
+                f"{origin.file}: variant {number} has name {name!r}: expected text that no other variant has"
             )
         seen.add(name)
         yield _variant(document, item, changes, replace(origin, variant=name))
@@ -117,7 +121,7 @@ def _variant(document: Document, item: Document, changes: Document, origin: Orig
     settings = {key: value for key, value in item.items() if key != "name"}
     for key in sorted({"run.name", "run.out"} & dotted(settings)):
         raise ConfigError(
-            f"{origin.of(key)}: {key} cannot be set in a variant; its own name and the folder of the whole are used"
+            f"{origin.of(key)}: {key} cannot be set in a variant; its name and the common folder are used"
         )
     naming = {"run": {"name": origin.variant}}
     merged = _merged(_merged(document, settings, origin), changes, origin)
@@ -133,7 +137,7 @@ def _merged(document: Document, change: Document, origin: Origin) -> Document:
     if _renames(base, change, "model"):
         base["model"] = {}
     if _renames(base, change, "method"):
-        base["method"] = _shared_settings(base["method"], change["method"]["name"])
+        base["method"] = _shared_settings(base["method"], change["method"]["name"], origin)
     return overlay(base, change)
 
 
@@ -142,15 +146,15 @@ def _renames(base: Document, change: Document, table: str) -> bool:
     return isinstance(old, Mapping) and "name" in new and new["name"] != old.get("name")
 
 
-def _shared_settings(settings: Document, new_name: object) -> dict[str, object]:
+def _shared_settings(settings: Document, new_name: object, origin: Origin) -> dict[str, object]:
     """Settings that the new method has too. Those that the old one lacks stay, to be refused as unknown."""
-    old = _setting_names(str(settings.get("name", DEFAULT_METHOD)))
-    new = _setting_names(str(new_name))
+    old = _setting_names(_find(settings.get("name", DEFAULT_METHOD), origin))
+    new = _setting_names(_find(new_name, origin))
     return {key: value for key, value in settings.items() if key in new or key not in old}
 
 
-def _setting_names(method: str) -> set[str]:
-    return {field.name for field in fields(find(method))}
+def _setting_names(method: type[Method]) -> set[str]:
+    return {field.name for field in fields(method)}
 
 
 def _resolve(document: Document, origin: Origin) -> Config:
@@ -168,6 +172,8 @@ def _resolve(document: Document, origin: Origin) -> Config:
         engine=_table(EngineTable, "engine", document, origin),
         given=document,
     )
+    _check_name("data.name", config.data.name, datasets(), origin)
+    _check_name("model.name", config.model.name, models(), origin)
     _check_cohort(config, origin)
     return config
 
@@ -175,40 +181,49 @@ def _resolve(document: Document, origin: Origin) -> Config:
 def _unknown_table(key: str, origin: Origin) -> ConfigError:
     guess = nearest(key, [*TABLES, "variants"])
     hint = f"; did you mean [{guess}]?" if guess else ";"
-    return ConfigError(f"{origin.of(key)}: unknown table {key}{hint} the tables are {', '.join(TABLES)} and variants")
+    return ConfigError(
+        f"{origin.of(key)}: unknown table {key}{hint} the tables are {', '.join(TABLES)} and variants"
+    )
 
 
 def _not_a_table(key: str, value: object, origin: Origin) -> ConfigError:
-    return ConfigError(f"{origin.of(key)}: {key} = {value!r}: expected a table; write [{key}] and its keys below")
+    return ConfigError(
+        f"{origin.of(key)}: {key} = {value!r}: expected a table; write [{key}] and its keys below"
+    )
 
 
 def _table(kind: type[TableT], name: str, document: Document, origin: Origin) -> TableT:
-    return _validated(kind, name, document.get(name, {}), origin)
+    return _validated(kind, name, document.get(name, {}), origin, taker=f"[{name}]")
 
 
-def _validated(kind: type[TableT], table: str, given: Document, origin: Origin) -> TableT:
+def _validated(kind: type[TableT], table: str, given: Document, origin: Origin, *, taker: str) -> TableT:
     # As JSON, because only there strict checking takes an array for a tuple, the one way TOML can write it.
     try:
         return kind.model_validate_json(json.dumps(given, default=str))
     except ValidationError as error:
-        raise origin.refused(table, error, kind.model_fields) from error
+        raise origin.refused(table, error, kind.model_fields, taker=taker) from error
 
 
 def _method(given: Document, origin: Origin) -> Method:
-    """The method named in [method], with its settings checked by type here and by range in the method itself."""
+    """The method named in [method]; types of its settings are checked here, ranges in the method itself."""
     name = given.get("name", DEFAULT_METHOD)
-    if not isinstance(name, str):
-        raise origin.wrong("method.name", name, "the name of a method; `fedsparse list methods` shows them")
-    try:
-        method = find(name)
-    except ConfigError as error:
-        raise ConfigError(f"{origin.of('method.name')}: method.name: {error}") from error
+    method = _find(name, origin)
     settings = {key: value for key, value in given.items() if key != "name"}
-    known = _validated(_settings_model(method), "method", settings, origin)
+    known = _validated(_settings_model(method), "method", settings, origin, taker=f"method {name}")
     try:
         return method(**{key: getattr(known, key) for key in settings})
     except ConfigError as error:
         raise ConfigError(f"{origin.of('method')}: [method] {error}") from error
+
+
+def _find(name: object, origin: Origin) -> type[Method]:
+    """The class of a method."""
+    if not isinstance(name, str):
+        raise origin.wrong("method.name", name, "the name of a method; `fedsparse list methods` shows them")
+    try:
+        return find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{origin.of('method.name')}: method.name: {error}") from error
 
 
 def _settings_model(method: type[Method]) -> type[BaseModel]:
@@ -223,6 +238,11 @@ def _default(field: Field[Any]) -> object:
     if field.default is not MISSING:
         return field.default
     return ... if field.default_factory is MISSING else field.default_factory()
+
+
+def _check_name(key: str, name: str, known: Sequence[str], origin: Origin) -> None:
+    if name not in known:
+        raise origin.unknown_name(key, name, known)
 
 
 def _check_cohort(config: Config, origin: Origin) -> None:

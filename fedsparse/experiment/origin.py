@@ -33,27 +33,36 @@ class Origin:
             return "override"
         return self.file if self.variant is None else f"{self.file}: variant {self.variant!r}"
 
-    def unknown(self, key: str, known: Iterable[str]) -> ConfigError:
-        """Refusal of a dotted key that its table does not have."""
+    def unknown(self, key: str, known: Iterable[str], *, taker: str) -> ConfigError:
+        """Refusal of a dotted key that its table, called `taker` in the message, does not have."""
         table, _, name = key.rpartition(".")
         known = list(known)
         guess = nearest(name, known)
         hint = f"; did you mean {table}.{guess}?" if guess else ";"
-        return ConfigError(f"{self.of(key)}: unknown key {key}{hint} [{table}] takes {', '.join(known)}")
+        return ConfigError(f"{self.of(key)}: unknown key {key}{hint} {taker} takes {', '.join(known)}")
+
+    def unknown_name(self, key: str, name: str, known: Iterable[str]) -> ConfigError:
+        """Refusal of a name that nothing of its kind has."""
+        known = list(known)
+        guess = nearest(name, known)
+        hint = f"; did you mean {guess!r}?" if guess else ";"
+        return ConfigError(
+            f"{self.of(key)}: {key} = {_shown(name)} is unknown{hint} known are {', '.join(known)}"
+        )
 
     def wrong(self, key: str, given: object, expected: str) -> ConfigError:
         """Refusal of the value of a dotted key."""
         remedy = f"change it there or pass --set {key}=VALUE"
         return ConfigError(f"{self.of(key)}: {key} = {_shown(given)}: expected {expected}; {remedy}")
 
-    def refused(self, table: str, error: ValidationError, known: Iterable[str]) -> ConfigError:
+    def refused(self, table: str, error: ValidationError, known: Iterable[str], *, taker: str) -> ConfigError:
         """The first complaint of pydantic about a table, in our words."""
         first = error.errors(include_url=False)[0]
         key = ".".join([table, *(str(part) for part in first["loc"][:1])])
         if first["type"] == "extra_forbidden":
-            return self.unknown(key, known)
+            return self.unknown(key, known, taker=taker)
         if first["type"] == "missing":
-            return ConfigError(f"{self.of(key)}: [{table}] lacks {key}; add it, or pass --set {key}=VALUE")
+            return ConfigError(f"{self.of(key)}: {taker} lacks {key}; add it, or pass --set {key}=VALUE")
         return self.wrong(key, first["input"], _expectation(first["msg"]))
 
 

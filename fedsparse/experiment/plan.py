@@ -99,7 +99,11 @@ def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | No
     Raises:
         DataError: files are missing or damaged, or there are too few samples for the clients.
     """
-    limits = {"image_size": table.image_size, "train_limit": table.train_limit, "test_limit": table.test_limit}
+    limits = {
+        "image_size": table.image_size,
+        "train_limit": table.train_limit,
+        "test_limit": table.test_limit,
+    }
     train, test = load(table.name, data_root(table), **limits, generator=_generator(seed, 0))
     private, public = _split_public(train, table.public_share, _generator(seed, 1))
     parts = partition(

@@ -35,7 +35,9 @@ def run(config: Config, *, on_round: Watch | None = None, should_stop: ShouldSto
     return session.go_on(on_round=_watching(on_round), should_stop=should_stop or _never)[0]
 
 
-def resume(folder: str | Path, *, on_round: Watch | None = None, should_stop: ShouldStop | None = None) -> Result:
+def resume(
+    folder: str | Path, *, on_round: Watch | None = None, should_stop: ShouldStop | None = None
+) -> Result:
     """Goes on with a stopped or killed run from its last checkpoint; a finished run is only read.
 
     All metrics except times and memory are those of a run that was never stopped.
@@ -57,8 +59,8 @@ def run_variants(
 ) -> list[Result]:
     """Runs the variants of a configuration one after the other, each in a subfolder of one new folder.
 
-    Settings of all variants are checked before the first starts. A stop leaves the list shorter than the variants,
-    or its last result stopped. Arguments and errors are those of `run`.
+    Settings of all variants are checked before the first starts. A stop leaves the list shorter than the
+    variants, or its last result stopped. Arguments and errors are those of `run`.
     """
     if not config.variants:
         raise ConfigError("the configuration has no [[variants]]; use fedsparse.run(config)")

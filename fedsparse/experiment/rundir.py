@@ -42,7 +42,7 @@ def create(config: Config) -> Path:
             return _settle(draft, config)
     except OSError as error:
         raise CheckpointError(
-            f"the run folder cannot be written in {parent}: {error}; free the place or choose another with --out"
+            f"the run folder cannot be written in {parent}: {error}; choose another place with --out"
         ) from error
 
 
@@ -95,12 +95,14 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent}: not a run folder, it has no {path.name}; give the folder that `fedsparse run` made"
+            f"{path.parent}: not a run folder, it has no {path.name}; give one that `fedsparse run` made"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or unreadable ({error}); start a new run") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}; start a new run")
+        raise CheckpointError(
+            f"{path}: expected a JSON object, found {type(content).__name__}; start a new run"
+        )
     return content
 
 
@@ -132,7 +134,7 @@ def _without_naming(variant: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settle(draft: Path, config: Config) -> Path:
-    """Gives the finished draft its name. Renaming onto a folder that holds something fails, whoever was first."""
+    """Gives the finished draft its name; renaming onto a folder that holds something fails."""
     if config.run.out:
         target = Path(config.run.out)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

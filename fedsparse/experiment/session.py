@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
         metrics: one dict a round, the lines of `metrics.jsonl`.
-        final: the numbers of `summary.json`: last accuracy, best accuracy, totals of bytes and seconds, peak memory.
+        final: the numbers of `summary.json`: last and best accuracy, total bytes and seconds, peak memory.
         model: the sparse model with the final weights.
         masks: bool mask of dense shape for each pruned weight, by name.
         dir: the run folder.
@@ -63,14 +63,16 @@ class Session:
         return runs(self.config)
 
     def go_on(self, *, on_round: OnRound, should_stop: ShouldStop) -> list[Result]:
-        """Runs what is not finished and reads what is; a stop leaves the list shorter, or its last result stopped."""
+        """Runs what is not finished, reads what is; a stop leaves the list short or its last run stopped."""
         results: list[Result] = []
         for config, plan in zip(self.configs, self.plans, strict=True):
             if results and should_stop():
                 break
             folder = self._folder(config)
             with locked(folder):
-                results.append(_finish(config, plan, folder, on_round=partial(on_round, config), should_stop=should_stop))
+                results.append(
+                    _finish(config, plan, folder, on_round=partial(on_round, config), should_stop=should_stop)
+                )
         return results
 
     def _folder(self, config: Config) -> Path:
@@ -90,7 +92,7 @@ def runs(config: Config) -> tuple[Config, ...]:
 
 
 def begin(config: Config) -> Session:
-    """A session in a new folder. Data and models come first, so that a bad setting leaves no folder behind."""
+    """A session in a new folder; data and models come first, so a bad setting leaves no folder behind."""
     plans = build_plans(runs(config))
     return Session(config, create(config), tuple(plans))
 

@@ -52,7 +52,7 @@ class DataTable(Table):
         min_samples: fewest samples that a client may hold.
         image_size: side to which images are resized, in pixels; None leaves them.
         train_limit, test_limit: class-balanced subset of that many samples; None takes all.
-        public_share: share of the training samples that the server holds, for pretraining; no client has them.
+        public_share: share of the training samples that the server holds for pretraining, and no client.
     """
 
     name: str = "digits"
@@ -106,7 +106,7 @@ class EngineTable(Table):
     Attributes:
         kind: `inline` runs them one after the other in this process.
         timeout_s: seconds after which a client that has not answered is left out of the round.
-        min_clients: fewest usable updates of a round; below it the run stops with an error and can be resumed.
+        min_clients: fewest usable updates of a round; with fewer the run fails, and can be resumed.
     """
 
     kind: Literal["inline"] = "inline"

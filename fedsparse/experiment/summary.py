@@ -23,8 +23,9 @@ Record = Mapping[str, object]
 def summarise(records: Sequence[Record]) -> dict[str, object]:
     """Numbers of a run from the lines of its `metrics.jsonl`.
 
-    Totals (bytes, seconds, joules) and the largest `peak_bytes` are over all lines, the start included. A quantity
-    that was unavailable in any line has no total: it is None, never a partial sum. The suffix `_modelled` is kept.
+    Totals (bytes, seconds, joules) and the largest `peak_bytes` are over all lines, the start included.
+    A quantity that was unavailable in any line has no total: it is None, never a partial sum. The suffix
+    `_modelled` is kept.
     """
     summary: dict[str, object] = {name: _last(records, name) for name in LAST}
     summary |= _best(records)
@@ -44,7 +45,9 @@ def _last(records: Sequence[Record], name: str) -> object:
 
 def _best(records: Sequence[Record]) -> dict[str, object]:
     """The highest accuracy and the first round that reached it."""
-    scored = [(record["accuracy"], record["round"]) for record in records if record.get("accuracy") is not None]
+    scored = [
+        (record["accuracy"], record["round"]) for record in records if record.get("accuracy") is not None
+    ]
     best = max((accuracy for accuracy, _ in scored if isinstance(accuracy, float | int)), default=None)
     return {"best_accuracy": best, "best_round": next((r for a, r in scored if a == best), None)}
 

@@ -3,6 +3,7 @@
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
+from fedsparse.nn.plan import Plan, PlannedLayer, plan
 from fedsparse.nn.probe import topk_pruned_gradient
 from fedsparse.nn.surgery import (
     densify,
@@ -18,12 +19,15 @@ from fedsparse.nn.surgery import (
 )
 
 __all__ = [
+    "Plan",
+    "PlannedLayer",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
     "densify",
     "density",
     "masks",
+    "plan",
     "read_weights",
     "set_backend",
     "set_masks",

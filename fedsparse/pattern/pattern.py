@@ -188,12 +188,24 @@ class Pattern:
         """Entries of a dense tensor at the kept positions, `(nnz,)`."""
         if tuple(dense.shape) != self.shape:
             raise PatternError(f"a pattern of shape {self.shape} cannot gather from a tensor of shape {tuple(dense.shape)}")
+        if self.nnz == self.size:
+            return dense.reshape(-1).clone()
+        if _is_plain_words(dense):
+            values, dense = dense.new_empty(self.nnz), dense.contiguous()
+            _native.extension().gather_words(self.view, dense.data_ptr(), values.data_ptr())
+            return values
         return dense.reshape(-1)[self.flat]
 
     def scatter(self, values: Tensor) -> Tensor:
         """Dense tensor with `values` `(nnz,)` at the kept positions and 0 elsewhere."""
         if values.shape != (self.nnz,):
             raise PatternError(f"a pattern with {self.nnz} kept positions cannot scatter values of shape {tuple(values.shape)}")
+        if self.nnz == self.size:
+            return values.view(self.shape).clone()
+        if _is_plain_words(values):
+            dense, values = values.new_empty(self.shape), values.contiguous()
+            _native.extension().scatter_words(self.view, values.data_ptr(), dense.data_ptr())
+            return dense
         dense = values.new_zeros(self.size)
         dense[self.flat] = values
         return dense.view(self.shape)
@@ -215,6 +227,12 @@ class Pattern:
         if self.column.device == torch.device(device):
             return self
         return Pattern(self.shape, *(t.to(device) for t in self.index), granularity=self.granularity)
+
+
+def _is_plain_words(tensor: Tensor) -> bool:
+    """Whether the compiled loops may copy it: 4-byte numbers in main memory that no gradient flows through."""
+    tracked = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.device.type == "cpu" and tensor.element_size() == 4 and not tracked
 
 
 def carried(entries: Tensor, places: Tensor, grown: float) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from fedsparse.errors import ConfigError, InfeasibleDensityError, PatternError
-from fedsparse.pruning.rounding import as_written, floor_share
+from fedsparse.pruning.rounding import as_meant, floor_share
 
 __all__ = ["BASES", "DISTRIBUTIONS", "allocate", "budget", "densities"]
 
@@ -47,7 +47,7 @@ def allocate(
 
     Args:
         shapes: dense shape `(out, in, ...)` of each prunable weight.
-        density: kept share, in (0, 1], read as the decimal it prints as.
+        density: kept share, in (0, 1], read as the fraction it stands for.
         distribution: `erk`, `er` or `uniform`.
         others: trainable elements that stay dense (biases, norm parameters, excluded layers).
         base: `total` counts `others` in the density, `prunable` counts prunable weights only.
@@ -101,7 +101,7 @@ def _budget(shapes: Mapping[str, Shape], density: float, *, others: int, base: s
     if floor_share(density, weights + others) - others < len(shapes) or (density < 1 and not shapes):
         raise _infeasible(density, weights=weights, layers=len(shapes), others=others)
     if base == "prunable":
-        return as_written(density) * weights
+        return as_meant(density) * weights
     return Fraction(floor_share(density, weights + others) - others)
 
 

@@ -3,14 +3,22 @@
 import math
 from fractions import Fraction
 
-__all__ = ["as_written", "floor_share"]
+__all__ = ["as_meant", "floor_share"]
+
+_LARGEST_DENOMINATOR = 10_000_000  # two such fractions differ by 1e-14 or more, so no float stands for both
 
 
-def as_written(number: float) -> Fraction:
-    """The decimal a float prints as, exactly: 0.29 is 29/100, not the binary neighbour 0.28999...98."""
-    return Fraction(repr(float(number)))
+def as_meant(number: float) -> Fraction:
+    """The fraction that a float stands for: 0.29 is 29/100 and 1 / 3 is a third, not their binary neighbours.
+
+    That is the fraction with a denominator up to ten million that rounds to the float; where none does, it
+    is the decimal the float prints as. Order is kept.
+    """
+    number = float(number)
+    fraction = Fraction(number).limit_denominator(_LARGEST_DENOMINATOR)
+    return fraction if float(fraction) == number else Fraction(repr(number))
 
 
 def floor_share(share: float, total: int) -> int:
-    """Largest whole number not above `share * total`, with `share` read as the decimal it prints as."""
-    return math.floor(as_written(share) * total)
+    """Largest whole number not above `share * total`, with `share` read as the fraction it stands for."""
+    return math.floor(as_meant(share) * total)

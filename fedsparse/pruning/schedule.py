@@ -30,7 +30,7 @@ def cosine_share(fraction: float, round: int, until: int) -> float:
 def swap_counts(topology: Topology, share: float) -> dict[str, int]:
     """a_l: weights each layer swaps, min(floor(share * K_l), n_l - K_l).
 
-    `share` is read as the decimal it prints as and the product is exact: 0.29 of 100 weights is 29.
+    `share` is read as the fraction it stands for and the product is exact: 0.29 of 100 weights is 29.
 
     Raises:
         ConfigError: `share` outside [0, 1].

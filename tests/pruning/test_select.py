@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import PatternError
@@ -11,6 +11,7 @@ SCORES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(SCORES, st.data())
 def test_top_is_the_head_of_a_stable_sort(scores, data):
     k = data.draw(st.integers(0, len(scores)))
@@ -20,6 +21,7 @@ def test_top_is_the_head_of_a_stable_sort(scores, data):
     assert found.tolist() == expected
 
 
+@settings(deadline=None)
 @given(SCORES, st.data())
 def test_top_among_some_positions(scores, data):
     among = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
@@ -88,6 +90,7 @@ def test_globally_refuses_totals_that_do_not_fit():
             globally(scores, total)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(3, 30))
 def test_globally_keeps_exactly_total(seed, total):
     generator = torch.Generator().manual_seed(seed)

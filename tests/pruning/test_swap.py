@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import PatternError
@@ -48,6 +48,7 @@ def test_nothing_to_swap_returns_the_same_pattern():
     assert swap(pattern, torch.ones(2), torch.tensor([2]), scores=torch.ones(1), count=0) is pattern
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 59), st.integers(0, 70))
 def test_against_the_dense_definition(seed, nnz, count):
     generator = torch.Generator().manual_seed(seed)

@@ -22,6 +22,9 @@ void transpose_pattern(const PatternView& pattern, std::int32_t* column_start, v
                        void* rank, bool rank_wide, std::int32_t* next);
 // For each kept position of `to`, its place among the values of `from`, or -1. Same shape.
 void carry(const PatternView& from, const PatternView& to, std::int32_t* places);
+// Between values and a dense weight of 4-byte numbers; scatter writes zeros elsewhere.
+void scatter_words(const PatternView& pattern, const std::uint32_t* values, std::uint32_t* dense);
+void gather_words(const PatternView& pattern, const std::uint32_t* dense, std::uint32_t* values);
 
 // ---- products. A linear layer is a ConvShape with kernel 1 whose pixels are batch entries (linear_shape).
 struct Problem {

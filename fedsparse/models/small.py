@@ -1,0 +1,43 @@
+"""Models that train in seconds."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["LeNet", "lenet", "mlp"]
+
+
+class LeNet(nn.Module):
+    """LeNet-5.  LeCun et al., Proc. IEEE 1998; ReLU, max pooling, adaptive to pictures of 12 pixels or more."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2)
+        self.adapt = nn.AdaptiveAvgPool2d(5)
+        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, in_channels, h, w)` -> `(batch, num_classes)` logits."""
+        x = self.pool(self.conv1(x).relu())
+        x = self.adapt(self.conv2(x).relu())
+        x = self.fc1(x.flatten(1)).relu()
+        logits: Tensor = self.fc3(self.fc2(x).relu())
+        return logits
+
+
+def lenet(num_classes: int = 10, in_channels: int = 1) -> LeNet:
+    """LeNet-5: 61,706 parameters with 1 channel and 10 classes."""
+    return LeNet(num_classes, in_channels)
+
+
+def mlp(in_features: int, num_classes: int = 10, hidden: Sequence[int] = (300, 100)) -> nn.Sequential:
+    """Fully connected network with ReLU: `(batch, ...)` of `in_features` numbers -> `(batch, num_classes)` logits."""
+    sizes = [in_features, *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))

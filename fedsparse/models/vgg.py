@@ -1,0 +1,39 @@
+"""VGG-11.  Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556; one linear classifier instead of three."""
+
+from torch import Tensor, nn
+
+__all__ = ["VGG", "vgg11"]
+
+# Output channels of the convolutions; "pool" halves the picture.
+_VGG11: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+
+
+class VGG(nn.Module):
+    """3x3 convolutions and max pooling, then global average pooling and one linear layer; pictures of 32 pixels or more."""
+
+    def __init__(self, num_classes: int, in_channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for item in _VGG11:
+            if isinstance(item, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, item, 3, padding=1, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(item))
+            layers.append(nn.ReLU())
+            channels = item
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, in_channels, h, w)` -> `(batch, num_classes)` logits."""
+        logits: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return logits
+
+
+def vgg11(num_classes: int = 10, in_channels: int = 3, batch_norm: bool = True) -> VGG:
+    """VGG-11: 9,228,362 parameters with batch norm, 3 channels and 10 classes."""
+    return VGG(num_classes, in_channels, batch_norm)

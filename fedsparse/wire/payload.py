@@ -1,0 +1,87 @@
+"""What one message says: a task, a round, weights, and named extras of a few types."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, Union
+
+import torch
+from torch import Tensor
+
+from fedsparse.errors import PatternError
+from fedsparse.pattern import Topology, Weights
+
+__all__ = ["IndexSet", "Payload", "Section", "SparseVector"]
+
+_LARGEST_SIZE = (1 << 31) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class IndexSet:
+    """Some positions of an array of `size` entries.
+
+    Attributes:
+        size: entries of the array, below 2**31.
+        indices: `(k,)` int64 flat positions, ascending and distinct.
+    """
+
+    size: int
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size <= _LARGEST_SIZE:
+            raise PatternError(
+                f"{type(self).__name__}: size must be in [0, {_LARGEST_SIZE}], got {self.size}"
+            )
+        if self.indices.dtype != torch.int64 or self.indices.ndim != 1:
+            raise PatternError(
+                f"{type(self).__name__}: indices must be one-axis int64, "
+                f"got {self.indices.dtype} of shape {tuple(self.indices.shape)}"
+            )
+        if self.indices.numel() == 0:
+            return
+        ascending = bool((self.indices[1:] > self.indices[:-1]).all())
+        if not ascending or self.indices[0] < 0 or self.indices[-1] >= self.size:
+            raise PatternError(
+                f"{type(self).__name__}: indices must ascend without repetition inside [0, {self.size})"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class SparseVector(IndexSet):
+    """Some entries of an array of `size` entries, with their values; the others are absent or 0.
+
+    Attributes:
+        values: `(k,)` float32, one for each of `indices`.
+    """
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.values.dtype != torch.float32 or self.values.shape != self.indices.shape:
+            raise PatternError(
+                f"SparseVector: values must be float32 of shape {tuple(self.indices.shape)}, "
+                f"got {self.values.dtype} of shape {tuple(self.values.shape)}"
+            )
+
+
+Section: TypeAlias = Union[  # noqa: UP007 (the recursive reference needs a string)
+    Tensor, Topology, Weights, SparseVector, IndexSet, bool, int, float, str, Mapping[str, "Section"]
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """One message between server and client.
+
+    Attributes:
+        task: what is asked for, or answered.
+        round: round of the run, from 0.
+        weights: the model, where it travels.
+        extras: everything else, by name.
+    """
+
+    task: str
+    round: int
+    weights: Weights | None = None
+    extras: Mapping[str, Section] = field(default_factory=dict)

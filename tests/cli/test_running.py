@@ -1,0 +1,189 @@
+"""`fedsparse run` and `fedsparse resume`."""
+
+import json
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+VARIANTS = """
+[[variants]]
+name = "dense"
+method = {name = "fedavg"}
+
+[[variants]]
+name = "sparse"
+"""
+TIMES = ("seconds", "peak_bytes", "joules")
+
+
+def metrics(folder):
+    """Lines of a run without what differs from one execution to the next."""
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not any(part in k for part in TIMES)} for line in lines]
+
+
+def wait_for_round(process, number):
+    """Reads the output of a run until a round is reported."""
+    for line in process.stdout:
+        if f"round {number}/" in line:
+            return
+    pytest.fail(f"the run ended before round {number}: {process.stderr.read()}")
+
+
+def test_a_run_writes_its_folder_and_prints_a_line_a_round(call, config):
+    result = call("run", config())
+    assert result.exit_code == 0, result.output
+    rounds = [line.split("  ")[1] for line in result.stdout.splitlines() if " round " in line]
+    assert rounds == ["round 1/2", "round 2/2"]
+    assert "written to runs/small-1" in result.stdout
+    names = {path.name for path in Path("runs/small-1").iterdir()}
+    assert names >= {
+        "config.toml",
+        "resolved.json",
+        "env.json",
+        "metrics.jsonl",
+        "clients.jsonl",
+        "summary.json",
+    }
+    summary = json.loads(Path("runs/small-1/summary.json").read_text())
+    assert summary["complete"] is True
+    assert 0 < summary["accuracy"] <= 1
+    assert summary["bytes_up"] == sum(line["bytes_up"] for line in metrics("runs/small-1"))
+
+
+def test_json_goes_to_standard_output_alone(call, config):
+    result = call("run", config(), "--json", "--out", "here", "--set", "run.rounds=1", "--engine", "inline")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert (printed["dir"], printed["stopped"], len(printed["runs"])) == ("here", False, 1)
+    assert printed["runs"][0]["final"] == json.loads(Path("here/summary.json").read_text())
+    assert "round 1/1" in result.stderr
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(call, config):
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert call("run", config(), "--out", out, "--set", f"run.seed={seed}").exit_code == 0
+    assert metrics("a") == metrics("b")
+    assert metrics("a") != metrics("c")
+
+
+def test_variants_run_in_turn_and_are_compared(call, config):
+    result = call("run", config(VARIANTS), "--set", "run.rounds=1")
+    assert result.exit_code == 0, result.output
+    assert (
+        next(line for line in result.stdout.splitlines() if line.startswith("dense  fedavg")).count("1.00x")
+        == 4
+    )
+    compared = call("compare", "runs/small-1", "--json")
+    dense, sparse = json.loads(compared.stdout)
+    assert (dense["method"], sparse["method"]) == ("fedavg", "static")
+    assert sparse["bytes_up"] < dense["bytes_up"]
+    assert sparse["relative"]["bytes_up"] == sparse["bytes_up"] / dense["bytes_up"]
+
+
+def test_a_run_folder_can_be_run_again_as_it_is(call, config):
+    assert call("run", config(), "--set", "client.lr=0.2").exit_code == 0
+    assert call("run", "runs/small-1/config.toml").exit_code == 0
+    assert metrics("runs/small-2") == metrics("runs/small-1")
+
+
+def test_resuming_a_finished_run_changes_nothing(call, config):
+    assert call("run", config()).exit_code == 0
+    before = Path("runs/small-1/metrics.jsonl").read_text()
+    assert call("resume", "runs/small-1").exit_code == 0
+    assert Path("runs/small-1/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run"], 2, "Missing argument"),
+        (["run", "gone.toml"], 2, "fedsparse: gone.toml: no such configuration file;"),
+        (["run", "small.toml", "--set", "run.round=1"], 2, "fedsparse: override: unknown key run.round;"),
+        (["run", "small.toml", "--set", "method.density=2"], 2, "density"),
+        (["run", "small.toml", "--set", "model.hiden=[3]"], 2, "hidden"),
+        (["run", "small.toml", "--set", "data.name=digit"], 2, "digits"),
+        (["run", "small.toml", "--engine", "inlin"], 2, "engine.kind"),
+        (
+            ["run", "small.toml", "--set", "run.device=cuda:99"],
+            2,
+            "fedsparse: run.device = 'cuda:99': torch sees ",
+        ),
+        (["run", "small.toml", "--set", "data.name=mnist", "--set", "data.root=nowhere"], 1, "nowhere"),
+        (["run", "small.toml", "--set", "data.public_share=0.001"], 1, "data.public_share = 0.001 of 200"),
+        (
+            ["run", "small.toml", "--out", "small.toml"],
+            1,
+            "fedsparse: small.toml: already there and not empty;",
+        ),
+        (["resume", "gone"], 1, "fedsparse: gone: no such folder;"),
+        (["compare", "gone"], 1, "fedsparse: gone: no such folder;"),
+        (["list", "things"], 2, "things"),
+        (["dance"], 2, "No such command"),
+    ],
+)
+def test_what_goes_wrong_is_one_message_and_an_exit_code(call, config, arguments, code, message):
+    config()
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert not Path("runs").exists()
+
+
+LONG = ["--set", "run.rounds=6", "--set", "client.epochs=8"]
+
+
+@pytest.fixture
+def uninterrupted(call, config):
+    assert call("run", config(), *LONG, "--out", "whole").exit_code == 0
+    return metrics("whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_resumes_to_the_same_metrics(call, start, config, uninterrupted, number):
+    process = start("run", config(), *LONG)
+    wait_for_round(process, 2)
+    process.send_signal(number)
+    _, complaint = process.communicate()
+    assert process.returncode == 1
+    command = complaint.splitlines()[-1].removeprefix("stopped; go on with: ")
+    assert shlex.split(command) == ["fedsparse", "resume", "runs/small-1"]
+    assert 2 <= len(metrics("runs/small-1")) < len(uninterrupted)
+    assert call(*shlex.split(command)[1:]).exit_code == 0
+    assert metrics("runs/small-1") == uninterrupted
+
+
+def test_a_killed_run_resumes_to_the_same_metrics(call, start, config, uninterrupted):
+    process = start("run", config(), *LONG)
+    wait_for_round(process, 2)
+    process.kill()
+    process.wait()
+    assert call("resume", "runs/small-1").exit_code == 0
+    assert metrics("runs/small-1") == uninterrupted
+
+
+def test_interrupted_variants_resume_with_those_not_started(call, start, config):
+    process = start("run", config(VARIANTS), *LONG)
+    wait_for_round(process, 1)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate()
+    assert process.returncode == 1
+    assert complaint.splitlines()[-1] == "stopped; go on with: fedsparse resume runs/small-1"
+    assert not Path("runs/small-1/sparse").exists()
+    result = call("resume", "runs/small-1", "--json")
+    assert result.exit_code == 0, result.output
+    assert [run["final"]["complete"] for run in json.loads(result.stdout)["runs"]] == [True, True]
+
+
+def test_a_second_signal_aborts_at_once(start, config):
+    process = start("run", config(), "--set", "run.rounds=2", "--set", "client.epochs=100000")
+    while not Path("runs/small-1/config.toml").exists():
+        assert process.poll() is None, process.stderr.read()
+    for notice in ("stopping after this round; once more to abort at once", "aborted; go on with:"):
+        process.send_signal(signal.SIGINT)
+        assert any(notice in line for line in process.stderr)
+    assert process.wait() == 1

@@ -1,0 +1,27 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from fedsparse.cli.units import byte_text, decimal_text, ratio_text, second_text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (1_250_000, "1.25 MB"),
+        (3e9, "3.00 GB"),
+        (5e12, "5000.00 GB"),
+        (None, "-"),
+    ],
+)
+def test_bytes(count, text):
+    assert byte_text(count) == text
+
+
+def test_seconds_decimals_and_ratios():
+    assert [second_text(s) for s in (None, 0.01234, 12.34, 123.4)] == ["-", "0.0123 s", "12.3 s", "123 s"]
+    assert [decimal_text(v) for v in (None, 0.5)] == ["-", "0.5000"]
+    assert [ratio_text(v) for v in (None, 0.123)] == ["", "0.12x"]
