@@ -9,7 +9,7 @@ demo: ## the main job on real data
 	$(bootstrap) --extras data -- fedsparse run recipes/demo.toml
 
 test: ## ARGS="-k wire" passes options to pytest
-	$(bootstrap) -- python -m pytest $(ARGS)
+	$(bootstrap) --extras test -- python -m pytest $(ARGS)
 
 lint:
 	$(bootstrap) -- ruff check .
@@ -17,7 +17,7 @@ lint:
 	$(bootstrap) -- mypy
 
 bench:
-	$(bootstrap) -- python -m pytest benchmarks -o python_files='bench_*.py' $(ARGS)
+	$(bootstrap) --extras test -- python -m pytest benchmarks -o python_files='bench_*.py' $(ARGS)
 
 clean: ## what was built and cached; .venv stays
 	rm -rf build dist *.egg-info fedsparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

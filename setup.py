@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import ExecError, PlatformError
 
 ROOT = Path(__file__).resolve().parent
@@ -43,6 +44,15 @@ def build_folder() -> Path:
     choice = [str(ROOT), *(os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS"))]
     digest = hashlib.sha256("\0".join(choice).encode()).hexdigest()[:8]
     return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}-{digest}"
+
+
+class FreshBuild(build_py):
+    """Starts from an empty folder: modules that were deleted since the last build stay out of the wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -98,5 +108,5 @@ setup(
     ],
     package_dir={"fedsparse": "fedsparse", "fedsparse.kernels": "kernels"},
     ext_modules=[Extension("fedsparse._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_py": FreshBuild, "build_ext": CMakeBuild},
 )

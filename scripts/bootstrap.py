@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -210,9 +211,16 @@ def choose(root: Path, environ: Mapping[str, str]) -> tuple[Interpreter, Environ
     return interpreter, Environment(own, owned=True)
 
 
-def call(what: str, *command: Path | str) -> None:
-    """Run one step of the set-up with its output on standard error, which stays free of the command's own."""
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, stdout=sys.stderr, check=False)
+def activated(environment: Environment) -> dict[str, str]:
+    """Process variables under which the environment's programs come first."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    programs = [str(environment.prefix / "bin"), environ.get("PATH", os.defpath)]
+    return environ | {"VIRTUAL_ENV": str(environment.prefix), "PATH": os.pathsep.join(programs)}
+
+
+def call(what: str, command: Sequence[Path | str], environ: Mapping[str, str] = os.environ) -> None:
+    """Run one step of the set-up; standard output stays free for the command that follows."""
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environ, stdout=sys.stderr, check=False)
     if result.returncode != 0:
         stop(f"{what} failed with status {result.returncode}; the reason stands above")
 
@@ -222,38 +230,43 @@ def ensure_venv(environment: Environment, interpreter: Interpreter) -> None:
     present = probe(environment.python)
     if present is not None and present.version == interpreter.version:
         if not present.pip:
-            call("adding pip to .venv", environment.python, "-m", "ensurepip")
+            call("adding pip to .venv", [environment.python, "-m", "ensurepip"])
         return
     if present is not None and read_stamp(environment.prefix) is None:
         has, wants = (".".join(map(str, each.version)) for each in (present, interpreter))
         stop(
             f".venv has Python {has}, PYTHON= asks for {wants}, and this script did not make it; move it away"
         )
-    call("making .venv", interpreter.path, "-m", "venv", "--clear", environment.prefix)
+    call("making .venv", [interpreter.path, "-m", "venv", "--clear", environment.prefix])
 
 
-def install(environment: Environment, extras: Sequence[str], work: str) -> None:
+def refuse_unmet(environment: Environment, needed: Sequence[str]) -> None:
+    """Name what an environment that is used as it is lacks."""
+    if unmet := ask(environment.python, UNMET, json.dumps(needed)):
+        wanted = shlex.join(requirement.partition(";")[0].strip() for requirement in unmet)
+        stop(
+            f"{environment.prefix} is used as it is and lacks {wanted}; run `{environment.python} -m pip "
+            f"install {wanted}`, or deactivate it to have .venv made"
+        )
+
+
+def install(environment: Environment, settings: Mapping[str, Any], extras: Sequence[str], work: str) -> None:
     """Install fedsparse in editable form; into our own .venv with everything it needs, at pinned versions."""
-    pip = (environment.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = requirements(settings["project"], extras)
+
+    def pip(what: str, *arguments: str) -> None:
+        quiet = ("--disable-pip-version-check", "install", "--quiet")
+        call(what, [environment.python, "-m", "pip", *quiet, *arguments], activated(environment))
+
     if not environment.owned:
-        needed = requirements(settings["project"], extras)
-        if unmet := ask(environment.python, UNMET, json.dumps(needed)):
-            wanted = " ".join(f"'{requirement}'" for requirement in unmet)
-            stop(
-                f"{environment.prefix} is used as it is and lacks {wanted}; run `{environment.python} -m pip "
-                f"install {wanted}`, or deactivate it to have .venv made"
-            )
-        call("installing fedsparse", *pip, "--no-deps", "--editable", ".")
+        refuse_unmet(environment, needed)
+        pip("installing fedsparse", "--no-deps", "--editable", ".")
         return
-    pinned = ("--constraint", "constraints.txt")
     if work == "packages":
         # The build tools stay, so that a later change of csrc/ costs no download.
-        call("installing the build tools", *pip, *settings["build-system"]["requires"], *pinned)
-        project = f".[{','.join(extras)}]" if extras else "."
-        call("installing fedsparse", *pip, "--no-build-isolation", "--editable", project, *pinned)
-    else:
-        call("building the extension", *pip, "--no-build-isolation", "--no-deps", "--editable", ".")
+        tools = settings["build-system"]["requires"]
+        pip("installing packages", *tools, *needed, "--constraint", "constraints.txt")
+    pip("building fedsparse", "--no-build-isolation", "--no-deps", "--editable", ".")
 
 
 @contextlib.contextmanager
@@ -283,19 +296,19 @@ def prepare(environment: Environment, interpreter: Interpreter, extras: Sequence
         print(f"bootstrap: installing {work} in {environment.prefix}, once", file=sys.stderr)
         if environment.owned:
             ensure_venv(environment, interpreter)
-        together = sorted({*extras, *(stamp.extras if stamp else ())})
-        install(environment, together, work)
+        settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        offered = settings["project"]["optional-dependencies"]
+        earlier = [extra for extra in (stamp.extras if stamp else ()) if extra in offered]
+        together = sorted({*extras, *earlier})
+        install(environment, settings, together, work)
         write_stamp(environment.prefix, Stamp(packages, build, together, ask(environment.python, LOCATE)))
 
 
 def start(environment: Environment, command: Sequence[str]) -> NoReturn:
     """Become the command, with the environment's programs first on PATH."""
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
-    programs = str(environment.prefix / "bin")
-    environ["PATH"] = os.pathsep.join([programs, environ.get("PATH", os.defpath)])
-    environ["VIRTUAL_ENV"] = str(environment.prefix)
+    environ = activated(environment)
     if shutil.which(command[0], path=environ["PATH"]) is None:
-        stop(f"there is no command {command[0]!r} in {programs} or on PATH")
+        stop(f"there is no command {command[0]!r} in {environment.prefix / 'bin'} or on PATH")
     os.execvpe(command[0], list(command), environ)
 
 
@@ -307,9 +320,11 @@ def main() -> NoReturn:
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
     options = parser.parse_args()
-    extras = sorted({extra.strip() for extra in options.extras.split(",") if extra.strip()})
     interpreter, environment = choose(ROOT, os.environ)
-    prepare(environment, interpreter, extras)
+    extras = {extra.strip() for extra in options.extras.split(",") if extra.strip()}
+    if environment.owned:
+        extras.add("dev")  # one set-up of .venv serves every target
+    prepare(environment, interpreter, sorted(extras))
     start(environment, options.command)
 
 

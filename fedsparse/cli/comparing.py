@@ -24,7 +24,7 @@ QUANTITIES = {
     "bytes_down": ("down", byte_text),
     "bytes_up": ("up", byte_text),
 }
-# In characters; the table takes what it needs. Lines that a narrow terminal folds are better than cut numbers.
+# In characters; the table takes what it needs. Lines that a narrow terminal folds beat numbers cut off.
 WIDEST = 200
 
 

@@ -56,7 +56,7 @@ def _first_line(thing: object) -> str:
 
 
 def _models() -> list[dict[str, object]]:
-    return [{"name": name} for name in models.models()]
+    return [{"name": name, "about": _first_line(getattr(models, name))} for name in models.models()]
 
 
 def _datasets() -> list[dict[str, object]]:

@@ -1,26 +1,25 @@
 """A configuration file, read and checked: one run, or several variants of one to be compared."""
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel
 
 from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
-from fedsparse.experiment.origin import Origin, nearest
+from fedsparse.experiment.method_settings import checked_method, shared_settings
+from fedsparse.experiment.origin import Origin, nearest, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
-from fedsparse.methods.base import Method, find
+from fedsparse.methods.base import Method
 from fedsparse.models import models
 
 __all__ = ["Config", "load_config"]
 
 TABLES = ("run", "data", "model", "method", "client", "engine")
-DEFAULT_METHOD = "fedavg"
 Document = Mapping[str, Any]
 TableT = TypeVar("TableT", bound=BaseModel)
 
@@ -137,24 +136,13 @@ def _merged(document: Document, change: Document, origin: Origin) -> Document:
     if _renames(base, change, "model"):
         base["model"] = {}
     if _renames(base, change, "method"):
-        base["method"] = _shared_settings(base["method"], change["method"]["name"], origin)
+        base["method"] = shared_settings(base["method"], change["method"]["name"], origin)
     return overlay(base, change)
 
 
 def _renames(base: Document, change: Document, table: str) -> bool:
     old, new = base.get(table), change.get(table, {})
     return isinstance(old, Mapping) and "name" in new and new["name"] != old.get("name")
-
-
-def _shared_settings(settings: Document, new_name: object, origin: Origin) -> dict[str, object]:
-    """Settings that the new method has too. Those that the old one lacks stay, to be refused as unknown."""
-    old = _setting_names(_find(settings.get("name", DEFAULT_METHOD), origin))
-    new = _setting_names(_find(new_name, origin))
-    return {key: value for key, value in settings.items() if key in new or key not in old}
-
-
-def _setting_names(method: type[Method]) -> set[str]:
-    return {field.name for field in fields(method)}
 
 
 def _resolve(document: Document, origin: Origin) -> Config:
@@ -167,7 +155,7 @@ def _resolve(document: Document, origin: Origin) -> Config:
         run=_table(RunTable, "run", document, origin),
         data=_table(DataTable, "data", document, origin),
         model=_table(ModelTable, "model", document, origin),
-        method=_method(document.get("method", {}), origin),
+        method=checked_method(document.get("method", {}), origin),
         client=_table(ClientTable, "client", document, origin),
         engine=_table(EngineTable, "engine", document, origin),
         given=document,
@@ -193,51 +181,7 @@ def _not_a_table(key: str, value: object, origin: Origin) -> ConfigError:
 
 
 def _table(kind: type[TableT], name: str, document: Document, origin: Origin) -> TableT:
-    return _validated(kind, name, document.get(name, {}), origin, taker=f"[{name}]")
-
-
-def _validated(kind: type[TableT], table: str, given: Document, origin: Origin, *, taker: str) -> TableT:
-    # As JSON, because only there strict checking takes an array for a tuple, the one way TOML can write it.
-    try:
-        return kind.model_validate_json(json.dumps(given, default=str))
-    except ValidationError as error:
-        raise origin.refused(table, error, kind.model_fields, taker=taker) from error
-
-
-def _method(given: Document, origin: Origin) -> Method:
-    """The method named in [method]; types of its settings are checked here, ranges in the method itself."""
-    name = given.get("name", DEFAULT_METHOD)
-    method = _find(name, origin)
-    settings = {key: value for key, value in given.items() if key != "name"}
-    known = _validated(_settings_model(method), "method", settings, origin, taker=f"method {name}")
-    try:
-        return method(**{key: getattr(known, key) for key in settings})
-    except ConfigError as error:
-        raise ConfigError(f"{origin.of('method')}: [method] {error}") from error
-
-
-def _find(name: object, origin: Origin) -> type[Method]:
-    """The class of a method."""
-    if not isinstance(name, str):
-        raise origin.wrong("method.name", name, "the name of a method; `fedsparse list methods` shows them")
-    try:
-        return find(name)
-    except ConfigError as error:
-        raise ConfigError(f"{origin.of('method.name')}: method.name: {error}") from error
-
-
-def _settings_model(method: type[Method]) -> type[BaseModel]:
-    """The settings of a method's class as a pydantic model."""
-    hints = get_type_hints(method, include_extras=True)
-    settings: dict[str, Any] = {field.name: (hints[field.name], _default(field)) for field in fields(method)}
-    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    return create_model(method.__name__, __config__=strict, **settings)
-
-
-def _default(field: Field[Any]) -> object:
-    if field.default is not MISSING:
-        return field.default
-    return ... if field.default_factory is MISSING else field.default_factory()
+    return validated(kind, name, document.get(name, {}), origin, taker=f"[{name}]")
 
 
 def _check_name(key: str, name: str, known: Sequence[str], origin: Origin) -> None:

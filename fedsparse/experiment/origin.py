@@ -1,16 +1,20 @@
 """Where a setting came from, and the sentence that refuses it."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedsparse.errors import ConfigError
 from fedsparse.experiment.toml_text import value_text
 
-__all__ = ["Origin", "nearest"]
+__all__ = ["Origin", "nearest", "validated"]
+
+TableT = TypeVar("TableT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,21 @@ class Origin:
         if first["type"] == "missing":
             return ConfigError(f"{self.of(key)}: {taker} lacks {key}; add it, or pass --set {key}=VALUE")
         return self.wrong(key, first["input"], _expectation(first["msg"]))
+
+
+def validated(
+    kind: type[TableT], table: str, given: Mapping[str, object], origin: Origin, *, taker: str
+) -> TableT:
+    """A table as its model, or the refusal of what is wrong with it.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range.
+    """
+    # As JSON, because only there strict checking takes an array for a tuple, the one way TOML can write it.
+    try:
+        return kind.model_validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        raise origin.refused(table, error, kind.model_fields, taker=taker) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -30,6 +30,14 @@ __all__ = ["Pattern", "carried"]
 _NARROW = 1 << 16
 
 
+def _check_shape(shape: tuple[int, ...]) -> None:
+    size = math.prod(shape)
+    if len(shape) < 2 or size == 0:
+        raise PatternError(f"a weight needs at least two non-empty axes (out, in, ...), got shape {shape}")
+    if size >= 1 << 31:
+        raise PatternError(f"a weight of {size} positions is too large; at most {(1 << 31) - 1} are supported")
+
+
 def _index(size: int, largest: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint16 if largest < _NARROW else torch.int32)
 
@@ -68,10 +76,7 @@ class Pattern:
         """
         if mask.dtype != torch.bool:
             raise PatternError(f"a mask must be a bool tensor, got {mask.dtype}; use `mask.bool()` or a comparison")
-        if mask.ndim < 2 or mask.numel() == 0:
-            raise PatternError(f"a mask needs at least two non-empty axes (out, in, ...), got shape {tuple(mask.shape)}")
-        if mask.numel() >= 1 << 31:
-            raise PatternError(f"a weight of {mask.numel()} positions is too large; at most {(1 << 31) - 1} are supported")
+        _check_shape(tuple(mask.shape))
         mask = mask.detach().cpu().contiguous()
         rows, columns = mask.shape[0], mask[0].numel()
         row_start = torch.empty(rows + 1, dtype=torch.int32)
@@ -89,13 +94,16 @@ class Pattern:
         Raises:
             PatternError: positions out of order, repeated or out of range.
         """
+        _check_shape(shape)
         size = math.prod(shape)
         flat = flat.detach().cpu().to(torch.int64)
         if flat.numel() and (flat[0] < 0 or flat[-1] >= size or not bool((flat[1:] > flat[:-1]).all())):
             raise PatternError(f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}")
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[flat] = True
-        return cls.from_mask(mask.view(shape), granularity)
+        columns = size // shape[0]
+        row_start = torch.searchsorted(flat, torch.arange(shape[0] + 1) * columns).to(torch.int32)
+        column = _index(flat.numel(), columns - 1)
+        column.copy_(flat % columns)
+        return cls.from_rows(tuple(shape), row_start, column, granularity)
 
     @classmethod
     def from_rows(
@@ -226,7 +234,8 @@ class Pattern:
         """This pattern with its index tensors on `device`; itself when they already are."""
         if self.column.device == torch.device(device):
             return self
-        return Pattern(self.shape, *(t.to(device) for t in self.index), granularity=self.granularity)
+        row_start, column, column_start, entry, rank = (t.to(device) for t in self.index)
+        return Pattern(self.shape, row_start, column, column_start, entry, rank, self.granularity)
 
 
 def _is_plain_words(tensor: Tensor) -> bool:

@@ -108,10 +108,9 @@ def _budget(shapes: Mapping[str, Shape], density: float, *, others: int, base: s
 def _infeasible(density: float, *, weights: int, layers: int, others: int) -> InfeasibleDensityError:
     smallest = _smallest_float(layers + others, weights + others) if layers else 1.0
     return InfeasibleDensityError(
-        f"density {density} cannot be reached: {others} trainable elements stay dense and each of {layers} "
-        f"prunable weights keeps at least 1 of all {weights} elements; the smallest feasible density is "
-        f"{smallest!r}; raise the density, exclude fewer layers, or count prunable weights only "
-        f"(base='prunable')",
+        f"density {density} cannot be reached: of {weights + others} elements {others} stay dense, each of "
+        f"{layers} prunable weights keeps at least 1; the smallest feasible density is {smallest!r}; "
+        f"raise the density or exclude fewer layers",
         smallest=smallest,
     )
 
@@ -119,11 +118,7 @@ def _infeasible(density: float, *, weights: int, layers: int, others: int) -> In
 def _smallest_float(needed: int, total: int) -> float:
     """Smallest float whose share of `total`, rounded down, is `needed`."""
     share = needed / total
-    while floor_share(share, total) < needed:
-        share = math.nextafter(share, 1.0)
-    while floor_share(math.nextafter(share, 0.0), total) >= needed:
-        share = math.nextafter(share, 0.0)
-    return share
+    return share if floor_share(share, total) >= needed else math.nextafter(share, 1.0)
 
 
 def _kept(

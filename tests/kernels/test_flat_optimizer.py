@@ -1,8 +1,9 @@
-"""The Triton optimiser steps: interpreted on the CPU, compiled ahead of time, run on a GPU."""
+"""The flat optimiser steps: Triton interpreted and compiled ahead of time; Triton and CUDA on a GPU."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
 
+from fedsparse._native import extension  # noqa: E402
 from fedsparse.kernels import flat_optimizer  # noqa: E402
 
 SIZES = (0, 1, 2, 31, 1023, 1024, 1025, 4099)
@@ -126,21 +128,58 @@ def test_reference_equals_torch_sgd(rule: Rule) -> None:
     torch.testing.assert_close(momentum, target_momentum, rtol=1e-14, atol=1e-14, equal_nan=True)
 
 
+def native_sgd_momentum_(
+    values: torch.Tensor,
+    grad: torch.Tensor,
+    momentum: torch.Tensor,
+    *,
+    lr: float,
+    momentum_factor: float,
+    weight_decay: float,
+    dampening: float,
+    nesterov: bool,
+    first_step: bool,
+) -> None:
+    """The CUDA twin of `sgd_momentum_`, by way of the extension."""
+    if not extension().built_with_cuda:
+        pytest.skip("the extension was built without CUDA")
+    status = extension().cuda_sgd_momentum(
+        values.data_ptr(),
+        grad.data_ptr(),
+        momentum.data_ptr(),
+        values.numel(),
+        lr,
+        momentum_factor,
+        weight_decay,
+        dampening,
+        nesterov,
+        first_step,
+        torch.cuda.current_stream().cuda_stream,
+    )
+    assert status == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("rule", RULES)
-def test_compiled_steps_equal_torch_sgd(rule: Rule) -> None:
+@pytest.mark.parametrize("step_", [flat_optimizer.sgd_momentum_, native_sgd_momentum_])
+def test_steps_on_a_gpu_equal_torch_sgd(step_: Callable[..., None], rule: Rule, shift: int) -> None:
     for n in SIZES:
         values, grads = start(n, seed=n)
         target, target_momentum = expected(rule, values, grads)
-        current = values.cuda()
-        momentum = torch.full_like(current, torch.nan)
-        for step, grad in enumerate(grads):
-            flat_optimizer.sgd_momentum_(
-                current, grad.cuda(), momentum, **rule._asdict(), first_step=step == 0
-            )
+        # slices of larger buffers: a shift of one float rules 16-byte accesses out; the rest must stay NaN
+        buffers = [torch.full((n + 8,), torch.nan, device="cuda") for _ in range(3)]
+        current, grad, momentum = (buffer[shift : shift + n] for buffer in buffers)
+        current.copy_(values)
+        for step, slope in enumerate(grads):
+            grad.copy_(slope)
+            step_(current, grad, momentum, **rule._asdict(), first_step=step == 0)
         assert_close(current, target)
         assert_close(momentum, target_momentum)
+        for buffer in buffers:
+            assert buffer[:shift].isnan().all()
+            assert buffer[shift + n :].isnan().all()
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -125,6 +125,20 @@ def test_infeasible_density_names_the_smallest_feasible_one(others, base, smalle
     assert allocate(TOY, caught.value.smallest, others=others, base=base) == dict.fromkeys(TOY, 1)
 
 
+def test_smallest_feasible_density_is_exact_for_large_models_too():
+    shapes = {"a": (4000, 4000), "b": (1000, 4000)}
+    stepped = 0
+    for others in range(1, 200):
+        with pytest.raises(InfeasibleDensityError) as caught:
+            allocate(shapes, 1e-09, others=others)
+        smallest = caught.value.smallest
+        assert allocate(shapes, smallest, others=others) == {"a": 1, "b": 1}
+        with pytest.raises(InfeasibleDensityError):
+            allocate(shapes, math.nextafter(smallest, 0), others=others)
+        stepped += smallest != (2 + others) / (20_000_000 + others)
+    assert stepped > 0  # the nearest float is not always enough
+
+
 def test_nothing_to_prune_is_feasible_at_full_density_only():
     assert allocate({}, 1.0, others=5) == {}
     with pytest.raises(InfeasibleDensityError) as caught:

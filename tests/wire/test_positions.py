@@ -1,3 +1,4 @@
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -130,5 +131,10 @@ def test_any_bytes_are_valid_positions_or_refused(blob, size):
 def test_a_small_blob_cannot_expand_beyond_its_declared_size():
     bomb = b"\x02" + deflated(bytes(50_000_000))
     assert len(bomb) < 100_000
-    with pytest.raises(WireError, match="exactly 125 bytes"):
-        unpack(bomb, 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="exactly 125 bytes"):
+            unpack(bomb, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

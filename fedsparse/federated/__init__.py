@@ -1,0 +1,1 @@
+"""Rounds: a server and clients that exchange encoded messages, counted and checkpointed."""

@@ -1,0 +1,75 @@
+"""Checkpoints that are there in full or not at all.
+
+A checkpoint is one message of the wire format: versioned, checksummed, exact to the bit, without pickle.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+from fedsparse import wire
+from fedsparse.errors import CheckpointError, WireError
+from fedsparse.wire import Payload
+
+__all__ = ["Checkpoints"]
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """The newest checkpoints of a run in one folder; older ones are removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, state: Payload) -> None:
+        """Writes a state under its round, surviving a crash at any moment.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            target = self._folder / f"round-{state.round:06d}.fsp"
+            partial = target.with_suffix(".partial")
+            with partial.open("wb") as file:
+                file.write(wire.encode(state))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+            self._sync_folder()
+            for old in self._files()[_KEPT:]:
+                old.unlink()
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint of round {state.round} cannot be written: {error}") from error
+
+    def newest(self) -> Payload | None:
+        """The newest readable state; None where nothing has been saved.
+
+        A damaged file is passed over with a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be read.
+        """
+        files = self._files()
+        for file in files:
+            try:
+                return wire.decode(file.read_bytes())
+            except (WireError, OSError) as error:
+                warnings.warn(f"checkpoint {file} cannot be used ({error}); trying the one before", stacklevel=2)
+        if files:
+            raise CheckpointError(f"none of the checkpoints in {self._folder} can be read; start the run again")
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*.fsp"), reverse=True)
+
+    def _sync_folder(self) -> None:
+        """Makes the renaming itself durable, where folders can be synced."""
+        if os.name != "posix":
+            return
+        handle = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,135 @@
+"""The client's half of an exchange, the same in every engine."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Generator, nn
+
+from fedsparse import wire
+from fedsparse.data import Dataset
+from fedsparse.errors import FedsparseError, MethodError
+from fedsparse.federated import seeds, sgd
+from fedsparse.federated.engines.base import Reply, Request
+from fedsparse.federated.failure import ClientFailure
+from fedsparse.federated.plan import Plan
+from fedsparse.measure import measure
+from fedsparse.methods.roles import ClientTask, Extras, Memory, is_client_task
+from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
+from fedsparse.pattern import Topology
+from fedsparse.wire import Payload, SparseVector
+
+__all__ = ["ClientHost", "HostedClient"]
+
+
+class HostedClient:
+    """One client during one exchange; the `Client` of `methods.roles`."""
+
+    def __init__(self, plan: Plan, request: Payload, *, client_id: int, model: nn.Module, memory: Memory) -> None:
+        self.id = client_id
+        self.round = request.round
+        self.model = model
+        self.data: Dataset = plan.data.client(client_id)
+        self.extras: Extras = request.extras
+        self.memory = memory
+        self._plan = plan
+
+    def rng(self, purpose: str) -> Generator:
+        return seeds.generator(self._plan.seed, self.round, self.id, purpose)
+
+    def sgd(self, *, epochs: int | None = None) -> None:
+        settings = self._plan.client
+        sgd.train(
+            self.model,
+            self.data,
+            settings,
+            epochs=settings.epochs if epochs is None else epochs,
+            generator=self.rng("batches"),
+        )
+
+    def top_pruned_gradients(self, counts: Mapping[str, int]) -> dict[str, SparseVector]:
+        """Gradients of the task loss alone, in training mode with the batch-norm statistics left as they are."""
+        positions = next(sgd.batches(len(self.data), self._plan.client.batch_size, self.rng("probe")))
+        x, y = self.data.batch(positions)
+        device = next(self.model.parameters()).device
+        layers = sparse_layers(self.model)
+        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers() if "running" in name}
+        self.model.train()
+        with ExitStack() as stack:
+            probes = {
+                name: stack.enter_context(topk_pruned_gradient(layers[name], k)) for name, k in counts.items() if k
+            }
+            F.cross_entropy(self.model(x.to(device)), y.to(device)).backward()
+        self.model.zero_grad()
+        return {name: _sorted_vector(layers[name].pattern.size, probe) for name, probe in probes.items()}
+
+
+def _sorted_vector(size: int, probe: topk_pruned_gradient) -> SparseVector:
+    indices, order = probe.indices.cpu().sort()
+    return SparseVector(size, indices, probe.gradients.cpu()[order].float())
+
+
+class ClientHost:
+    """Serves any client of a run with one network and the clients' private memories.
+
+    A client holds the topology it was last sent, so that masks travel only when they change.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._model = plan.network()
+        self._held: dict[int, Topology] = {}
+        self._memories: dict[int, dict[str, Any]] = {}
+
+    def serve(self, request: Request) -> Reply:
+        """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's."""
+        blob, reason = None, ""
+        with measure(self._plan.device) as reading:
+            try:
+                blob = self._answer(request)
+            except (ClientFailure, FedsparseError) as error:
+                reason = str(error)
+        return Reply(request.client_id, blob, reason, reading.seconds, reading.peak_bytes)
+
+    def _answer(self, request: Request) -> bytes:
+        client_id = request.client_id
+        held = self._held.get(client_id)
+        message = wire.decode(request.blob, topologies={} if held is None else {held.digest: held})
+        if len(self._plan.data.clients[client_id]) == 0:
+            raise ClientFailure("the client has no samples")
+        if message.weights is not None:
+            write_weights(self._model, message.weights)
+            self._held[client_id] = message.weights.topology
+        memory = self._memories.setdefault(client_id, {})
+        client = HostedClient(self._plan, message, client_id=client_id, model=self._model, memory=memory)
+        answer = self._task(message.task)(client)
+        if request.weights_back:
+            weights = read_weights(self._model)
+            return wire.encode(Payload(message.task, message.round, weights, answer), known={weights.topology.digest})
+        return wire.encode(Payload(message.task, message.round, extras=answer))
+
+    def _task(self, name: str) -> ClientTask:
+        task = getattr(self._plan.method, name, None)
+        if not is_client_task(task):
+            raise MethodError(f"method {self._plan.method.name!r} has no client task {name!r}")
+        return cast(ClientTask, task)
+
+    def memories(self) -> bytes:
+        """Held topologies and private memories of all clients, encoded."""
+        topologies = {topology.digest: topology for topology in self._held.values()}
+        clients = {
+            str(client): {
+                "held": self._held[client].digest if client in self._held else "",
+                "memory": self._memories.get(client, {}),
+            }
+            for client in sorted(self._held.keys() | self._memories.keys())
+        }
+        return wire.encode(Payload("memories", 0, extras={"topologies": topologies, "clients": clients}))
+
+    def restore(self, memories: bytes) -> None:
+        extras = cast(dict[str, Any], wire.decode(memories).extras)
+        for client, state in extras["clients"].items():
+            if state["held"]:
+                self._held[int(client)] = extras["topologies"][state["held"]]
+            self._memories[int(client)] = dict(state["memory"])

@@ -1,0 +1,60 @@
+"""Every number of a run: one line a round in `metrics.jsonl`, one line a client exchange in `clients.jsonl`."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Ledger"]
+
+_FILES = ("metrics.jsonl", "clients.jsonl")
+
+
+class Ledger:
+    """Appends records to the run folder, or keeps rounds in memory alone where there is none.
+
+    A checkpoint stores the lengths of both files; `restore` cuts off what was written after it, so that a killed run
+    goes on without a line lost or doubled.
+
+    Attributes:
+        rounds: records of all finished rounds.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.rounds: list[dict[str, Any]] = []
+
+    def add_round(self, record: Mapping[str, Any]) -> None:
+        """One finished round."""
+        self.rounds.append(dict(record))
+        self._append(_FILES[0], record)
+
+    def add_client(self, record: Mapping[str, Any]) -> None:
+        """One exchange with one client."""
+        self._append(_FILES[1], record)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        if self._folder is None:
+            return
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of both files, all of them on disk when this returns."""
+        lengths = {}
+        for name in _FILES if self._folder is not None else ():
+            with (self._folder / name).open("a", encoding="utf-8") as file:  # type: ignore[operator]
+                os.fsync(file.fileno())
+                lengths[name] = file.tell()
+        return lengths
+
+    def restore(self, lengths: Mapping[str, int]) -> None:
+        """Returns to the moment `lengths` was taken; with no lengths, to the beginning."""
+        if self._folder is None:
+            return
+        for name in _FILES:
+            with (self._folder / name).open("a", encoding="utf-8") as file:
+                file.truncate(lengths.get(name, 0))
+        lines = (self._folder / _FILES[0]).read_text(encoding="utf-8").splitlines()
+        self.rounds = [json.loads(line) for line in lines]

@@ -1,0 +1,140 @@
+"""The rounds of a run: sample, ask, aggregate, adjust, evaluate, write."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsparse import pruning
+from fedsparse.errors import ClientError
+from fedsparse.federated import sgd
+from fedsparse.federated.checkpoint import Checkpoints
+from fedsparse.federated.engines.base import Engine
+from fedsparse.federated.flops import forward_flops
+from fedsparse.federated.ledger import Ledger
+from fedsparse.federated.plan import Plan
+from fedsparse.federated.server import FederatedServer
+from fedsparse.nn import density, write_weights
+from fedsparse.pattern import Weights
+
+__all__ = ["Outcome", "run_rounds"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run ends with.
+
+    Attributes:
+        model: the network with the final weights, sparse where they are.
+        weights: the final weights.
+        metrics: one record a round.
+        stopped: whether it was asked to stop before the last round.
+    """
+
+    model: nn.Module
+    weights: Weights
+    metrics: list[dict[str, Any]]
+    stopped: bool
+
+
+def run_rounds(
+    plan: Plan,
+    engine: Engine,
+    *,
+    folder: Path | None,
+    on_round: Callable[[Mapping[str, object]], None],
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+) -> Outcome:
+    """Runs a plan, or goes on with it.
+
+    Args:
+        plan: what to run.
+        engine: who runs the clients.
+        folder: where records and checkpoints go; None keeps everything in memory.
+        on_round: called with each record.
+        should_stop: asked after each round; a stop writes a checkpoint first.
+        resume: go on from the newest checkpoint in `folder`, from the beginning where there is none. Records are
+            those of an uninterrupted run, times and memory apart.
+
+    Raises:
+        ClientError: fewer than `plan.min_clients` usable updates in a round; the last checkpoint stays.
+        CheckpointError: a checkpoint cannot be written, or none of those present can be read.
+    """
+    ledger = Ledger(folder)
+    checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
+    server = FederatedServer(plan, engine, ledger)
+    state = checkpoints.newest() if checkpoints is not None and resume else None
+    if state is None:
+        ledger.restore({})
+    else:
+        server.restore(state)
+    next_round, stopped = 0 if state is None else state.round, False
+    while next_round < plan.rounds and not stopped:
+        record = _round(plan, server, next_round)
+        ledger.add_round(record)
+        on_round(record)
+        next_round += 1
+        stopped = next_round < plan.rounds and should_stop()
+        due = stopped or next_round % plan.checkpoint_every == 0 or next_round == plan.rounds
+        if checkpoints is not None and due:
+            checkpoints.save(server.state(next_round))
+    model = plan.network()
+    write_weights(model, server.weights)
+    return Outcome(model, server.weights, ledger.rounds, stopped)
+
+
+def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
+    """One round; what the method sends before round 0 is counted in round 0."""
+    start = time.perf_counter()
+    method = plan.method
+    server.begin(round)
+    if round == 0:
+        server.weights = method.start(server)
+    before = server.weights.topology
+    updates = server.ask(method.train, lambda client: method.download(server, client), weights_back=True)
+    if len(updates) < plan.min_clients:
+        raise ClientError(
+            f"round {round}: {len(updates)} of {len(server.cohort)} clients delivered a usable update, "
+            f"engine.min_clients asks for {plan.min_clients}; clients.jsonl says why each failed"
+        )
+    server.weights = method.aggregate(server, updates)
+    topology = method.adjust(server, updates)
+    if topology is not None:
+        server.weights = server.weights.moved_to(topology)
+    seconds = time.perf_counter() - start - server.traffic.exchange_seconds
+    return _record(plan, server, masks_changed=server.weights.topology.changed_positions(before), seconds=seconds)
+
+
+def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds: float) -> dict[str, Any]:
+    round, traffic, model = server.round, server.traffic, server.model
+    evaluated = (round + 1) % plan.eval_every == 0 or round + 1 == plan.rounds
+    accuracy, loss = sgd.evaluate(model, plan.data.test) if evaluated else (None, None)
+    sample, _ = plan.data.test.batch(torch.tensor([0]))
+    kept = server.weights.topology.nnz
+    if not server.weights.topology:
+        kept = sum(weight.numel() for weight in pruning.prunable(model).values())
+    return {
+        "round": round,
+        "kind": "adjust" if plan.method.adjusts(round) else "train",
+        "accuracy": accuracy,
+        "loss": loss,
+        "density": density(model),
+        "nnz": kept,
+        "masks_changed": masks_changed,
+        "bytes_down": traffic.bytes_down,
+        "bytes_up": traffic.bytes_up,
+        "bytes_down_dense": traffic.bytes_down_dense,
+        "bytes_up_dense": traffic.bytes_up_dense,
+        "client_seconds": traffic.client_seconds,
+        "server_seconds": seconds,
+        "peak_bytes": traffic.peak_bytes,
+        "flops_modelled": 3 * forward_flops(model, sample[0]) * traffic.samples * plan.client.epochs,
+        "joules": None,
+        "clients": traffic.answered,
+        "clients_failed": traffic.failed,
+    }

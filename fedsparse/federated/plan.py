@@ -1,0 +1,69 @@
+"""What a federated run is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedsparse.data import Dataset, FederatedDataset
+from fedsparse.methods.base import Method
+
+__all__ = ["ClientSettings", "Plan"]
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Local training.
+
+    Attributes:
+        epochs: passes over a client's data in a round.
+        batch_size: samples of a mini-batch.
+        optimizer: `sgd`, `adam` or `adamw`; made afresh for every client and round.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: of the optimiser.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run depends on; the same plan gives the same numbers.
+
+    Attributes:
+        method: the algorithm and its settings.
+        data: training samples dealt to clients, and the test set.
+        build_model: makes the plain dense model, the same at every call.
+        seed: all randomness of the rounds follows from it.
+        rounds: how many.
+        per_round: cohort size.
+        client: local training.
+        eval_every: rounds between evaluations; the last round is always evaluated.
+        checkpoint_every: rounds between checkpoints; the last round always writes one.
+        min_clients: fewest usable updates of a round.
+        device: where clients and evaluation compute.
+        public: samples the server may use, if any.
+    """
+
+    method: Method
+    data: FederatedDataset
+    build_model: Callable[[], nn.Module]
+    seed: int = 0
+    rounds: int = 10
+    per_round: int = 8
+    client: ClientSettings = ClientSettings()  # noqa: RUF009 (frozen)
+    eval_every: int = 1
+    checkpoint_every: int = 1
+    min_clients: int = 1
+    device: str = "cpu"
+    public: Dataset | None = None
+
+    def network(self) -> nn.Module:
+        """The method's network with its initial weights, on the run's device."""
+        return self.method.build(self.build_model()).to(self.device)

@@ -1,0 +1,232 @@
+"""The server's half of an exchange: what is sent, counted, checked and remembered."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from fedsparse import wire
+from fedsparse.data import Dataset
+from fedsparse.errors import FedsparseError
+from fedsparse.federated import seeds, sgd
+from fedsparse.federated.engines.base import Engine, Reply, Request
+from fedsparse.federated.ledger import Ledger
+from fedsparse.federated.plan import Plan
+from fedsparse.methods.roles import Download, Extras, Update
+from fedsparse.nn import read_weights, write_weights
+from fedsparse.pattern import Topology, Weights
+from fedsparse.wire import Payload, Section, SparseVector
+
+__all__ = ["FederatedServer", "Traffic"]
+
+
+@dataclass
+class Traffic:
+    """Sums over the exchanges of one round.
+
+    Attributes:
+        bytes_down, bytes_up: lengths of the encoded messages.
+        bytes_down_dense, bytes_up_dense: what dense federated averaging sends for the same trainings: the length of
+            the encoded dense network, for each client that was asked to train and each that answered.
+        client_seconds: time inside clients.
+        exchange_seconds: time inside the engine.
+        peak_bytes: largest peak of a client, None where memory cannot be counted.
+        samples: training samples of the clients that answered a training.
+        answered, failed: clients that did and did not deliver a usable training.
+    """
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    bytes_down_dense: int = 0
+    bytes_up_dense: int = 0
+    client_seconds: float = 0.0
+    exchange_seconds: float = 0.0
+    peak_bytes: int | None = None
+    samples: int = 0
+    answered: int = 0
+    failed: int = 0
+
+
+class FederatedServer:
+    """Holds the global model and asks clients; the `Server` of `methods.roles`.
+
+    Attributes:
+        round: current round.
+        weights: global model.
+        memory: state of the method.
+        cohort: clients of the current round.
+        traffic: sums of the current round.
+        known: digest of the topology each client holds.
+    """
+
+    def __init__(self, plan: Plan, engine: Engine, ledger: Ledger) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._ledger = ledger
+        self._network = plan.network()
+        self.round = 0
+        self.weights = on_cpu(read_weights(self._network))
+        self.memory: dict[str, Section] = {}
+        self.cohort: list[int] = []
+        self.traffic = Traffic()
+        self.known: dict[int, str] = {}
+        self._dense_bytes = len(wire.encode(Payload("train", 0, self.weights)))
+
+    def begin(self, round: int) -> None:
+        """Draws the cohort of a round and starts its sums."""
+        self.round = round
+        self.traffic = Traffic()
+        data = self._plan.data
+        self.cohort = seeds.cohort(self._plan.seed, round, clients=len(data.clients), size=self._plan.per_round)
+
+    # ---- what methods use
+    @property
+    def model(self) -> nn.Module:
+        write_weights(self._network, self.weights)
+        return self._network
+
+    @property
+    def public_data(self) -> Dataset | None:
+        return self._plan.public
+
+    def rng(self, purpose: str) -> Generator:
+        return seeds.generator(self._plan.seed, self.round, "server", purpose)
+
+    def pretrain(self, epochs: int) -> Weights:
+        if self._plan.public is None or epochs == 0:
+            return self.weights
+        model = self.model
+        sgd.train(model, self._plan.public, self._plan.client, epochs=epochs, generator=self.rng("pretrain"))
+        return on_cpu(read_weights(model))
+
+    def ask(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, weights_back: bool = False
+    ) -> list[Update]:
+        sent: dict[int, Topology] = {}
+        requests = []
+        for client_id in self.cohort:
+            content = download(client_id)
+            message = Payload(task.__name__, self.round, content.weights, content.extras)
+            known = {self.known[client_id]} if client_id in self.known else set()
+            requests.append(Request(client_id, wire.encode(message, known=known), weights_back))
+            if content.weights is not None:
+                sent[client_id] = content.weights.topology
+        start = time.perf_counter()
+        replies = self._engine.exchange(requests)
+        self.traffic.exchange_seconds += time.perf_counter() - start
+        updates = [
+            self._receive(request, reply, sent.get(request.client_id))
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+        return [update for update in updates if update is not None]
+
+    # ---- one reply
+    def _receive(self, request: Request, reply: Reply, sent: Topology | None) -> Update | None:
+        """Books a reply and opens it; None, with the reason on record, when it cannot be used."""
+        update, reason = None, reply.reason
+        if reply.blob is not None:
+            try:
+                update = self._opened(reply.client_id, reply.blob, sent)
+            except FedsparseError as error:
+                reason = str(error)
+        if reply.blob is None:
+            # It may not have kept what it was sent: the next message says everything.
+            self.known.pop(reply.client_id, None)
+        elif sent is not None:
+            self.known[reply.client_id] = sent.digest
+        self._book(request, reply, update, reason)
+        return update
+
+    def _opened(self, client_id: int, blob: bytes, sent: Topology | None) -> Update:
+        message = wire.decode(blob, topologies={sent.digest: sent} if sent is not None else {})
+        if message.weights is not None and sent is not None and message.weights.topology.digest != sent.digest:
+            raise FedsparseError("the uploaded weights have another topology than the ones sent")
+        odd = _not_finite({"weights": message.weights, "extras": message.extras})
+        if odd:
+            raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
+        return Update(client_id, len(self._plan.data.clients[client_id]), message.weights, message.extras)
+
+    def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
+        bytes_up = 0 if reply.blob is None else len(reply.blob)
+        traffic = self.traffic
+        traffic.bytes_down += len(request.blob)
+        traffic.bytes_up += bytes_up
+        traffic.client_seconds += reply.seconds.value or 0.0
+        if reply.peak_bytes.value is not None:
+            traffic.peak_bytes = max(traffic.peak_bytes or 0, int(reply.peak_bytes.value))
+        samples = len(self._plan.data.clients[request.client_id])
+        if request.weights_back:
+            traffic.bytes_down_dense += self._dense_bytes
+            traffic.bytes_up_dense += self._dense_bytes if reply.blob is not None else 0
+            traffic.answered += update is not None
+            traffic.failed += update is None
+            traffic.samples += samples if update is not None else 0
+        self._ledger.add_client(
+            {
+                "round": self.round,
+                "client": request.client_id,
+                "exchange": "train" if request.weights_back else "ask",
+                "samples": samples,
+                "status": "ok" if update is not None else "failed",
+                "reason": reason,
+                "bytes_down": len(request.blob),
+                "bytes_up": bytes_up,
+                "seconds": reply.seconds.value,
+                "peak_bytes": reply.peak_bytes.value,
+            }
+        )
+
+    # ---- checkpoints
+    def state(self, next_round: int) -> Payload:
+        """Everything that the rounds from `next_round` on depend on."""
+        blob = np.frombuffer(self._engine.memories(), dtype=np.uint8).copy()
+        return Payload(
+            "checkpoint",
+            next_round,
+            self.weights,
+            {
+                "memory": self.memory,
+                "known": {str(client): digest for client, digest in self.known.items()},
+                "clients": torch.from_numpy(blob),
+                "ledger": self._ledger.lengths(),
+            },
+        )
+
+    def restore(self, state: Payload) -> None:
+        """Returns to a state."""
+        extras: Mapping[str, Any] = state.extras
+        assert state.weights is not None
+        self.weights = state.weights
+        self.memory = dict(extras["memory"])
+        self.known = {int(client): digest for client, digest in extras["known"].items()}
+        self._engine.restore(extras["clients"].numpy().tobytes())
+        self._ledger.restore(extras["ledger"])
+
+
+def on_cpu(weights: Weights) -> Weights:
+    """The same weights in main memory, where they are averaged and encoded."""
+    return Weights(
+        Topology({name: pattern.to("cpu") for name, pattern in weights.topology.items()}),
+        {name: tensor.cpu() for name, tensor in weights.values.items()},
+        {name: tensor.cpu() for name, tensor in weights.dense.items()},
+    )
+
+
+def _not_finite(section: object, path: str = "") -> str:
+    """Where in a message a number is NaN or infinite; empty when nowhere."""
+    if isinstance(section, Tensor):
+        return path if section.is_floating_point() and not bool(torch.isfinite(section).all()) else ""
+    if isinstance(section, float):
+        return path if not np.isfinite(section) else ""
+    if isinstance(section, SparseVector):
+        return _not_finite(section.values, path)
+    if isinstance(section, Weights):
+        return _not_finite(dict(section.items()), path)
+    if isinstance(section, Mapping) and not isinstance(section, Topology):
+        found = (_not_finite(part, f"{path}.{name}".lstrip(".")) for name, part in section.items())
+        return next((place for place in found if place), "")
+    return ""
