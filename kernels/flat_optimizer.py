@@ -67,7 +67,7 @@ def sgd_momentum_(
     n = values.numel()
     if n == 0:
         return
-    with torch.cuda.device_of(values):
+    with torch.cuda.device(values.get_device()):  # -1, no device, for the interpreter
         _sgd_momentum_kernel[(triton.cdiv(n, BLOCK),)](
             values,
             grad,

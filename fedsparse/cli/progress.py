@@ -55,8 +55,6 @@ def _bars(console: Console) -> Progress:
 
 
 def _place(config: Config, record: Mapping[str, Any]) -> str:
-    if record.get("kind") == "start":
-        return f"{config.run.name}  start"
     return f"{config.run.name}  round {record['round'] + 1}/{config.run.rounds}"
 
 

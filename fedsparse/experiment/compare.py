@@ -108,8 +108,7 @@ def _expand(folder: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     settings = read_json(folder / "resolved.json")
     records = _records(folder / "metrics.jsonl")
-    rounds = sum(record.get("kind") != "start" for record in records)
-    return Run(folder, settings, summarise(records), rounds)
+    return Run(folder, settings, summarise(records), len(records))
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
-from fedsparse.experiment.method_settings import checked_method, shared_settings
+from fedsparse.experiment.method_settings import checked_method, fitting, settings_of, shared_settings
 from fedsparse.experiment.origin import Origin, nearest, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
@@ -62,7 +62,8 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
     Args:
         path_or_text: a path; a string with a line break or an `=` is taken as TOML text.
         overrides: settings laid over the file: `{"method.density": 0.05}` or `["method.density=0.05"]`.
-            They hold for every variant. Naming another method keeps the settings both methods have.
+            They hold for every variant, those of a method for the variants whose method has them. Naming
+            another method keeps the settings that both methods have.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a value of the wrong type or out of range.
@@ -76,8 +77,18 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
             "override variants: variants are set in the file alone; edit its [[variants]] tables"
         )
     origin = Origin(file, dotted(changes))
-    config = _resolve(_merged(document, changes, origin), origin)
-    return replace(config, variants=tuple(_variants(document, variants, changes, origin)), given=config.given)
+    drafts = [(origin, document), *_drafts(document, variants, origin)]
+    elsewhere = settings_of((draft for _, draft in drafts), origin)
+    base, *others = [_overridden(draft, changes, elsewhere, where) for where, draft in drafts]
+    return replace(base, variants=tuple(others))
+
+
+def _overridden(draft: Document, changes: Document, elsewhere: frozenset[str], origin: Origin) -> Config:
+    """The configuration of a draft under the overrides that fit its method."""
+    document = _merged(draft, fitting(changes, draft, elsewhere, origin), origin)
+    if origin.variant is not None:
+        document = overlay(document, {"run": {"name": origin.variant}})
+    return _resolve(document, origin)
 
 
 def _read(path_or_text: str | Path) -> tuple[str, str]:
@@ -101,8 +112,8 @@ def _parse(text: str, file: str) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}; quote texts and give each key once") from error
 
 
-def _variants(document: Document, variants: object, changes: Document, origin: Origin) -> Iterator[Config]:
-    """The configuration of each variant: file, then variant, then overrides."""
+def _drafts(document: Document, variants: object, origin: Origin) -> Iterator[tuple[Origin, Document]]:
+    """The settings of each variant over those of the file."""
     if not (isinstance(variants, list) and all(isinstance(item, Mapping) for item in variants)):
         raise ConfigError(f"{origin.file}: variants: expected [[variants]] tables, each with a name")
     seen: set[str] = set()
@@ -113,18 +124,16 @@ def _variants(document: Document, variants: object, changes: Document, origin: O
                 f"{origin.file}: variant {number} has name {name!r}: expected text that no other variant has"
             )
         seen.add(name)
-        yield _variant(document, item, changes, replace(origin, variant=name))
+        yield _draft(document, item, replace(origin, variant=name))
 
 
-def _variant(document: Document, item: Document, changes: Document, origin: Origin) -> Config:
+def _draft(document: Document, item: Document, origin: Origin) -> tuple[Origin, Document]:
     settings = {key: value for key, value in item.items() if key != "name"}
     for key in sorted({"run.name", "run.out"} & dotted(settings)):
         raise ConfigError(
             f"{origin.of(key)}: {key} cannot be set in a variant; its name and the common folder are used"
         )
-    naming = {"run": {"name": origin.variant}}
-    merged = _merged(_merged(document, settings, origin), changes, origin)
-    return _resolve(overlay(merged, naming), origin)
+    return origin, _merged(document, settings, origin)
 
 
 def _merged(document: Document, change: Document, origin: Origin) -> Document:

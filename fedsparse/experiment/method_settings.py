@@ -1,16 +1,16 @@
 """Settings of a method, checked through the class that declares them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from fedsparse.errors import ConfigError
+from fedsparse.errors import ConfigError, PatternError
 from fedsparse.experiment.origin import Origin, validated
 from fedsparse.methods.base import Method, find
 
-__all__ = ["checked_method", "shared_settings"]
+__all__ = ["checked_method", "fitting", "settings_of", "shared_settings"]
 
 DEFAULT_METHOD = "fedavg"
 
@@ -23,7 +23,7 @@ def checked_method(given: Mapping[str, object], origin: Origin) -> Method:
     known = validated(_settings_model(method), "method", settings, origin, taker=f"method {name}")
     try:
         return method(**{key: getattr(known, key) for key in settings})
-    except ConfigError as error:
+    except (ConfigError, PatternError) as error:
         raise ConfigError(f"{origin.of('method')}: [method] {error}") from error
 
 
@@ -32,6 +32,30 @@ def shared_settings(settings: Mapping[str, object], new_name: object, origin: Or
     old = _setting_names(_find(settings.get("name", DEFAULT_METHOD), origin))
     new = _setting_names(_find(new_name, origin))
     return {key: value for key, value in settings.items() if key in new or key not in old}
+
+
+def settings_of(documents: Iterable[Mapping[str, Any]], origin: Origin) -> frozenset[str]:
+    """Names of the settings that any method of these configurations has."""
+    return frozenset(name for document in documents for name in _setting_names(_chosen(document, {}, origin)))
+
+
+def fitting(
+    changes: Mapping[str, Any], document: Mapping[str, Any], elsewhere: frozenset[str], origin: Origin
+) -> dict[str, Any]:
+    """Overrides without those method settings that only other variants (`elsewhere`) have a use for."""
+    table = changes.get("method")
+    if not isinstance(table, Mapping):
+        return dict(changes)
+    mine = _setting_names(_chosen(document, table, origin))
+    kept = {key: value for key, value in table.items() if key in mine or key not in elsewhere}
+    return {**changes, "method": kept}
+
+
+def _chosen(document: Mapping[str, Any], table: Mapping[str, Any], origin: Origin) -> type[Method]:
+    """The class named by `table`, else by the document."""
+    given = document.get("method")
+    name = given.get("name", DEFAULT_METHOD) if isinstance(given, Mapping) else DEFAULT_METHOD
+    return _find(table.get("name", name), origin)
 
 
 def _find(name: object, origin: Origin) -> type[Method]:

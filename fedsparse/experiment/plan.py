@@ -11,10 +11,11 @@ from torch import nn
 
 from fedsparse import models
 from fedsparse.data import Dataset, FederatedDataset, load, partition
-from fedsparse.errors import ConfigError, DataError
+from fedsparse.errors import ConfigError, DataError, PatternError
 from fedsparse.experiment.config import Config
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
+from fedsparse.methods.base import Method, SparseMethod
 
 __all__ = ["SeededModel", "build_plans", "data_root", "deal"]
 
@@ -53,7 +54,8 @@ def build_plans(configs: Iterable[Config]) -> list[Plan]:
     Reads the data and makes each model once, so that a bad setting shows here, before a run begins.
 
     Raises:
-        ConfigError: the model, its options or the device do not exist.
+        ConfigError: the model, its options or the device do not exist, or the masks do not fit the network.
+        InfeasibleDensityError: no masks reach the density.
         DataError: the data cannot be read, or not dealt as asked.
     """
     dealt: dict[tuple[DataTable, int], tuple[FederatedDataset, Dataset | None]] = {}
@@ -75,7 +77,7 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         seed=config.run.seed,
         options=config.model.options,
     )
-    model()
+    _check_masks(config.method, config.method.build(model()))
     client = config.client
     return Plan(
         method=config.method,
@@ -141,6 +143,16 @@ def _split_public(
         )
     order = torch.from_numpy(generator.permutation(len(train)))
     return train.subset(order[count:].sort().values), train.subset(order[:count].sort().values)
+
+
+def _check_masks(method: Method, network: nn.Module) -> None:
+    """Draws masks once, so that a density that does not fit the network shows before a run begins."""
+    if not isinstance(method, SparseMethod):
+        return
+    try:
+        method.initial_topology(network, "random", torch.Generator())
+    except PatternError as error:
+        raise ConfigError(f"[method] {error}") from error
 
 
 def _check_device(device: str) -> None:

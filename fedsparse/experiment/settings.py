@@ -105,10 +105,12 @@ class EngineTable(Table):
 
     Attributes:
         kind: `inline` runs them one after the other in this process.
-        timeout_s: seconds after which a client that has not answered is left out of the round.
+        workers: processes that share the clients of a round; `inline` works in this one alone.
+        timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
         min_clients: fewest usable updates of a round; with fewer the run fails, and can be resumed.
     """
 
     kind: Literal["inline"] = "inline"
+    workers: Count = 1
     timeout_s: Positive = 600.0
     min_clients: Count = 1

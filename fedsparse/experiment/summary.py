@@ -23,8 +23,8 @@ Record = Mapping[str, object]
 def summarise(records: Sequence[Record]) -> dict[str, object]:
     """Numbers of a run from the lines of its `metrics.jsonl`.
 
-    Totals (bytes, seconds, joules) and the largest `peak_bytes` are over all lines, the start included.
-    A quantity that was unavailable in any line has no total: it is None, never a partial sum. The suffix
+    Totals (bytes, seconds, joules) and the largest `peak_bytes` are over all rounds.
+    A quantity that was unavailable in any round has no total: it is None, never a partial sum. The suffix
     `_modelled` is kept.
     """
     summary: dict[str, object] = {name: _last(records, name) for name in LAST}

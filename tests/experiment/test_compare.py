@@ -76,15 +76,6 @@ def test_runs_of_other_tasks_are_not_set_in_relation(folder):
     assert rows[1].relative == {}
 
 
-def test_the_start_line_counts_in_totals_but_not_as_a_round(folder):
-    run = folder("dense")
-    start = {"round": -1, "kind": "start", "bytes_down": 1000}
-    metrics = run / "metrics.jsonl"
-    metrics.write_text(json.dumps(start) + "\n" + metrics.read_text())
-    (row,) = compare([run])
-    assert (row.rounds, row.bytes_down) == (2, 1200)
-
-
 def test_a_folder_of_variants_stands_for_those_that_started(folder, tmp_path):
     folder("demo/dense"), folder("demo/static", method="static", density=0.1)
     variants = {"dense": {}, "static": {}, "later": {}}

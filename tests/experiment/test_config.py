@@ -227,6 +227,14 @@ class TestVariants:
         config = load_config(VARIANTS, ["run.rounds=1", "client.lr=0.3"])
         assert [(v.run.rounds, v.client.lr) for v in config.variants] == [(1, 0.3), (1, 0.3)]
 
+    def test_an_override_of_a_method_setting_holds_where_the_method_has_it(self):
+        dense, sparser = load_config(VARIANTS, ["method.density=0.05", "method.adjust_every=7"]).variants
+        assert not hasattr(dense.method, "density")
+        assert (sparser.method.density, sparser.method.adjust_every) == (0.05, 7)
+
+    def test_an_override_that_no_variant_has_a_use_for_is_refused(self):
+        assert "override: unknown key method.score;" in refusal(VARIANTS, ["method.score=random"])
+
     def test_a_wrong_setting_names_its_variant(self):
         text = TINY + '[[variants]]\nname = "bad"\nclient.epochs = 0'
         assert refusal(text) == (

@@ -88,7 +88,7 @@ def test_a_place_that_cannot_be_written_is_named():
 
 @pytest.mark.parametrize("text", [TEXT, VARIANTS])
 def test_reopening_gives_the_same_settings(text):
-    config = load_config(text, {"method.density": 0.3})
+    config = load_config(text, {"client.lr": 0.3})
     again = reopen(create(config))
     assert again.run.out == "runs/demo-1"
     assert [v.resolved() for v in again.variants] == [v.resolved() for v in config.variants]
