@@ -1,7 +1,7 @@
 """Forward + backward of sparse layers against torch dense, interleaved in one process.
 
-    pytest benchmarks/bench_products.py            the table is printed at the end of each case
-    python benchmarks/bench_products.py --out F    the same as one JSON file with machine and versions
+pytest benchmarks/bench_products.py            the table is printed at the end of each case
+python benchmarks/bench_products.py --out F    the same as one JSON file with machine and versions
 """
 
 import argparse

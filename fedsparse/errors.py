@@ -4,7 +4,7 @@
     |-- ConfigError              (ValueError)      a setting is unknown, of the wrong type or out of range
     |-- DataError                (ValueError)      a data file or a partition cannot be used
     |   `-- DataNotFoundError    (FileNotFoundError)  the folder or file is not there
-    |-- PatternError             (ValueError)      a mask or pattern does not fit the weight, the granularity or another pattern
+    |-- PatternError             (ValueError)      a mask does not fit its weight, granularity or another mask
     |-- InfeasibleDensityError   (ValueError)      no mask can reach the asked density
     |-- ShapeError               (ValueError)      a tensor handed to an op has the wrong shape, dtype or device
     |-- BackendError             (RuntimeError)    the asked backend cannot compute this case

@@ -29,7 +29,7 @@ class Reading:
     source: Source
 
 
-class measure:  # noqa: N801 (used like a function: `with measure() as m`)
+class measure:
     """Context that measures the work inside it.
 
         with fs.measure() as m:
@@ -43,8 +43,9 @@ class measure:  # noqa: N801 (used like a function: `with measure() as m`)
 
     Attributes:
         seconds: wall-clock time; a CUDA device is synchronised at both ends.
-        peak_bytes: most bytes allocated by torch, oneDNN and the sparse kernels above the level at entry. In main
-            memory the allocator's calls are counted (Linux with glibc, else unavailable); on CUDA torch's counter is read.
+        peak_bytes: most bytes that torch, oneDNN and the sparse kernels held above the level at entry. In main
+            memory the allocator's calls are counted (Linux with glibc, else unavailable); on CUDA torch's counter
+            is read.
         joules: unavailable; no sensor is read by this version.
     """
 

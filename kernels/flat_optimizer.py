@@ -100,9 +100,7 @@ def sgd_momentum_reference(
     """What `sgd_momentum_` computes, in plain torch and for any floating dtype."""
     direction = grad + weight_decay * values
     if momentum_factor != 0.0:
-        momentum.copy_(
-            direction if first_step else momentum_factor * momentum + (1.0 - dampening) * direction
-        )
+        momentum.copy_(direction if first_step else momentum_factor * momentum + (1.0 - dampening) * direction)
         direction = direction + momentum_factor * momentum if nesterov else momentum
     values.sub_(lr * direction)
 

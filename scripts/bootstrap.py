@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 if sys.version_info < (3, 11):  # noqa: UP036 - told in one sentence where an older interpreter starts this
-    sys.exit(
-        f"fedsparse needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; set PYTHON="
-    )
+    sys.exit(f"fedsparse needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; set PYTHON=")
 
 import tomllib
 
@@ -234,9 +232,7 @@ def ensure_venv(environment: Environment, interpreter: Interpreter) -> None:
         return
     if present is not None and read_stamp(environment.prefix) is None:
         has, wants = (".".join(map(str, each.version)) for each in (present, interpreter))
-        stop(
-            f".venv has Python {has}, PYTHON= asks for {wants}, and this script did not make it; move it away"
-        )
+        stop(f".venv has Python {has}, PYTHON= asks for {wants}, and this script did not make it; move it away")
     call("making .venv", [interpreter.path, "-m", "venv", "--clear", environment.prefix])
 
 
@@ -315,9 +311,7 @@ def start(environment: Environment, command: Sequence[str]) -> NoReturn:
 def main() -> NoReturn:
     """Read the command line, prepare, start."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--extras", default="dev", help="comma-separated extras the command needs (default: dev)"
-    )
+    parser.add_argument("--extras", default="dev", help="comma-separated extras the command needs (default: dev)")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
     options = parser.parse_args()
     interpreter, environment = choose(ROOT, os.environ)

@@ -128,6 +128,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef FEDSPARSE_WITH_CUDA
   m.attr("built_with_cuda") = true;
   m.def("cuda_device_count", &fedsparse_cuda_device_count);
+  m.def("cuda_status_text", &fedsparse_cuda_status_text);
   m.def(
       "cuda_sgd_momentum",
       [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,

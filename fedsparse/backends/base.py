@@ -25,8 +25,7 @@ class Geometry:
         """Height and width of the output for an input of (height, width)."""
         spans = (d * (k - 1) + 1 for d, k in zip(self.dilation, kernel, strict=True))
         high, wide = (
-            (n + 2 * p - span) // s + 1
-            for n, p, span, s in zip(size, self.padding, spans, self.stride, strict=True)
+            (n + 2 * p - span) // s + 1 for n, p, span, s in zip(size, self.padding, spans, self.stride, strict=True)
         )
         return high, wide
 

@@ -23,9 +23,7 @@ def rounds_shown(stream: TextIO) -> Iterator[Watch]:
         with _bars(console) as progress:
             yield Bars(progress)
     else:
-        yield lambda config, record: print(
-            f"{_place(config, record)}  {_numbers(record)}", file=stream, flush=True
-        )
+        yield lambda config, record: print(f"{_place(config, record)}  {_numbers(record)}", file=stream, flush=True)
 
 
 class Bars:

@@ -21,9 +21,7 @@ __all__ = ["RESUME_EXAMPLE", "RUN_EXAMPLE", "resume", "run"]
 RUN_EXAMPLE = "Example: fedsparse run recipes/demo.toml --set run.rounds=5 --set method.density=0.05"
 RESUME_EXAMPLE = "Example: fedsparse resume runs/demo-1"
 
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
 
 
 def run(
@@ -32,9 +30,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME-N.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,9 +59,7 @@ def _finish(session: Session, stop: StopRequest, *, as_json: bool) -> None:
     results = _rounds(session, stop, sys.stderr if as_json else sys.stdout)
     stopped = len(results) < len(session.configs) or results[-1].stopped
     if as_json:
-        runs = [
-            {"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results
-        ]
+        runs = [{"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results]
         print(json.dumps({"dir": str(session.folder), "stopped": stopped, "runs": runs}, indent=2))
     else:
         print_rows(compare([session.folder]))

@@ -34,7 +34,9 @@ def read_npz(file: Path, generator: np.random.Generator) -> tuple[NDArray[np.gen
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is not a readable .npz file without pickles: {error}") from error
     if not {"x", "y"} <= found.keys() or ("x_test" in found) != ("y_test" in found):
-        raise DataError(f"{file} holds {', '.join(found) or 'nothing'}; expected x and y, and x_test with y_test or neither")
+        raise DataError(
+            f"{file} holds {', '.join(found) or 'nothing'}; expected x and y, and x_test with y_test or neither"
+        )
     for part in ("", "_test"):
         if f"x{part}" in found and len(found[f"x{part}"]) != len(found[f"y{part}"]):
             raise DataError(

@@ -52,7 +52,10 @@ def _read(
 ) -> Arrays:
     for place in (root / folder, root):
         if all((place / name).is_file() for name in (*train, *test)):
-            return (*_join([read_pickle(place / n, key) for n in train]), *_join([read_pickle(place / n, key) for n in test]))
+            return (
+                *_join([read_pickle(place / n, key) for n in train]),
+                *_join([read_pickle(place / n, key) for n in test]),
+            )
     for place in (root / parquet, root):
         parts = {split: sorted(place.glob(f"{split}-*.parquet")) for split in ("train", "test")}
         if all(parts.values()):
@@ -103,6 +106,13 @@ def read_parquet(file: Path, columns: tuple[str, ...]) -> tuple[NDArray[np.uint8
         raise DataError(
             f"{file} has columns {', '.join(names)}; expected img or image, and {' or '.join(columns)}"
         ) from None
-    except (pyarrow.ArrowException, UnidentifiedImageError, OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        pyarrow.ArrowException,
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:
         raise DataError(f"{file} is not a parquet file of pictures: {error}") from error
     return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), labels

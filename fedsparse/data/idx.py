@@ -44,7 +44,9 @@ def read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
         raise DataError(f"{file} is damaged or not gzip ({error}); fetch it again") from error
     head = 4 + 4 * axes
     if len(raw) < head or raw[:4] != bytes([0, 0, _BYTES, axes]):
-        raise DataError(f"{file} is not an idx file of bytes with {axes} axes: it starts with {raw[:4].hex() or 'nothing'}")
+        raise DataError(
+            f"{file} is not an idx file of bytes with {axes} axes: it starts with {raw[:4].hex() or 'nothing'}"
+        )
     shape = np.frombuffer(raw, dtype=">u4", count=axes, offset=4).astype(np.int64)
     if len(raw) - head != int(shape.prod()):
         raise DataError(f"{file} should hold {shape.prod()} bytes of shape {tuple(shape)}, it holds {len(raw) - head}")

@@ -58,7 +58,9 @@ def partition(
         parts = _dirichlet(labels, clients, alpha, min_samples, generator)
     smallest = min(len(part) for part in parts)
     if smallest < min_samples:
-        raise DataError(f"the smallest client got {smallest} samples, min_samples asks for {min_samples}; use fewer clients")
+        raise DataError(
+            f"the smallest client got {smallest} samples, min_samples asks for {min_samples}; use fewer clients"
+        )
     return tuple(np.sort(part).astype(np.int64) for part in parts)
 
 

@@ -64,7 +64,9 @@ def load(
         if root is None:
             raise DataNotFoundError(f"data set {name!r} is read from disk; set data.root to the folder that holds it")
         if not root.exists():
-            raise DataNotFoundError(f"the data folder {root} does not exist; set data.root to the folder that holds {name}")
+            raise DataNotFoundError(
+                f"the data folder {root} does not exist; set data.root to the folder that holds {name}"
+            )
         arrays = _ON_DISK[name](root, generator)
     else:
         near = difflib.get_close_matches(name, datasets(), n=1)
@@ -101,7 +103,9 @@ def _pictures(x: NDArray[np.generic], size: int | None) -> Tensor:
     if size is None or tuple(tensor.shape[2:]) == (size, size):
         return tensor
     if tensor.ndim != 4 or size < 1:
-        raise ConfigError(f"image_size={size} needs pictures (n, channels, h, w) and a side >= 1, got {tuple(tensor.shape)}")
+        raise ConfigError(
+            f"image_size={size} needs pictures (n, channels, h, w) and a side >= 1, got {tuple(tensor.shape)}"
+        )
     resized = F.interpolate(tensor.to(torch.float32), (size, size), mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8) if tensor.dtype == torch.uint8 else resized
 

@@ -99,9 +99,7 @@ def _expand(folder: Path) -> list[Path]:
         return [folder]
     present = [folder / name for name in variants if (folder / name).is_dir()]
     if not present:
-        raise CheckpointError(
-            f"{folder}: none of its variants has started; continue with `fedsparse resume {folder}`"
-        )
+        raise CheckpointError(f"{folder}: none of its variants has started; continue with `fedsparse resume {folder}`")
     return present
 
 
@@ -158,17 +156,11 @@ def _obstacle(run: Run, dense: Run | None) -> str:
     if dense is None:
         return ""
     differing = [key for key in _task_keys(run, dense) if _setting(run, key) != _setting(dense, key)]
-    return (
-        f"not comparable with {dense.settings['run']['name']}: {', '.join(differing)} differ"
-        if differing
-        else ""
-    )
+    return f"not comparable with {dense.settings['run']['name']}: {', '.join(differing)} differ" if differing else ""
 
 
 def _task_keys(run: Run, dense: Run) -> Sequence[str]:
-    tables = [
-        f"{t}.{key}" for t in SAME_TASK for key in {**dense.settings[t], **run.settings[t]} if key != "root"
-    ]
+    tables = [f"{t}.{key}" for t in SAME_TASK for key in {**dense.settings[t], **run.settings[t]} if key != "root"]
     return [*tables, *SAME_WORK]
 
 
@@ -179,8 +171,4 @@ def _setting(run: Run, key: str) -> object:
 
 
 def _relative(summary: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: summary[name] / dense[name]
-        for name in RELATED
-        if summary.get(name) is not None and dense.get(name)
-    }
+    return {name: summary[name] / dense[name] for name in RELATED if summary.get(name) is not None and dense.get(name)}

@@ -73,9 +73,7 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
     variants = document.pop("variants", [])
     changes = parse_overrides(overrides)
     if "variants" in changes:
-        raise ConfigError(
-            "override variants: variants are set in the file alone; edit its [[variants]] tables"
-        )
+        raise ConfigError("override variants: variants are set in the file alone; edit its [[variants]] tables")
     origin = Origin(file, dotted(changes))
     drafts = [(origin, document), *_drafts(document, variants, origin)]
     elsewhere = settings_of((draft for _, draft in drafts), origin)
@@ -178,15 +176,11 @@ def _resolve(document: Document, origin: Origin) -> Config:
 def _unknown_table(key: str, origin: Origin) -> ConfigError:
     guess = nearest(key, [*TABLES, "variants"])
     hint = f"; did you mean [{guess}]?" if guess else ";"
-    return ConfigError(
-        f"{origin.of(key)}: unknown table {key}{hint} the tables are {', '.join(TABLES)} and variants"
-    )
+    return ConfigError(f"{origin.of(key)}: unknown table {key}{hint} the tables are {', '.join(TABLES)} and variants")
 
 
 def _not_a_table(key: str, value: object, origin: Origin) -> ConfigError:
-    return ConfigError(
-        f"{origin.of(key)}: {key} = {value!r}: expected a table; write [{key}] and its keys below"
-    )
+    return ConfigError(f"{origin.of(key)}: {key} = {value!r}: expected a table; write [{key}] and its keys below")
 
 
 def _table(kind: type[TableT], name: str, document: Document, origin: Origin) -> TableT:

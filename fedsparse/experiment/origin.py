@@ -50,9 +50,7 @@ class Origin:
         known = list(known)
         guess = nearest(name, known)
         hint = f"; did you mean {guess!r}?" if guess else ";"
-        return ConfigError(
-            f"{self.of(key)}: {key} = {_shown(name)} is unknown{hint} known are {', '.join(known)}"
-        )
+        return ConfigError(f"{self.of(key)}: {key} = {_shown(name)} is unknown{hint} known are {', '.join(known)}")
 
     def wrong(self, key: str, given: object, expected: str) -> ConfigError:
         """Refusal of the value of a dotted key."""
@@ -70,9 +68,7 @@ class Origin:
         return self.wrong(key, first["input"], _expectation(first["msg"]))
 
 
-def validated(
-    kind: type[TableT], table: str, given: Mapping[str, object], origin: Origin, *, taker: str
-) -> TableT:
+def validated(kind: type[TableT], table: str, given: Mapping[str, object], origin: Origin, *, taker: str) -> TableT:
     """A table as its model, or the refusal of what is wrong with it.
 
     Raises:

@@ -19,9 +19,7 @@ def parse_overrides(overrides: Overrides) -> dict[str, object]:
         ConfigError: a text without `=`, or a key without a section.
     """
     if isinstance(overrides, str):
-        raise ConfigError(
-            f"overrides = {overrides!r}: expected a list of texts, [{overrides!r}], or a mapping"
-        )
+        raise ConfigError(f"overrides = {overrides!r}: expected a list of texts, [{overrides!r}], or a mapping")
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
     nested: dict[str, object] = {}
     for key, value in pairs:
@@ -34,9 +32,7 @@ def overlay(base: Mapping[str, object], change: Mapping[str, object]) -> dict[st
     result = dict(base)
     for key, value in change.items():
         old = result.get(key)
-        result[key] = (
-            overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        result[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 

@@ -43,9 +43,7 @@ class SeededModel:
         """A new model on the CPU with the initial weights of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return models.build(
-                self.name, in_shape=self.in_shape, num_classes=self.num_classes, options=self.options
-            )
+            return models.build(self.name, in_shape=self.in_shape, num_classes=self.num_classes, options=self.options)
 
 
 def build_plans(configs: Iterable[Config]) -> list[Plan]:
@@ -129,9 +127,7 @@ def _generator(seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, purpose])
 
 
-def _split_public(
-    train: Dataset, share: float, generator: np.random.Generator
-) -> tuple[Dataset, Dataset | None]:
+def _split_public(train: Dataset, share: float, generator: np.random.Generator) -> tuple[Dataset, Dataset | None]:
     """The samples of the clients, and those of the server."""
     if share == 0:
         return train, None

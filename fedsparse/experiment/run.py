@@ -35,9 +35,7 @@ def run(config: Config, *, on_round: Watch | None = None, should_stop: ShouldSto
     return session.go_on(on_round=_watching(on_round), should_stop=should_stop or _never)[0]
 
 
-def resume(
-    folder: str | Path, *, on_round: Watch | None = None, should_stop: ShouldStop | None = None
-) -> Result:
+def resume(folder: str | Path, *, on_round: Watch | None = None, should_stop: ShouldStop | None = None) -> Result:
     """Goes on with a stopped or killed run from its last checkpoint; a finished run is only read.
 
     All metrics except times and memory are those of a run that was never stopped.

@@ -100,9 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or unreadable ({error}); start a new run") from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, found {type(content).__name__}; start a new run"
-        )
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}; start a new run")
     return content
 
 

@@ -45,9 +45,7 @@ def _last(records: Sequence[Record], name: str) -> object:
 
 def _best(records: Sequence[Record]) -> dict[str, object]:
     """The highest accuracy and the first round that reached it."""
-    scored = [
-        (record["accuracy"], record["round"]) for record in records if record.get("accuracy") is not None
-    ]
+    scored = [(record["accuracy"], record["round"]) for record in records if record.get("accuracy") is not None]
     best = max((accuracy for accuracy, _ in scored if isinstance(accuracy, float | int)), default=None)
     return {"best_accuracy": best, "best_round": next((r for a, r in scored if a == best), None)}
 

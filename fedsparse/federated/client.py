@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import torch.nn.functional as F
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from fedsparse import wire
 from fedsparse.data import Dataset
@@ -18,7 +18,7 @@ from fedsparse.measure import measure
 from fedsparse.methods.roles import ClientTask, Extras, Memory, is_client_task
 from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
 from fedsparse.pattern import Topology
-from fedsparse.wire import Payload, SparseVector
+from fedsparse.wire import Payload, Section, SparseVector
 
 __all__ = ["ClientHost", "HostedClient"]
 
@@ -54,7 +54,7 @@ class HostedClient:
         x, y = self.data.batch(positions)
         device = next(self.model.parameters()).device
         layers = sparse_layers(self.model)
-        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers() if "running" in name}
+        buffers = {buffer: buffer.clone() for buffer in _norm_buffers(self.model)}
         self.model.train()
         with ExitStack() as stack:
             probes = {
@@ -62,7 +62,15 @@ class HostedClient:
             }
             F.cross_entropy(self.model(x.to(device)), y.to(device)).backward()
         self.model.zero_grad()
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
         return {name: _sorted_vector(layers[name].pattern.size, probe) for name, probe in probes.items()}
+
+
+def _norm_buffers(model: nn.Module) -> list[Tensor]:
+    """Running statistics and counters of all batch norms."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _sorted_vector(size: int, probe: topk_pruned_gradient) -> SparseVector:
@@ -118,7 +126,7 @@ class ClientHost:
     def memories(self) -> bytes:
         """Held topologies and private memories of all clients, encoded."""
         topologies = {topology.digest: topology for topology in self._held.values()}
-        clients = {
+        clients: dict[str, Section] = {
             str(client): {
                 "held": self._held[client].digest if client in self._held else "",
                 "memory": self._memories.get(client, {}),

@@ -17,9 +17,9 @@ def forward_flops(model: nn.Module, sample: Tensor) -> int:
     """
     total = 0
 
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def count(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         nonlocal total
-        weights = module.nnz if isinstance(module, SparseLayer) else module.weight.numel()  # type: ignore[union-attr, operator]
+        weights = module.nnz if isinstance(module, SparseLayer) else module.weight.numel()  # type: ignore[operator]
         total += 2 * weights * (output[0].numel() // output.shape[1])
 
     layers = [m for m in model.modules() if isinstance(m, SparseLayer | nn.Linear | nn.Conv2d)]

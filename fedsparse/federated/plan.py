@@ -57,7 +57,7 @@ class Plan:
     seed: int = 0
     rounds: int = 10
     per_round: int = 8
-    client: ClientSettings = ClientSettings()  # noqa: RUF009 (frozen)
+    client: ClientSettings = ClientSettings()
     eval_every: int = 1
     checkpoint_every: int = 1
     min_clients: int = 1

@@ -16,10 +16,10 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
-from fedsparse.methods.roles import Download, Extras, Update
+from fedsparse.methods.roles import Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
-from fedsparse.wire import Payload, Section, SparseVector
+from fedsparse.wire import Payload, SparseVector
 
 __all__ = ["FederatedServer", "Traffic"]
 
@@ -70,7 +70,7 @@ class FederatedServer:
         self._network = plan.network()
         self.round = 0
         self.weights = on_cpu(read_weights(self._network))
-        self.memory: dict[str, Section] = {}
+        self.memory: Memory = {}
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}

@@ -32,7 +32,9 @@ def batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Ten
     yield from torch.randperm(samples, generator=generator).split(size)
 
 
-def train(model: nn.Module, data: Dataset, settings: ClientSettings, *, epochs: int, generator: torch.Generator) -> None:
+def train(
+    model: nn.Module, data: Dataset, settings: ClientSettings, *, epochs: int, generator: torch.Generator
+) -> None:
     """Cross-entropy training with a fresh optimiser.
 
     A batch of a single sample is skipped where the model has batch norm, which has no variance to divide by then.

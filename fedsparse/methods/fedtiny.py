@@ -6,7 +6,8 @@ pool size, block split and defaults are as recalled there.
 
 Deviations: candidates differ by mask, not by weight seed; statistics and losses of the selection are weighted by
 development samples, and the growth gradients by training samples (the code averages neither); batch-norm statistics
-come from one pass with cumulative averaging; a candidate never exceeds the density; the dense first layer of uniform pools is a matter of `exclude`.
+come from one pass with cumulative averaging; a candidate never exceeds the density; the dense first layer of uniform
+pools is a matter of `exclude`.
 """
 
 import math
@@ -86,12 +87,10 @@ class FedTiny(DynamicMethod):
         base = self.initial_topology(server.model, "magnitude", server.rng("pool"))
         scores = pruning.magnitude({name: weights.weight(name) for name in base})
         generator = server.rng("pool")
-        return [
-            Topology.from_masks(pruning.layerwise(scores, self._scattered(base, generator))) for _ in range(size)
-        ]
+        return [Topology.from_masks(pruning.layerwise(scores, self._scattered(base, generator))) for _ in range(size)]
 
     def _scattered(self, base: Topology, generator: torch.Generator) -> dict[str, int]:
-        """Counts near those of `base`: d_l (1 + u), u uniform in (-0.5, 0.5), drawn until the total is at most 2 % less."""
+        """Counts d_l (1 + u), u uniform in (-0.5, 0.5), drawn until their total is at most 2 % below that of `base`."""
         for _ in range(_DRAWS):
             noise = torch.rand(len(base), generator=generator) - 0.5
             counts = {

@@ -15,7 +15,12 @@ from fedsparse.models.vgg import vgg11
 
 __all__ = ["build", "lenet", "mlp", "models", "resnet18", "vgg11"]
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {"lenet": lenet, "mlp": mlp, "resnet18": resnet18, "vgg11": vgg11}
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    "lenet": lenet,
+    "mlp": mlp,
+    "resnet18": resnet18,
+    "vgg11": vgg11,
+}
 # Parameters that follow from the data.
 _FROM_DATA = ("num_classes", "in_channels", "in_features")
 

@@ -1,6 +1,7 @@
 """Models that train in seconds."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -38,6 +39,6 @@ def mlp(in_features: int, num_classes: int = 10, hidden: Sequence[int] = (300, 1
     """Fully connected network with ReLU: `(batch, ...)` of `in_features` numbers -> `(batch, num_classes)` logits."""
     sizes = [in_features, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))

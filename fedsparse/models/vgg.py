@@ -5,11 +5,28 @@ from torch import Tensor, nn
 __all__ = ["VGG", "vgg11"]
 
 # Output channels of the convolutions; "pool" halves the picture.
-_VGG11: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+_VGG11: tuple[int | str, ...] = (
+    64,
+    "pool",
+    128,
+    "pool",
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    "pool",
+)
 
 
 class VGG(nn.Module):
-    """3x3 convolutions and max pooling, then global average pooling and one linear layer; pictures of 32 pixels or more."""
+    """3x3 convolutions and max pooling, then global average pooling and one linear layer.
+
+    Pictures have 32 pixels a side or more.
+    """
 
     def __init__(self, num_classes: int, in_channels: int, batch_norm: bool) -> None:
         super().__init__()

@@ -52,7 +52,12 @@ class SparseConv2d(SparseLayer):
             "padding_mode": self.padding_mode,
         }
         conv = nn.Conv2d(
-            inputs * self.groups, out, (kernel[0], kernel[1]), bias=self.bias is not None, device="meta", **options
+            inputs * self.groups,
+            out,
+            (kernel[0], kernel[1]),
+            bias=self.bias is not None,
+            device="meta",
+            **options,
         )
         conv.weight = nn.Parameter(self.weight)
         if self.bias is not None:
@@ -65,9 +70,7 @@ class SparseConv2d(SparseLayer):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._rim, mode=self.padding_mode), (0, 0)
         batched = x if x.ndim == 4 else x.unsqueeze(0)
-        batched, geometry = place_kernel(
-            batched, self._pattern.shape, self.stride, padding, self.dilation, self.groups
-        )
+        batched, geometry = place_kernel(batched, self._pattern.shape, self.stride, padding, self.dilation, self.groups)
         y = self.product(batched, geometry)
         return y if x.ndim == 4 else y.squeeze(0)
 

@@ -61,7 +61,7 @@ class SparseLayer(nn.Module):
         """Kept positions of the weight."""
         index = self.index
         if index[1] is not self._pattern.column:  # the module has been moved or copied
-            self._pattern = Pattern(self._pattern.shape, *index, granularity=self._pattern.granularity)
+            self._pattern = Pattern.from_index(self._pattern.shape, index, self._pattern.granularity)
         return self._pattern
 
     @property
@@ -89,9 +89,7 @@ class SparseLayer(nn.Module):
         """Kept share of the weight."""
         return self.pattern.density
 
-    def repattern(
-        self, new: Pattern, *, optimizer: torch.optim.Optimizer | None = None, grown: float = 0.0
-    ) -> None:
+    def repattern(self, new: Pattern, *, optimizer: torch.optim.Optimizer | None = None, grown: float = 0.0) -> None:
         """Changes the pattern in place: kept weights keep value and optimiser state, grown ones start fresh.
 
         The one place where values, optimiser state and pattern change together. `values` stays the same parameter
@@ -149,12 +147,12 @@ class SparseLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        bits = state_dict.pop(prefix + _KEPT, None)
+        bits, needed = state_dict.pop(prefix + _KEPT, None), (self.pattern.size + 7) // 8
         if bits is None:
             missing_keys.append(prefix + _KEPT)
-        elif bits.shape != ((self.pattern.size + 7) // 8,):
+        elif bits.shape != (needed,):
             error_msgs.append(
-                f"{prefix}{_KEPT} has {bits.numel()} bytes; a weight of shape {self.pattern.shape} needs {(self.pattern.size + 7) // 8}"
+                f"{prefix}{_KEPT} has {bits.numel()} bytes; a weight of shape {self.pattern.shape} needs {needed}"
             )
         else:
             flags = np.unpackbits(bits.cpu().numpy(), count=self.pattern.size).astype(bool)

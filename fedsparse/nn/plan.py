@@ -13,7 +13,7 @@ from fedsparse.backends import Case
 from fedsparse.errors import ConfigError
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.surgery import sparse_layers
-from fedsparse.ops.product import read_case
+from fedsparse.ops.products import read_case
 
 __all__ = ["Plan", "PlannedLayer", "plan"]
 
@@ -50,7 +50,16 @@ class Plan:
     layers: tuple[PlannedLayer, ...]
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "density", "backend", "ms sparse", "ms dense", "bytes sparse", "bytes dense")
+        head = (
+            "layer",
+            "shape",
+            "density",
+            "backend",
+            "ms sparse",
+            "ms dense",
+            "bytes sparse",
+            "bytes dense",
+        )
         rows = [
             (
                 p.name,
@@ -90,13 +99,15 @@ def plan(model: nn.Module, example: Tensor, *, repeats: int = 5) -> Plan:
         for layer in layers.values():
             layer.watcher = None
     if not seen:
-        raise ConfigError("there is nothing to plan: no sparse layer ran on the example; call sparsify(model, ...) first")
+        raise ConfigError(
+            "there is nothing to plan: no sparse layer ran on the example; call sparsify(model, ...) first"
+        )
     return Plan(tuple(_planned(name, layers[name], *seen[name], repeats) for name in layers if name in seen))
 
 
 def _recorder(name: str, seen: dict[str, tuple[Case, Tensor]]) -> Callable[..., None]:
-    def record(x: Tensor, output: Tensor, weight: tuple[list[Tensor], tuple[int, ...], tuple[int, ...], str]) -> None:
-        index, shape, geometry, _ = weight
+    def record(x: Tensor, _output: Tensor, weight: tuple[list[Tensor], tuple[int, ...], tuple[int, ...], str]) -> None:
+        index, shape, geometry, _backend = weight
         seen[name] = read_case(x, shape, index[1].numel(), geometry), x.detach()
 
     return record

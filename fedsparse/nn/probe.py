@@ -12,7 +12,7 @@ from fedsparse.ops import topk_pruned
 __all__ = ["topk_pruned_gradient"]
 
 
-class topk_pruned_gradient:  # noqa: N801 (used like a function: `with topk_pruned_gradient(...) as top`)
+class topk_pruned_gradient:
     """Context that finds the k largest |dL/dw| over the pruned positions of one layer.
 
     Run one forward and backward pass of the loss inside it. The dense gradient is streamed, never held: extra memory
@@ -75,7 +75,9 @@ class topk_pruned_gradient:  # noqa: N801 (used like a function: `with topk_prun
     def _watch(self, x: Tensor, output: Tensor, weight: tuple[Any, ...]) -> None:
         self._uses += 1
         if self._uses > 1:
-            raise PatternError("the layer ran twice inside topk_pruned_gradient; gradients of shared layers are not supported")
+            raise PatternError(
+                "the layer ran twice inside topk_pruned_gradient; gradients of shared layers are not supported"
+            )
 
         def catch(grad: Tensor) -> None:
             self._found = topk_pruned(grad, x.detach(), self._k, *weight)

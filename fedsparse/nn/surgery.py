@@ -211,7 +211,9 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
         if name not in layers:
             _replace(model, name, _sparse(_module(model, name), pattern.mask(), str(pattern.granularity)))
         elif pattern.shape != layers[name].pattern.shape:
-            raise PatternError(f"{name!r}: the model's weight has shape {layers[name].pattern.shape}, the new one {pattern.shape}")
+            raise PatternError(
+                f"{name!r}: the model's weight has shape {layers[name].pattern.shape}, the new one {pattern.shape}"
+            )
         elif pattern != layers[name].pattern:
             layers[name].repattern(pattern)
     own = _dense_tensors(model)
@@ -222,11 +224,12 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
         for name, layer in sparse_layers(model).items():
             layer.values.copy_(weights.values[name])
         for name, tensor in own.items():
-            if tensor.shape != weights.dense[name].shape:
+            new = weights.dense[name]
+            if tensor.shape != new.shape:
                 raise PatternError(
-                    f"{name!r}: the model's tensor has shape {tuple(tensor.shape)}, the new one {tuple(weights.dense[name].shape)}"
+                    f"{name!r}: the model's tensor has shape {tuple(tensor.shape)}, the new one {tuple(new.shape)}"
                 )
-            tensor.copy_(weights.dense[name])
+            tensor.copy_(new)
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ columns, or rows times taps).
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -68,7 +69,15 @@ class Pattern:
 
     # ---- making one
     @classmethod
-    def from_mask(cls, mask: Tensor, granularity: Granularity = Element()) -> "Pattern":  # noqa: B008 (frozen)
+    def from_index(
+        cls, shape: Sequence[int], index: Sequence[Tensor], granularity: Granularity = Element()
+    ) -> "Pattern":
+        """Pattern of the five index tensors, in the order of `INDEX_NAMES`. The lists are trusted."""
+        row_start, column, column_start, entry, rank = index
+        return cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, granularity: Granularity = Element()) -> "Pattern":
         """Pattern of the True positions of a bool mask of a weight's dense shape.
 
         Raises:
@@ -82,13 +91,11 @@ class Pattern:
         row_start = torch.empty(rows + 1, dtype=torch.int32)
         nnz = _native.extension().count_kept(mask.data_ptr(), rows, columns, row_start.data_ptr())
         column = _index(nnz, columns - 1)
-        _native.extension().list_columns(
-            mask.data_ptr(), rows, columns, column.data_ptr(), column.dtype == torch.int32
-        )
+        _native.extension().list_columns(mask.data_ptr(), rows, columns, column.data_ptr(), column.dtype == torch.int32)
         return cls.from_rows(tuple(mask.shape), row_start, column, granularity)
 
     @classmethod
-    def from_flat(cls, shape: tuple[int, ...], flat: Tensor, granularity: Granularity = Element()) -> "Pattern":  # noqa: B008
+    def from_flat(cls, shape: tuple[int, ...], flat: Tensor, granularity: Granularity = Element()) -> "Pattern":
         """Pattern of ascending, distinct flat positions `(nnz,)` of a weight of dense shape `shape`.
 
         Raises:
@@ -98,7 +105,9 @@ class Pattern:
         size = math.prod(shape)
         flat = flat.detach().cpu().to(torch.int64)
         if flat.numel() and (flat[0] < 0 or flat[-1] >= size or not bool((flat[1:] > flat[:-1]).all())):
-            raise PatternError(f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}")
+            raise PatternError(
+                f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}"
+            )
         columns = size // shape[0]
         row_start = torch.searchsorted(flat, torch.arange(shape[0] + 1) * columns).to(torch.int32)
         column = _index(flat.numel(), columns - 1)
@@ -157,7 +166,11 @@ class Pattern:
     def view(self) -> object:
         """The pattern as the compiled kernels see it; valid while this object lives."""
         sizes = (self.shape[0], self.shape[1], math.prod(self.shape[2:]), self.nnz)
-        wide = (self.column.dtype == torch.int32, self.entry.dtype == torch.int32, self.rank.dtype == torch.int32)
+        wide = (
+            self.column.dtype == torch.int32,
+            self.entry.dtype == torch.int32,
+            self.rank.dtype == torch.int32,
+        )
         return _native.extension().PatternView(sizes, tuple(t.data_ptr() for t in self.index), wide)
 
     @cached_property
@@ -195,7 +208,9 @@ class Pattern:
     def gather(self, dense: Tensor) -> Tensor:
         """Entries of a dense tensor at the kept positions, `(nnz,)`."""
         if tuple(dense.shape) != self.shape:
-            raise PatternError(f"a pattern of shape {self.shape} cannot gather from a tensor of shape {tuple(dense.shape)}")
+            raise PatternError(
+                f"a pattern of shape {self.shape} cannot gather from a tensor of shape {tuple(dense.shape)}"
+            )
         if self.nnz == self.size:
             return dense.reshape(-1).clone()
         if _is_plain_words(dense):
@@ -207,7 +222,9 @@ class Pattern:
     def scatter(self, values: Tensor) -> Tensor:
         """Dense tensor with `values` `(nnz,)` at the kept positions and 0 elsewhere."""
         if values.shape != (self.nnz,):
-            raise PatternError(f"a pattern with {self.nnz} kept positions cannot scatter values of shape {tuple(values.shape)}")
+            raise PatternError(
+                f"a pattern with {self.nnz} kept positions cannot scatter values of shape {tuple(values.shape)}"
+            )
         if self.nnz == self.size:
             return values.view(self.shape).clone()
         if _is_plain_words(values):
@@ -234,8 +251,7 @@ class Pattern:
         """This pattern with its index tensors on `device`; itself when they already are."""
         if self.column.device == torch.device(device):
             return self
-        row_start, column, column_start, entry, rank = (t.to(device) for t in self.index)
-        return Pattern(self.shape, row_start, column, column_start, entry, rank, self.granularity)
+        return Pattern.from_index(self.shape, [t.to(device) for t in self.index], self.granularity)
 
 
 def _is_plain_words(tensor: Tensor) -> bool:

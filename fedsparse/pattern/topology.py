@@ -20,7 +20,7 @@ class Topology(Mapping[str, Pattern]):
         self._patterns = dict(patterns or {})
 
     @classmethod
-    def from_masks(cls, masks: Mapping[str, Tensor], granularity: Granularity = Element()) -> "Topology":  # noqa: B008
+    def from_masks(cls, masks: Mapping[str, Tensor], granularity: Granularity = Element()) -> "Topology":
         """Topology of bool masks of dense shape, by weight name."""
         return cls({name: Pattern.from_mask(mask, granularity) for name, mask in masks.items()})
 

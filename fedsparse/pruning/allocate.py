@@ -92,9 +92,7 @@ def _budget(shapes: Mapping[str, Shape], density: float, *, others: int, base: s
         raise ConfigError(f"others, the number of dense elements, cannot be negative, got {others}")
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 1:
-            raise PatternError(
-                f"{name!r}: a prunable weight needs two or more non-empty axes, got shape {shape}"
-            )
+            raise PatternError(f"{name!r}: a prunable weight needs two or more non-empty axes, got shape {shape}")
     weights = sum(math.prod(shape) for shape in shapes.values())
     if base == "prunable":
         others = 0
@@ -126,9 +124,7 @@ def _kept(
 ) -> dict[str, Fraction]:
     """d_l * n_l of each layer, exactly."""
     if distribution not in _SHARES:
-        raise ConfigError(
-            f"unknown distribution {distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}"
-        )
+        raise ConfigError(f"unknown distribution {distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}")
     total = _budget(shapes, density, others=others, base=base)
     shares = {name: _SHARES[distribution](shape) for name, shape in shapes.items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}

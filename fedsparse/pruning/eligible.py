@@ -40,9 +40,7 @@ def prunable(model: nn.Module, exclude: str | Collection[str | nn.Module] = "out
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     for path, module in model.named_modules():
         # That subclass marks layers whose parent reads the weight and never calls them (MultiheadAttention).
-        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(
-            module, NonDynamicallyQuantizableLinear
-        ):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, NonDynamicallyQuantizableLinear):
             yield path, module
 
 
@@ -50,9 +48,7 @@ def _weight_name(path: str) -> str:
     return f"{path}.weight" if path else "weight"
 
 
-def _excluded(
-    model: nn.Module, paths: Collection[str], exclude: str | Collection[str | nn.Module]
-) -> set[str]:
+def _excluded(model: nn.Module, paths: Collection[str], exclude: str | Collection[str | nn.Module]) -> set[str]:
     ordered = list(paths)
     if exclude == "none":
         return set()

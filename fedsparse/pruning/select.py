@@ -27,8 +27,7 @@ def top(scores: Tensor, k: int, *, among: Tensor | None = None) -> Tensor:
         return _top(scores.detach().reshape(-1), k)
     if among.dtype != torch.bool or among.shape != scores.shape:
         raise PatternError(
-            f"among must be a bool mask of shape {tuple(scores.shape)}, "
-            f"got {among.dtype} of shape {tuple(among.shape)}"
+            f"among must be a bool mask of shape {tuple(scores.shape)}, got {among.dtype} of shape {tuple(among.shape)}"
         )
     positions = among.reshape(-1).nonzero().squeeze(1)
     return positions[_top(scores.detach().reshape(-1)[positions], k)]
@@ -38,9 +37,7 @@ def _top(scores: Tensor, k: int) -> Tensor:
     if not 0 <= k <= scores.numel():
         raise PatternError(f"cannot take the {k} highest of {scores.numel()} scores")
     if scores.is_floating_point() and bool(scores.isnan().any()):
-        raise PatternError(
-            f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN and have no order"
-        )
+        raise PatternError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN and have no order")
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.kthvalue(scores, scores.numel() - k + 1).values
@@ -57,9 +54,7 @@ def layerwise(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[s
         PatternError: scores and counts name different weights, or `top` refuses a count or score.
     """
     if scores.keys() != counts.keys():
-        raise PatternError(
-            f"scores are given for {sorted(scores)}, counts for {sorted(counts)}; names must agree"
-        )
+        raise PatternError(f"scores are given for {sorted(scores)}, counts for {sorted(counts)}; names must agree")
     return {name: _mask(score, top(score, counts[name])) for name, score in scores.items()}
 
 

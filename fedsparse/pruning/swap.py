@@ -36,16 +36,12 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     grown = candidates[top(scores[order].abs(), count)]
     stays = torch.ones(pattern.nnz, dtype=torch.bool)
     stays[top(-values.abs(), count)] = False
-    return Pattern.from_flat(
-        pattern.shape, torch.cat([kept[stays], grown]).sort().values, pattern.granularity
-    )
+    return Pattern.from_flat(pattern.shape, torch.cat([kept[stays], grown]).sort().values, pattern.granularity)
 
 
 def _check_sizes(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor, count: int) -> None:
     if values.shape != (pattern.nnz,):
-        raise PatternError(
-            f"expected values of shape ({pattern.nnz},) for this pattern, got {tuple(values.shape)}"
-        )
+        raise PatternError(f"expected values of shape ({pattern.nnz},) for this pattern, got {tuple(values.shape)}")
     if candidates.dtype != torch.int64 or candidates.ndim != 1:
         raise PatternError(
             f"candidates must be one-axis int64 flat positions, "

@@ -48,9 +48,7 @@ def encode(message: Payload, *, known: Collection[str] = ()) -> bytes:
     return b"".join([_HEADER.pack(_MAGIC, FORMAT_VERSION, length, checksum), *writer.parts])
 
 
-def decode(
-    blob: bytes | bytearray | memoryview, *, topologies: Mapping[str, Topology] | None = None
-) -> Payload:
+def decode(blob: bytes | bytearray | memoryview, *, topologies: Mapping[str, Topology] | None = None) -> Payload:
     """The message that `encode` was given. Tensors are on the CPU and own their memory.
 
     Numbers are not judged: NaN and infinity pass.

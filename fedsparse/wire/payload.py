@@ -29,9 +29,7 @@ class IndexSet:
 
     def __post_init__(self) -> None:
         if not 0 <= self.size <= _LARGEST_SIZE:
-            raise PatternError(
-                f"{type(self).__name__}: size must be in [0, {_LARGEST_SIZE}], got {self.size}"
-            )
+            raise PatternError(f"{type(self).__name__}: size must be in [0, {_LARGEST_SIZE}], got {self.size}")
         if self.indices.dtype != torch.int64 or self.indices.ndim != 1:
             raise PatternError(
                 f"{type(self).__name__}: indices must be one-axis int64, "
@@ -41,9 +39,7 @@ class IndexSet:
             return
         ascending = bool((self.indices[1:] > self.indices[:-1]).all())
         if not ascending or self.indices[0] < 0 or self.indices[-1] >= self.size:
-            raise PatternError(
-                f"{type(self).__name__}: indices must ascend without repetition inside [0, {self.size})"
-            )
+            raise PatternError(f"{type(self).__name__}: indices must ascend without repetition inside [0, {self.size})")
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,9 +54,7 @@ def unpack(blob: bytes | memoryview, size: int) -> Positions:
         return _from_gaps(np.frombuffer(form, np.uint8), size)
     if kind == _COMPRESSED:
         return _from_bitmap(_inflated(form, (size + 7) // 8), size)
-    raise WireError(
-        f"unknown form {kind} of positions; expected 0 (bitmap), 1 (gaps) or 2 (compressed bitmap)"
-    )
+    raise WireError(f"unknown form {kind} of positions; expected 0 (bitmap), 1 (gaps) or 2 (compressed bitmap)")
 
 
 # ---- bitmap

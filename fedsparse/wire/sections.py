@@ -88,9 +88,7 @@ def _read_topology(reader: Reader) -> Topology:
         raise reader.error(f"a topology is a reference (0) or complete (1), got {complete}")
     if not complete:
         if digest not in reader.topologies:
-            raise reader.error(
-                f"topology {digest} is sent by reference but not held here; ask for it in full"
-            )
+            raise reader.error(f"topology {digest} is sent by reference but not held here; ask for it in full")
         return reader.topologies[digest]
     topology = _read_patterns(reader)
     if topology.digest != digest:

@@ -60,9 +60,7 @@ def write_dtype(writer: Writer, tensor: Tensor) -> None:
     """One byte for the dtype of a tensor."""
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
         names = ", ".join(str(dtype) for dtype in _DTYPES)
-        raise writer.error(
-            f"a {tensor.layout} tensor of {tensor.dtype} cannot be sent; convert it to one of {names}"
-        )
+        raise writer.error(f"a {tensor.layout} tensor of {tensor.dtype} cannot be sent; convert it to one of {names}")
     writer.byte(_DTYPES.index(tensor.dtype))
 
 

@@ -183,7 +183,7 @@ def test_interrupted_variants_resume_with_those_not_started(call, start, config)
 
 def test_a_second_signal_aborts_at_once(start, config):
     process = start("run", config(), "--set", "run.rounds=2", "--set", "client.epochs=100000")
-    while not Path("runs/small-1/config.toml").exists():
+    while not Path("runs/small-1/metrics.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
     for notice in ("stopping after this round; once more to abort at once", "aborted; go on with:"):
         process.send_signal(signal.SIGINT)

@@ -21,7 +21,8 @@ _LIBRARY = torch.library.Library("fedsparse", "DEF")
 _WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
 _LIBRARY.define(f"product(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}) -> Tensor")
 _LIBRARY.define(
-    f"product_backward(Tensor grad, Tensor x, Tensor values, bool want_x, bool want_values, {_WEIGHT}) -> (Tensor, Tensor)"
+    "product_backward(Tensor grad, Tensor x, Tensor values, bool want_x, bool want_values, "
+    f"{_WEIGHT}) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(f"topk_pruned(Tensor grad, Tensor x, int k, {_WEIGHT}) -> (Tensor, Tensor)")
 
@@ -39,10 +40,14 @@ def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]
     wanted, channels = (2, shape[1]) if moves is None else (4, shape[1] * moves.groups)
     if x.ndim != wanted or x.shape[1] != channels:
         form = f"(batch, {channels})" if moves is None else f"(batch, {channels}, height, width)"
-        raise ShapeError(f"input of shape {tuple(x.shape)} does not fit a weight of shape {tuple(shape)}; expected {form}")
+        raise ShapeError(
+            f"input of shape {tuple(x.shape)} does not fit a weight of shape {tuple(shape)}; expected {form}"
+        )
     case = Case(tuple(shape), tuple(x.shape), nnz, moves, x.dtype, x.device.type)
     if moves is not None and min(case.output[2:]) < 1:
-        raise ShapeError(f"an input of {tuple(x.shape[2:])} pixels is smaller than the kernel {tuple(shape[2:])} reaches")
+        raise ShapeError(
+            f"an input of {tuple(x.shape[2:])} pixels is smaller than the kernel {tuple(shape[2:])} reaches"
+        )
     return case
 
 
@@ -57,12 +62,18 @@ def _check_values(x: Tensor, values: Tensor, index: Sequence[Tensor]) -> None:
 
 
 def _eager(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    shape: list[int],
+    geometry: list[int],
+    backend: str,
 ) -> Tensor:
     _check_values(x, values, index)
     case = read_case(x, shape, values.numel(), geometry)
     engine = backends.backend(backend, case)
-    pattern = Pattern(case.shape, *index)
+    pattern = Pattern.from_index(case.shape, index)
     return engine.forward(x.contiguous(), values.contiguous(), pattern, bias, case).contiguous()
 
 
@@ -78,7 +89,7 @@ def _eager_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     case = read_case(x, shape, values.numel(), geometry)
-    engine, pattern = backends.backend(backend, case), Pattern(case.shape, *index)
+    engine, pattern = backends.backend(backend, case), Pattern.from_index(case.shape, index)
     found = engine.backward(
         grad.contiguous(), x.contiguous(), values.contiguous(), pattern, (want_x, want_values), case
     )
@@ -93,7 +104,7 @@ def _eager_topk(
     grad: Tensor, x: Tensor, k: int, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
 ) -> tuple[Tensor, Tensor]:
     case = read_case(x, shape, index[1].numel(), geometry)
-    pattern = Pattern(case.shape, *index)
+    pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case)
     return engine.topk_pruned(grad.contiguous(), x.contiguous(), pattern, min(k, pattern.size - pattern.nnz), case)
 
@@ -106,7 +117,13 @@ for _key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("fedsparse::product", lib=_LIBRARY)
 def _fake(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], geometry: list[int], backend: str
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    shape: list[int],
+    geometry: list[int],
+    backend: str,
 ) -> Tensor:
     return x.new_empty(read_case(x, shape, values.shape[0], geometry).output)
 
@@ -154,7 +171,15 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     axes = [0, *range(2, grad.ndim)]
     grad_bias = grad.sum(axes) if ctx.has_bias and want_bias else None
     no_index = [None] * len(index)
-    return grad_x if want_x else None, grad_values if want_values else None, grad_bias, no_index, None, None, None
+    return (
+        grad_x if want_x else None,
+        grad_values if want_values else None,
+        grad_bias,
+        no_index,
+        None,
+        None,
+        None,
+    )
 
 
 def _refuse_second(ctx: Any, *grads: Tensor) -> None:
@@ -186,7 +211,13 @@ def product(
 
 
 def topk_pruned(
-    grad: Tensor, x: Tensor, k: int, index: Sequence[Tensor], shape: Sequence[int], geometry: Sequence[int], backend: str
+    grad: Tensor,
+    x: Tensor,
+    k: int,
+    index: Sequence[Tensor],
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Flat positions and signed gradients of the (at most) k pruned weights of largest |dL/dw|."""
     result: tuple[Tensor, Tensor] = torch.ops.fedsparse.topk_pruned(

@@ -1,0 +1,80 @@
+"""Which backend computes a case, and in which words the others refuse it."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedsparse.backends import Case, Geometry, backend, choose, explain, names
+from fedsparse.backends.cpu import CpuBackend
+from fedsparse.errors import BackendError
+from fedsparse.pattern import Pattern
+
+LINEAR = Case((10, 20), (4, 20), 20)
+CONV = Case((8, 4, 3, 3), (2, 4, 9, 9), 30, Geometry(padding=(1, 1)))
+
+REFUSALS = [
+    (replace(LINEAR, dtype=torch.float64), "cpu kernels compute float32, the tensors are float64"),
+    (replace(CONV, dtype=torch.bfloat16), "cpu kernels compute float32, the tensors are bfloat16"),
+    (replace(LINEAR, device="cuda"), "cpu kernels read main memory, the tensors are on cuda"),
+    (replace(LINEAR, input=(0, 20)), "the batch is empty"),
+    (
+        replace(CONV, shape=(8, 4096, 3, 3), input=(2, 4096, 300, 300)),
+        "offsets inside 16 images of shape (4096, 300, 300) and their border exceed 32 bits",
+    ),
+]
+
+
+def test_names():
+    assert names()[0] == "auto"
+    assert {"cpu", "masked", "reference"} <= set(names())
+
+
+@pytest.mark.parametrize("case", [LINEAR, CONV])
+def test_low_density_is_computed_by_cpu(case):
+    assert choose(case).name == "cpu"
+    assert backend("auto", case).name == "cpu"
+    assert explain(case) == {"cpu": "chosen", "masked": "not needed"}
+
+
+def test_high_density_is_computed_masked():
+    case = replace(LINEAR, nnz=200)
+    assert choose(case).name == "masked"
+    assert explain(case) == {"cpu": "density 1.00 is above break-even for this case", "masked": "chosen"}
+
+
+@pytest.mark.parametrize(("case", "words"), REFUSALS)
+def test_refusals_word_for_word(case, words):
+    assert CpuBackend().refuse(case) == words
+    assert explain(case) == {"cpu": words, "masked": "chosen"}
+    assert choose(case).name == "masked"
+    message = f"backend 'cpu' cannot compute this {case.op}: {words}; use set_backend(model, 'auto')"
+    with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
+        backend("cpu", case)
+
+
+@pytest.mark.parametrize("name", ["reference", "masked"])
+@pytest.mark.parametrize("case", [case for case, _ in REFUSALS])
+def test_torch_backends_refuse_nothing(name, case):
+    assert backend(name, case).name == name
+
+
+def test_unknown_name():
+    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected one of auto, cpu"):
+        backend("tpu", LINEAR)
+
+
+def test_unknown_instruction_set():
+    pattern = Pattern.from_flat((10, 20), torch.arange(20) * 10)
+    with pytest.raises(ValueError, match=r"'sse9' does not run here; this processor has: .*baseline"):
+        CpuBackend("sse9").forward(torch.zeros(4, 20), torch.zeros(20), pattern, None, LINEAR)
+
+
+def test_case_knows_its_output():
+    assert LINEAR.output == (4, 10)
+    assert CONV.output == (2, 8, 9, 9)
+    assert LINEAR.density == 0.1
+    assert (LINEAR.op, CONV.op) == ("linear", "conv2d")
+    moved = replace(CONV, geometry=Geometry((2, 3), (0, 2), (2, 1)))
+    assert moved.output == (2, 8, (9 - 5) // 2 + 1, (9 + 4 - 3) // 3 + 1)
