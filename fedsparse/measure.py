@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Literal
 
 import torch
+from torch import nn
 
 from fedsparse import _native
 
-__all__ = ["Reading", "measure"]
+__all__ = ["Reading", "measure", "resident_bytes"]
 
 Source = Literal["measured", "modelled", "unavailable"]
 
@@ -27,6 +28,14 @@ class Reading:
     value: float | None
     unit: str
     source: Source
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes that a module's parameters, gradients and buffers, patterns among them, occupy now."""
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [p.grad for p in module.parameters() if p.grad is not None]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
 
 
 class measure:

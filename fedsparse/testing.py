@@ -94,7 +94,7 @@ class ProductCase:
 
     def truth(self, operands: Operands) -> Truth:
         """Output and gradients of the dense product in float64."""
-        x = operands.x.double().requires_grad_()
+        x = operands.x.detach().double().requires_grad_()
         weight = torch.zeros(self.pattern.size, dtype=torch.float64)
         weight[self.pattern.mask().view(-1)] = operands.values.double()
         weight = weight.view(self.pattern.shape).requires_grad_()

@@ -1,6 +1,7 @@
 """The C++ kernels: float32 products vectorised over the batch, threaded with torch's threads."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ __all__ = ["CpuBackend"]
 _LIMIT = 1 << 31
 
 
+@cache
 def _best() -> str:
     return _native.instruction_sets()[0]
 
@@ -24,10 +26,10 @@ class CpuBackend:
     """Gather kernels over batch-innermost planes (csrc/cpu/gather.h).
 
     Attributes:
-        isa: instruction set, one of `fedsparse._native.instruction_sets()`; the best one by default.
+        isa: instruction set, one of `fedsparse._native.instruction_sets()`; None takes the best.
     """
 
-    isa: str = field(default_factory=_best)
+    isa: str | None = None
     name = "cpu"
 
     def refuse(self, case: Case) -> str | None:
@@ -69,12 +71,12 @@ class CpuBackend:
         return positions, gradients
 
     def _problem(self, pattern: Pattern, case: Case) -> object:
-        native, threads = _native.extension(), torch.get_num_threads()
+        native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()
         if case.geometry is None:
-            return native.linear_problem(self.isa, pattern.view, case.input[0], threads)
+            return native.linear_problem(isa, pattern.view, case.input[0], threads)
         g = case.geometry
         sizes = (*case.input, case.shape[0], *case.shape[2:], *g.stride, *g.padding, *g.dilation, g.groups)
-        return native.conv2d_problem(self.isa, pattern.view, sizes, threads)
+        return native.conv2d_problem(isa, pattern.view, sizes, threads)
 
 
 def _workspace(size: int) -> Tensor:

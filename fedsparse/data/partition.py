@@ -39,10 +39,10 @@ def partition(
         DataError: the samples do not suffice.
     """
     if scheme not in SCHEMES:
-        raise ConfigError(f"unknown partition {scheme!r}; expected one of {', '.join(SCHEMES)}")
-    if clients < 1 or alpha <= 0 or min_samples < 0 or shards_per_client < 1:
+        raise ConfigError(f"unknown partition scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
+    if clients < 1 or not 0 < alpha < np.inf or min_samples < 0 or shards_per_client < 1:
         raise ConfigError(
-            "a partition needs clients >= 1, alpha > 0, min_samples >= 0 and shards_per_client >= 1, got "
+            "a partition needs clients >= 1, a finite alpha > 0, min_samples >= 0 and shards_per_client >= 1, got "
             f"clients={clients}, alpha={alpha}, min_samples={min_samples}, shards_per_client={shards_per_client}"
         )
     if len(labels) < clients * min_samples:
@@ -59,14 +59,15 @@ def partition(
     smallest = min(len(part) for part in parts)
     if smallest < min_samples:
         raise DataError(
-            f"the smallest client got {smallest} samples, min_samples asks for {min_samples}; use fewer clients"
+            f"the smallest client got {smallest} samples, min_samples asks for {min_samples}; "
+            "use fewer clients or fewer shards_per_client"
         )
     return tuple(np.sort(part).astype(np.int64) for part in parts)
 
 
 def _shards(labels: Indices, clients: int, each: int, generator: np.random.Generator) -> list[Indices]:
-    order = np.argsort(generator.permutation(len(labels)))  # ties between equal labels fall at random
-    by_label = np.lexsort((order, labels))
+    shuffled = generator.permutation(len(labels))  # so that equal labels come in random order
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     pieces = np.array_split(by_label, clients * each)
     dealt = generator.permutation(clients * each).reshape(clients, each)
     return [np.concatenate([pieces[i] for i in row]) for row in dealt]
@@ -85,8 +86,9 @@ def _dirichlet(
             shares = generator.dirichlet(np.full(clients, alpha)) * (sizes < cap)
             # With a tiny alpha all mass can sit on full clients: then the open ones share alike.
             shares = shares / shares.sum() if shares.sum() > 0 else (sizes < cap) / (sizes < cap).sum()
-            cuts = (np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-            for client, piece in enumerate(np.split(members, cuts)):
+            edges = np.cumsum(shares)
+            edges[np.flatnonzero(shares)[-1] :] = 1.0  # else rounding leaves a last sample to a full client
+            for client, piece in enumerate(np.split(members, (edges[:-1] * len(members)).astype(np.int64))):
                 parts[client].append(piece)
                 sizes[client] += len(piece)
         if sizes.min() >= min_samples:

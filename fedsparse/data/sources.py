@@ -2,37 +2,55 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedsparse.data.arrays import read_digits, read_npz
-from fedsparse.data.cifar import read_cifar10, read_cifar100
+from fedsparse.data.cifar import CIFAR10, CIFAR100
+from fedsparse.data.digits import read_digits
 from fedsparse.data.federated import Dataset
 from fedsparse.data.idx import read_idx_folder
+from fedsparse.data.npz import read_npz
+from fedsparse.data.pictures import moments, resize
+from fedsparse.data.subset import balanced
 from fedsparse.errors import ConfigError, DataError, DataNotFoundError
 
 __all__ = ["datasets", "load"]
 
 Arrays = tuple[NDArray[np.generic], ...]  # x, y, x_test, y_test
 
-_ON_DISK: dict[str, Callable[[Path, np.random.Generator], Arrays]] = {
-    "mnist": lambda root, _: read_idx_folder(root, "MNIST"),
-    "fashion-mnist": lambda root, _: read_idx_folder(root, "FashionMNIST"),
-    "cifar10": lambda root, _: read_cifar10(root),
-    "cifar100": lambda root, _: read_cifar100(root),
-    "npz": read_npz,
+
+@dataclass(frozen=True)
+class _Source:
+    """How a data set is read.
+
+    Attributes:
+        read: from its folder or file; the generator draws a test split where the files have none.
+        classes: number of labels; None where the largest label tells.
+        embedded: whether it needs no files.
+    """
+
+    read: Callable[[Path, np.random.Generator], Arrays]
+    classes: int | None
+    embedded: bool = False
+
+
+_SOURCES = {
+    "cifar10": _Source(lambda root, _: CIFAR10.read(root), 10),
+    "cifar100": _Source(lambda root, _: CIFAR100.read(root), 100),
+    "digits": _Source(lambda _, generator: read_digits(generator), 10, embedded=True),
+    "fashion-mnist": _Source(lambda root, _: read_idx_folder(root, "FashionMNIST"), 10),
+    "mnist": _Source(lambda root, _: read_idx_folder(root, "MNIST"), 10),
+    "npz": _Source(read_npz, None),
 }
-_EMBEDDED: dict[str, Callable[[np.random.Generator], Arrays]] = {"digits": read_digits}
 
 
 def datasets() -> list[str]:
     """Names that `load` knows."""
-    return sorted([*_ON_DISK, *_EMBEDDED])
+    return sorted(_SOURCES)
 
 
 def load(
@@ -44,7 +62,7 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Training and test set.
+    """Training and test set; pictures of both are normalised by the moments of the training pictures taken.
 
     Args:
         name: one of `datasets()`.
@@ -54,69 +72,41 @@ def load(
         train_limit, test_limit: sizes of class-balanced subsets.
 
     Raises:
-        ConfigError: unknown name, or `image_size` for data that are no pictures.
+        ConfigError: unknown name, a limit or size below 1, or `image_size` for data that are no pictures.
         DataNotFoundError: files are missing.
         DataError: files are damaged or do not fit.
     """
-    if name in _EMBEDDED:
-        arrays = _EMBEDDED[name](generator)
-    elif name in _ON_DISK:
-        if root is None:
-            raise DataNotFoundError(f"data set {name!r} is read from disk; set data.root to the folder that holds it")
-        if not root.exists():
-            raise DataNotFoundError(
-                f"the data folder {root} does not exist; set data.root to the folder that holds {name}"
+    x, y, x_test, y_test = _read(name, root, generator)
+    classes = _SOURCES[name].classes or int(max(y.max(), y_test.max())) + 1
+    for labels in (y, y_test):
+        if not 0 <= labels.min() <= labels.max() < classes:
+            raise DataError(
+                f"{name} in {root} has labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}; "
+                "the files are damaged or of another set"
             )
-        arrays = _ON_DISK[name](root, generator)
-    else:
-        near = difflib.get_close_matches(name, datasets(), n=1)
+    kept, kept_test = balanced(y, train_limit, generator), balanced(y_test, test_limit, generator)
+    train = resize(_samples(x[kept]), image_size)
+    test = resize(_samples(x_test[kept_test]), image_size)
+    mean, std = moments(train)
+    train_labels, test_labels = (torch.from_numpy(a.astype(np.int64)) for a in (y[kept], y_test[kept_test]))
+    return Dataset(train, train_labels, classes, mean, std), Dataset(test, test_labels, classes, mean, std)
+
+
+def _read(name: str, root: Path | None, generator: np.random.Generator) -> Arrays:
+    if name not in _SOURCES:
+        near = difflib.get_close_matches(name, _SOURCES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown data set {name!r}{hint} (known: {', '.join(datasets())})")
-    x, y, x_test, y_test = arrays
-    classes = int(max(y.max(initial=0), y_test.max(initial=0))) + 1
-    keep, keep_test = _balanced(y, train_limit, generator), _balanced(y_test, test_limit, generator)
-    train = _pictures(x[keep], image_size)
-    mean, std = _moments(train)
-    test = _pictures(x_test[keep_test], image_size)
-    labels, test_labels = (torch.from_numpy(a.astype(np.int64)) for a in (y[keep], y_test[keep_test]))
-    return Dataset(train, labels, classes, mean, std), Dataset(test, test_labels, classes, mean, std)
-
-
-def _balanced(labels: NDArray[np.generic], limit: int | None, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Positions of `limit` samples, as evenly over the classes as they allow, in the original order."""
-    if limit is None or limit >= len(labels):
-        return np.arange(len(labels))
-    if limit < 1:
-        raise ConfigError(f"a limit of samples must be at least 1, got {limit}")
-    order = generator.permutation(len(labels))
-    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before a sample
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        turn[members] = np.arange(len(members))
-    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
-
-
-def _pictures(x: NDArray[np.generic], size: int | None) -> Tensor:
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise DataError(f"samples must be uint8 or floating, got {x.dtype}")
-    tensor = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
-    if size is None or tuple(tensor.shape[2:]) == (size, size):
-        return tensor
-    if tensor.ndim != 4 or size < 1:
-        raise ConfigError(
-            f"image_size={size} needs pictures (n, channels, h, w) and a side >= 1, got {tuple(tensor.shape)}"
+    source = _SOURCES[name]
+    if root is None and not source.embedded:
+        raise DataNotFoundError(f"data set {name!r} is read from disk; set data.root to the folder that holds it")
+    arrays = source.read(root or Path(), generator)
+    if not len(arrays[1]) or not len(arrays[3]):
+        raise DataError(
+            f"{name} in {root} has {len(arrays[1])} training and {len(arrays[3])} test samples; each needs at least one"
         )
-    resized = F.interpolate(tensor.to(torch.float32), (size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8) if tensor.dtype == torch.uint8 else resized
+    return arrays
 
 
-def _moments(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and standard deviation per channel of uint8 pictures, as shares of 255; nothing for other data."""
-    if x.dtype != torch.uint8 or x.ndim != 4:
-        return None, None
-    counts = torch.stack([torch.bincount(x[:, c].reshape(-1), minlength=256) for c in range(x.shape[1])]).double()
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    shares = counts / counts.sum(1, keepdim=True)
-    mean = (shares * levels).sum(1)
-    std = ((shares * levels**2).sum(1) - mean**2).clamp(min=0).sqrt()
-    return mean.float(), std.clamp(min=1e-6).float()
+def _samples(x: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))

@@ -1,6 +1,7 @@
 """The runs of one configuration in their folder: begun, or reopened to go on."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,9 +113,8 @@ def _finish(
     should_stop: ShouldStop,
 ) -> Result:
     """Goes on from the last checkpoint in the folder, from the start when there is none."""
-    outcome = run_rounds(
-        plan, InlineEngine(plan), folder=folder, resume=True, on_round=on_round, should_stop=should_stop
-    )
+    with closing(InlineEngine(plan)) as engine:
+        outcome = run_rounds(plan, engine, folder=folder, resume=True, on_round=on_round, should_stop=should_stop)
     identity = {"name": config.run.name, "method": config.method.name, "complete": not outcome.stopped}
     final = {**identity, "rounds": config.run.rounds, **summarise(outcome.metrics)}
     write_json(folder / "summary.json", final)

@@ -72,7 +72,7 @@ class ModelTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
-    name: str = "lenet"
+    name: str = "mlp"
 
     @property
     def options(self) -> dict[str, object]:
@@ -96,7 +96,7 @@ class ClientTable(Table):
     batch_size: Count = 32
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.05
-    momentum: Share = 0.0
+    momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import Plan
-from fedsparse.measure import measure
+from fedsparse.measure import measure, resident_bytes
 from fedsparse.methods.roles import ClientTask, Extras, Memory, is_client_task
 from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
 from fedsparse.pattern import Topology
@@ -93,12 +94,16 @@ class ClientHost:
     def serve(self, request: Request) -> Reply:
         """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's."""
         blob, reason = None, ""
+        standing = resident_bytes(self._model)
         with measure(self._plan.device) as reading:
             try:
                 blob = self._answer(request)
             except (ClientFailure, FedsparseError) as error:
                 reason = str(error)
-        return Reply(request.client_id, blob, reason, reading.seconds, reading.peak_bytes)
+        peak = reading.peak_bytes
+        if peak.value is not None:  # counted from what was there before: the network this host trains on
+            peak = replace(peak, value=peak.value + standing)
+        return Reply(request.client_id, blob, reason, reading.seconds, peak)
 
     def _answer(self, request: Request) -> bytes:
         client_id = request.client_id

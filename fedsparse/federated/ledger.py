@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsparse.errors import CheckpointError
+
 __all__ = ["Ledger"]
 
 _FILES = ("metrics.jsonl", "clients.jsonl")
@@ -50,11 +52,21 @@ class Ledger:
         return lengths
 
     def restore(self, lengths: Mapping[str, int]) -> None:
-        """Returns to the moment `lengths` was taken; with no lengths, to the beginning."""
+        """Returns to the moment `lengths` was taken; with no lengths, to the beginning.
+
+        Raises:
+            CheckpointError: a file is shorter than it was then.
+        """
         if self._folder is None:
             return
         for name in _FILES:
+            wanted = lengths.get(name, 0)
             with (self._folder / name).open("a", encoding="utf-8") as file:
-                file.truncate(lengths.get(name, 0))
+                if file.tell() < wanted:
+                    raise CheckpointError(
+                        f"{self._folder / name} has {file.tell()} bytes, the checkpoint was taken at {wanted}; "
+                        "put the missing lines back, or start the run again"
+                    )
+                file.truncate(wanted)
         lines = (self._folder / _FILES[0]).read_text(encoding="utf-8").splitlines()
         self.rounds = [json.loads(line) for line in lines]

@@ -74,7 +74,8 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
-        self._dense_bytes = len(wire.encode(Payload("train", 0, self.weights)))
+        dense = Payload("train", 0, self.weights)
+        self._dense_bytes = len(wire.encode(dense, known={self.weights.topology.digest}))
 
     def begin(self, round: int) -> None:
         """Draws the cohort of a round and starts its sums."""

@@ -29,7 +29,8 @@ def optimizer(model: nn.Module, settings: ClientSettings) -> torch.optim.Optimiz
 
 def batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled positions of one epoch, `size` at a time; the last batch may be smaller."""
-    yield from torch.randperm(samples, generator=generator).split(size)
+    order = torch.randperm(samples, generator=generator)
+    yield from order.split(size) if samples else ()  # split() gives one empty part for no samples
 
 
 def train(
@@ -59,8 +60,12 @@ def train(
             loss.backward()
             steps.step()
             trained += len(positions)
+    steps.zero_grad()  # gradients are not part of what a client keeps
     if epochs and not trained:
-        raise ClientFailure(f"there is nothing to train on: {len(data)} samples")
+        raise ClientFailure(
+            f"there is nothing to train on: {len(data)} samples in batches of {settings.batch_size}"
+            + ("" if alone_is_fine else ", of which batch norm needs two or more")
+        )
 
 
 def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:

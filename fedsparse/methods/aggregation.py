@@ -40,5 +40,5 @@ def _mean(tensors: list[Tensor], shares: Tensor) -> Tensor:
         return torch.stack(tensors).amax(0)
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
-        total += share * tensor
+        total += share * tensor.double()  # a float64 scalar alone would leave the product in float32
     return total.to(tensors[0].dtype)

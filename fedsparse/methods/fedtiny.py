@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsparse import pruning
-from fedsparse.errors import MethodError
+from fedsparse.errors import ClientError, MethodError
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
-from fedsparse.nn import read_weights, write_weights
+from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire.payload import SparseVector
 
@@ -73,19 +73,25 @@ class FedTiny(DynamicMethod):
         pool = self.pool(weights, server)
         if len(pool) == 1:
             return weights.moved_to(pool[0])
-        offer = {_key(c): topology for c, topology in enumerate(pool)}
-        adapted = server.ask(self.adapt_batchnorm, lambda _: Download(weights, {"pool": offer}))
+        # As sparse models: a client never holds the dense one, and 0.1 / density of them weigh a tenth of it.
+        offer = {_key(c): weights.moved_to(topology) for c, topology in enumerate(pool)}
+        adapted = _delivered(server.ask(self.adapt_batchnorm, lambda _: Download(None, {"pool": offer})))
         pooled = [_pooled_statistics(adapted, c) for c in range(len(pool))]
         replies = {_key(c): statistics for c, statistics in enumerate(pooled)}
-        judged = server.ask(self.candidate_loss, lambda _: Download(None, {"statistics": replies}))
+        judged = _delivered(server.ask(self.candidate_loss, lambda _: Download(None, {"statistics": replies})))
         best = lowest_pooled_loss([(update.extras["losses"], update.extras["samples"]) for update in judged])
         return weights.moved_to(pool[best]).with_dense(pooled[best])
 
     def pool(self, weights: Weights, server: Server) -> list[Topology]:
-        """Candidate masks: layer densities scattered around the distribution's, each layer's largest weights kept."""
+        """Candidate masks: layer densities scattered around the distribution's, each layer's largest weights kept.
+
+        A single candidate has the distribution's own densities.
+        """
         size = self.candidates or max(1, round(0.1 / self.density))
         base = self.initial_topology(server.model, "magnitude", server.rng("pool"))
         scores = pruning.magnitude({name: weights.weight(name) for name in base})
+        if size == 1:
+            return [Topology.from_masks(pruning.layerwise(scores, base.counts))]
         generator = server.rng("pool")
         return [Topology.from_masks(pruning.layerwise(scores, self._scattered(base, generator))) for _ in range(size)]
 
@@ -108,32 +114,34 @@ class FedTiny(DynamicMethod):
     @client_task
     def adapt_batchnorm(self, client: Client) -> Extras:
         """Batch-norm statistics of every candidate on the development split, weights frozen."""
-        pool = cast(Mapping[str, Topology], client.extras["pool"])
-        weights = read_weights(client.model)
-        client.memory["pool"] = {"weights": weights, "topologies": pool}
+        pool = cast(Mapping[str, Weights], client.extras["pool"])
         x, _ = self._development(client)
+        if len(x) == 1 and _norms(client.model):
+            raise MethodError("fedtiny: batch-norm statistics need two samples, the client has one")
         statistics = {}
-        for key, topology in pool.items():
-            write_weights(client.model, weights.moved_to(topology))
+        for key, candidate in pool.items():
+            write_weights(client.model, candidate)
             statistics[key] = _adapt(client.model, x)
+        client.memory["pool"] = pool
         return {"statistics": statistics, "samples": len(x)}
 
     @client_task
     def candidate_loss(self, client: Client) -> Extras:
         """Summed loss of every candidate on the development split, with the pooled statistics."""
-        held = cast(Mapping[str, Any], client.memory.pop("pool"))
-        weights: Weights = held["weights"]
+        if "pool" not in client.memory:
+            raise MethodError("fedtiny: the client holds no candidates, it failed to adapt them")
+        pool = cast(Mapping[str, Weights], client.memory.pop("pool"))
         statistics = cast(Mapping[str, Statistics], client.extras["statistics"])
         x, y = self._development(client)
         losses = []
-        for key, topology in held["topologies"].items():
-            write_weights(client.model, weights.moved_to(topology).with_dense(statistics[key]))
+        for key, candidate in pool.items():
+            write_weights(client.model, candidate.with_dense(statistics[key]))
             losses.append(_summed_loss(client.model, x, y))
         return {"losses": torch.tensor(losses, dtype=torch.float64), "samples": len(y)}
 
     def _development(self, client: Client) -> tuple[Tensor, Tensor]:
-        """The client's development split: the same samples in both exchanges of one round."""
-        count = max(1, round(self.dev_share * len(client.data)))
+        """The client's development split, of two samples or more: the same ones in both exchanges of one round."""
+        count = max(2, round(self.dev_share * len(client.data)))
         return client.data.batch(torch.randperm(len(client.data), generator=client.rng("development"))[:count])
 
     # ---- progressive pruning
@@ -196,6 +204,12 @@ def lowest_pooled_loss(replies: Sequence[tuple[Any, Any]]) -> int:
     return int((total / sum(samples for _, samples in replies)).argmin())
 
 
+def _delivered(updates: list[Update]) -> list[Update]:
+    if not updates:
+        raise ClientError("fedtiny: no client took part in the selection of candidates; clients.jsonl says why")
+    return updates
+
+
 def _pooled_statistics(updates: Sequence[Update], candidate: int) -> dict[str, Tensor]:
     """Means of the clients' batch-norm statistics, weighted by development samples."""
     sent = [cast(Mapping[str, Statistics], u.extras["statistics"])[_key(candidate)] for u in updates]
@@ -223,7 +237,7 @@ def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model.train()
     with torch.no_grad():
         for part in x.split(_CHUNK):
-            if len(part) > 1 or len(x) == 1:  # a chunk of one has no variance to speak of
+            if len(part) > 1:  # a chunk of one has no variance to speak of
                 model(part)
     for path, norm in norms.items():
         norm.momentum = momenta[path]

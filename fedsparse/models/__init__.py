@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -15,11 +16,20 @@ from fedsparse.models.vgg import vgg11
 
 __all__ = ["build", "lenet", "mlp", "models", "resnet18", "vgg11"]
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "lenet": lenet,
-    "mlp": mlp,
-    "resnet18": resnet18,
-    "vgg11": vgg11,
+
+@dataclass(frozen=True)
+class _Model:
+    """A factory, and the smallest side of its pictures in pixels; None where it takes anything."""
+
+    make: Callable[..., nn.Module]
+    smallest: int | None
+
+
+_MODELS = {
+    "lenet": _Model(lenet, 10),
+    "mlp": _Model(mlp, None),
+    "resnet18": _Model(resnet18, 1),
+    "vgg11": _Model(vgg11, 32),
 }
 # Parameters that follow from the data.
 _FROM_DATA = ("num_classes", "in_channels", "in_features")
@@ -27,29 +37,57 @@ _FROM_DATA = ("num_classes", "in_channels", "in_features")
 
 def models() -> list[str]:
     """Names that `build` knows."""
-    return sorted(_FACTORIES)
+    return sorted(_MODELS)
 
 
 def build(name: str, *, in_shape: tuple[int, ...], num_classes: int, options: Mapping[str, Any]) -> nn.Module:
     """Model for samples of shape `in_shape`, `(channels, height, width)` or `(features,)`.
 
+    Initial weights come from torch's global generator, as in every module; seed it inside `torch.random.fork_rng`.
+
     Raises:
-        ConfigError: the model or an option is unknown, an option has a bad value, or the model needs pictures.
+        ConfigError: the model or an option is unknown, an option has a bad value, or the samples do not fit.
     """
-    if name not in _FACTORIES:
-        near = difflib.get_close_matches(name, _FACTORIES, n=1)
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown model {name!r}{hint} (known: {', '.join(models())})")
-    factory = _FACTORIES[name]
-    wanted = inspect.signature(factory).parameters
-    known = [option for option in wanted if option not in _FROM_DATA]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"model {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    if "in_channels" in wanted and len(in_shape) != 3:
-        raise ConfigError(f"model {name!r} needs pictures (channels, height, width), the data has shape {in_shape}")
+    model = _MODELS[name]
+    wanted = inspect.signature(model.make).parameters
+    _check_options(name, options, {key: wanted[key].default for key in wanted if key not in _FROM_DATA})
+    _check_samples(name, in_shape, model.smallest)
     facts = {"num_classes": num_classes, "in_channels": in_shape[0], "in_features": math.prod(in_shape)}
     try:
-        return factory(**{key: value for key, value in facts.items() if key in wanted}, **options)
+        return model.make(**{key: value for key, value in facts.items() if key in wanted}, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model {name!r} cannot be built with {dict(options)}: {error}") from error
+
+
+def _check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if option not in defaults:
+            near = difflib.get_close_matches(option, defaults, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"model {name!r} has no option {option!r}{hint} (known: {', '.join(defaults) or 'none'})")
+        expected = type(defaults[option])
+        given = tuple if isinstance(value, list) else type(value)  # TOML knows lists only
+        if given is not expected:
+            raise ConfigError(
+                f"option {option!r} of model {name!r} must be {expected.__name__} as in {defaults[option]!r}, "
+                f"got {value!r}"
+            )
+
+
+def _check_samples(name: str, in_shape: tuple[int, ...], smallest: int | None) -> None:
+    if smallest is None:
+        return
+    if len(in_shape) != 3:
+        raise ConfigError(
+            f"model {name!r} needs pictures (channels, height, width), the data has shape {in_shape}; "
+            "use model 'mlp' or data with pictures"
+        )
+    if min(in_shape[1:]) < smallest:
+        raise ConfigError(
+            f"model {name!r} needs pictures of {smallest} x {smallest} pixels or more, got {in_shape[1]} x "
+            f"{in_shape[2]}; set data.image_size = {smallest} or choose another model"
+        )

@@ -35,12 +35,17 @@ class ResNet(nn.Module):
         stem: `3x3` (stride 1, for small pictures) or `7x7` (stride 2 and max pooling, as in the paper).
         width: channels of the first stage; doubled at each of the other three.
         in_channels: channels of the picture.
+
+    Raises:
+        ConfigError: unknown stem, or a width below 1.
     """
 
     def __init__(self, num_classes: int, stem: str, width: int, in_channels: int) -> None:
         super().__init__()
         if stem not in ("3x3", "7x7"):
             raise ConfigError(f"unknown stem {stem!r}; expected '3x3' or '7x7'")
+        if width < 1:
+            raise ConfigError(f"the first stage needs a width of at least 1 channel, got {width}")
         small = stem == "3x3"
         self.conv1 = nn.Conv2d(in_channels, width, *((3, 1, 1) if small else (7, 2, 3)), bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -170,16 +170,10 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         )
     axes = [0, *range(2, grad.ndim)]
     grad_bias = grad.sum(axes) if ctx.has_bias and want_bias else None
-    no_index = [None] * len(index)
-    return (
-        grad_x if want_x else None,
-        grad_values if want_values else None,
-        grad_bias,
-        no_index,
-        None,
-        None,
-        None,
-    )
+    # Answers mirror the arguments: a list for the index and, being empty, for a linear layer's geometry.
+    no_index, no_geometry = [None] * len(index), None if ctx.weight[1] else []
+    wanted = (grad_x if want_x else None, grad_values if want_values else None, grad_bias)
+    return (*wanted, no_index, None, no_geometry, None)
 
 
 def _refuse_second(ctx: Any, *grads: Tensor) -> None:

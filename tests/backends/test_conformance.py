@@ -42,7 +42,7 @@ def same_bits(left, right) -> bool:
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("backend", CPU, ids=label)
 def test_cpu_agrees_with_float64(backend, threads, rng):
     torch.set_num_threads(threads)
@@ -60,7 +60,7 @@ def test_torch_backends_agree_with_float64(backend, dtype, tolerance, rng):
 
 @pytest.mark.parametrize("backend", EVERY, ids=label)
 def test_same_bits_twice(backend, rng):
-    torch.set_num_threads(2)
+    torch.set_num_threads(2 if backend.name == "cpu" else 1)
     for product in product_cases(rng, 60):
         assert same_bits(run(backend, product), run(backend, product)), product
 
@@ -72,20 +72,19 @@ def test_same_bits_on_any_number_of_threads(backend, rng):
     Where there are under 4 input channels a thread, sums over pixels are cut into as many stripes as threads.
     """
     narrow = 0
-    for product in product_cases(rng, 90):
+    for product in product_cases(rng, 60):
         inputs = product.case.input[1]
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(run(backend, product))
-        for threads, other in zip((2, 3), found[1:], strict=True):
-            assert same_bits(found[0][:2], other[:2]), product
-            if inputs >= 4 * threads:
-                assert same_bits(found[0], other), product
-            else:
-                narrow += 1
-                torch.testing.assert_close(other[2], found[0][2], rtol=1e-4, atol=1e-4)
-    assert narrow > 0
+        torch.set_num_threads(1)
+        alone = run(backend, product)
+        torch.set_num_threads(2)
+        shared = run(backend, product)
+        assert same_bits(alone[:2], shared[:2]), product
+        if inputs >= 4 * 2:
+            assert same_bits(alone, shared), product
+        else:
+            narrow += 1
+            torch.testing.assert_close(shared[2], alone[2], rtol=1e-4, atol=1e-4)
+    assert 0 < narrow < 60
 
 
 @pytest.mark.parametrize("backend", EVERY, ids=label)
@@ -123,7 +122,7 @@ SPECIAL = {
     "over 65,536 columns": _one_case((3, 70_001), (2, 70_001), density=0.01),
     "over 65,536 rows times taps": _one_case((8_000, 1, 3, 3), (1, 1, 4, 4), SAME, density=0.05),
     "over 65,536 kept in one row": _one_case((2, 70_001), (1, 70_001), density=0.96),
-    "blocks of source channels": _one_case((40, 200, 3, 3), (3, 200, 9, 9), SAME, density=0.3),
+    "blocks of source channels": _one_case((40, 64, 3, 3), (3, 64, 6, 6), SAME, density=0.3),
     "one row of pixels": _one_case((4, 3, 1, 7), (2, 3, 1, 50), Geometry(padding=(0, 3)), density=0.5),
     "pixels that no tap meets": _one_case((3, 2, 1, 1), (2, 2, 9, 10), Geometry(stride=(3, 4)), density=0.5),
     "nearly all border": _one_case((3, 2, 3, 3), (17, 2, 1, 1), Geometry((1, 1), (5, 4), (2, 3)), density=0.5),
@@ -201,7 +200,8 @@ def _one_off(tensor):
 
 @pytest.mark.parametrize("which", ["output", "x", "values", "positions", "gradients"])
 def test_the_check_notices(which, rng):
-    """Every product of a backend with one wrong number is refused wherever that number exists."""
+    """One wrong number is noticed in every case that has such a number."""
+    torch.set_num_threads(1)
     caught = 0
     for product in product_cases(rng, 20):
         try:

@@ -51,9 +51,7 @@ def test_doctor_says_what_to_do_about_what_is_missing(call, monkeypatch):
     result = call("doctor")
     assert result.exit_code == 1
     lines = {line[9:28].strip(): line for line in result.stdout.splitlines()}
-    assert lines["compiled kernels"].startswith(
-        "missing  compiled kernels   no extension here; run `pip install"
-    )
+    assert lines["compiled kernels"].startswith("missing  compiled kernels   no extension here; run `pip install")
     assert "/no/such/folder; digits needs no files; for others set FEDSPARSE_DATA" in lines["data folder"]
 
 

@@ -54,9 +54,7 @@ def test_without_a_dense_run_nothing_is_relative(folder):
 
 
 def test_an_incomplete_run_is_flagged_and_never_the_measure(folder):
-    rows = compare(
-        [folder("dense", done=1), folder("sparse", method="static", density=0.1), folder("none", done=0)]
-    )
+    rows = compare([folder("dense", done=1), folder("sparse", method="static", density=0.1), folder("none", done=0)])
     assert [row.complete for row in rows] == [False, True, False]
     assert [row.note for row in rows] == ["incomplete: 1 of 2 rounds", "", "incomplete: 0 of 2 rounds"]
     assert all(not row.relative for row in rows)

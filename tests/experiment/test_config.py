@@ -93,9 +93,7 @@ class TestRefusals:
 
     def test_unknown_method_setting(self):
         message = refusal('[method]\nname = "static"\ndensty = 0.1')
-        assert message.startswith(
-            "configuration text: unknown key method.densty; did you mean method.density? "
-        )
+        assert message.startswith("configuration text: unknown key method.densty; did you mean method.density? ")
 
     def test_unknown_table(self):
         assert refusal("[clients]\nlr = 1") == (
@@ -105,9 +103,7 @@ class TestRefusals:
 
     def test_a_key_outside_a_table(self):
         assert refusal("rounds = 3\nseed = 1").startswith("configuration text: unknown table rounds;")
-        assert refusal("run = 3\n") == (
-            "configuration text: run = 3: expected a table; write [run] and its keys below"
-        )
+        assert refusal("run = 3\n") == ("configuration text: run = 3: expected a table; write [run] and its keys below")
 
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -137,8 +133,7 @@ class TestRefusals:
 
     def test_an_override_is_named_as_the_source(self):
         assert refusal(TINY, ["run.rounds=many"]) == (
-            'override: run.rounds = "many": expected a valid integer; '
-            "change it there or pass --set run.rounds=VALUE"
+            'override: run.rounds = "many": expected a valid integer; change it there or pass --set run.rounds=VALUE'
         )
 
     def test_unknown_data_set_and_model(self):
@@ -248,9 +243,7 @@ class TestVariants:
         assert refusal('[[variants]]\nname = "a"\n[[variants]]\nname = "a"') == expected.format(2, "'a'")
 
     def test_a_name_must_serve_as_a_folder(self):
-        assert 'run.name = "a/b": expected text that should match pattern' in refusal(
-            '[[variants]]\nname = "a/b"'
-        )
+        assert 'run.name = "a/b": expected text that should match pattern' in refusal('[[variants]]\nname = "a/b"')
 
     def test_name_and_folder_of_a_variant_are_not_settings(self):
         message = refusal('[[variants]]\nname = "a"\nrun.out = "here"')
@@ -263,6 +256,4 @@ class TestVariants:
 
     def test_variants_cannot_be_overridden(self):
         message = refusal(VARIANTS, {"variants": {"name": "x"}})
-        assert (
-            message == "override variants: variants are set in the file alone; edit its [[variants]] tables"
-        )
+        assert message == "override variants: variants are set in the file alone; edit its [[variants]] tables"

@@ -43,6 +43,4 @@ def test_modelled_quantities_keep_their_suffix():
 
 
 def test_a_run_without_rounds_has_no_numbers():
-    assert summarise([]) == dict.fromkeys(
-        ["accuracy", "loss", "density", "nnz", "best_accuracy", "best_round"]
-    )
+    assert summarise([]) == dict.fromkeys(["accuracy", "loss", "density", "nnz", "best_accuracy", "best_round"])

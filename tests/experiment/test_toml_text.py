@@ -11,15 +11,11 @@ from fedsparse.experiment.toml_text import to_toml, value_text
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = st.one_of(TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)
-)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3))
 TABLES = st.dictionaries(TEXTS, VALUES, max_size=4)
 
 
-@given(
-    st.dictionaries(TEXTS, st.one_of(VALUES, TABLES, st.lists(TABLES, min_size=1, max_size=3)), max_size=4)
-)
+@given(st.dictionaries(TEXTS, st.one_of(VALUES, TABLES, st.lists(TABLES, min_size=1, max_size=3)), max_size=4))
 def test_the_parse_of_the_text_is_the_document(document):
     assert tomllib.loads(to_toml(document)) == document
 

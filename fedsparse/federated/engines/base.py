@@ -32,7 +32,8 @@ class Reply:
         client_id: which client.
         blob: its encoded answer, or None after a failure.
         reason: why there is none.
-        seconds, peak_bytes: of the client's work, decoding and encoding included.
+        seconds: of the client's work, decoding and encoding included.
+        peak_bytes: most memory at any moment of it, the network included.
     """
 
     client_id: int

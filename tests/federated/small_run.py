@@ -1,0 +1,167 @@
+"""A federated run that takes well under a second: 10 classes, 8x8 pictures, three convolutions with batch norm."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse.data import Dataset, FederatedDataset
+from fedsparse.federated.engines.base import Reply, Request
+from fedsparse.federated.engines.inline import InlineEngine
+from fedsparse.federated.loop import Outcome, run_rounds
+from fedsparse.federated.plan import ClientSettings, Plan
+from fedsparse.methods.base import Method, find
+
+CLASSES = 10
+SIZES = (40, 25, 33, 48, 30, 44)  # of the clients; with batches of 16 the last ones are of 1, 8, 9, 12 and 14
+CLIENT = ClientSettings(epochs=2, batch_size=16, lr=0.05, momentum=0.9)
+
+# Every method takes those of these settings that it has.
+SETTINGS = {
+    "density": 0.2,
+    "adjust_every": 2,
+    "adjust_until": 7,
+    "swap_fraction": 0.4,
+    "candidates": 2,
+    "blocks": 2,
+    "dev_share": 0.2,
+}
+
+# What differs between runs of the same numbers.
+MEASURED = {"client_seconds", "server_seconds", "seconds", "peak_bytes"}
+
+
+class SmallNet(nn.Sequential):
+    """8x8 pictures -> 10 logits; 9,170 trainable parameters, 8,712 of them prunable."""
+
+    def __init__(self, seed: int = 0) -> None:
+        def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+            conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+            return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+        pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)]
+        super().__init__(*block(1, 8, 1), *block(8, 24, 2), *block(24, 32, 2)[:2], nn.ReLU(), *pool)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                bound = math.sqrt(6 / parameter[0].numel())
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        nn.init.zeros_(self[-1].bias)
+
+
+def norm_free() -> nn.Sequential:
+    """The smallest network with a prunable layer: 64 -> 12 -> 10."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, CLASSES))
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.2, 0.2, generator=generator)
+    return model
+
+
+@cache
+def small_data(sizes: tuple[int, ...] = SIZES, *, seed: int = 0) -> FederatedDataset:
+    """One noisy prototype a class, dealt to clients of the given sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = torch.randn(CLASSES, 1, 8, 8, generator=generator)
+
+    def samples(count: int) -> Dataset:
+        y = torch.randint(CLASSES, (count,), generator=generator)
+        return Dataset(prototypes[y] + 0.7 * torch.randn(count, 1, 8, 8, generator=generator), y, CLASSES)
+
+    test, train = samples(200), samples(sum(sizes))
+    return FederatedDataset(train, test, torch.arange(sum(sizes)).split(sizes), "prototypes")
+
+
+def small_method(name: str, **changed: object) -> Method:
+    """A method at the settings above."""
+    kind = find(name)
+    known = {field.name for field in fields(kind)}
+    return kind(**{key: value for key, value in {**SETTINGS, **changed}.items() if key in known})
+
+
+def small_plan(
+    method: Method,
+    *,
+    rounds: int = 3,
+    sizes: tuple[int, ...] = SIZES,
+    per_round: int = 4,
+    seed: int = 7,
+    client: ClientSettings = CLIENT,
+    build_model: Callable[[], nn.Module] = SmallNet,
+    min_clients: int = 1,
+    checkpoint_every: int = 1,
+    public: Dataset | None = None,
+) -> Plan:
+    return Plan(
+        method=method,
+        data=small_data(sizes),
+        build_model=build_model,
+        seed=seed,
+        rounds=rounds,
+        per_round=per_round,
+        client=client,
+        min_clients=min_clients,
+        checkpoint_every=checkpoint_every,
+        public=public,
+    )
+
+
+class SpyEngine(InlineEngine):
+    """Keeps every request and reply; optionally serves clients in reverse order.
+
+    Attributes:
+        exchanges: (request, reply) pairs of each exchange, in the order of the requests.
+    """
+
+    def __init__(self, plan: Plan, *, reverse: bool = False) -> None:
+        super().__init__(plan)
+        self.exchanges: list[list[tuple[Request, Reply]]] = []
+        self._step = -1 if reverse else 1
+
+    def exchange(self, requests: Sequence[Request]) -> list[Reply]:
+        replies = super().exchange(requests[:: self._step])[:: self._step]
+        self.exchanges.append(list(zip(requests, replies, strict=True)))
+        return replies
+
+
+def go(
+    plan: Plan,
+    engine: InlineEngine | None = None,
+    *,
+    folder: Path | None = None,
+    stop_after: int | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Runs a plan; with `stop_after`, asks for a stop once that many rounds were finished by this call."""
+    finished: list[object] = []
+    return run_rounds(
+        plan,
+        engine or InlineEngine(plan),
+        folder=folder,
+        on_round=finished.append,
+        should_stop=lambda: stop_after is not None and len(finished) >= stop_after,
+        resume=resume,
+    )
+
+
+def exact(records: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Records without what a clock or the allocator said."""
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def bits(outcome: Outcome) -> dict[str, Tensor]:
+    """All final weights in dense shape, masks included."""
+    weights = outcome.weights
+    masks = {f"mask of {name}": mask for name, mask in weights.topology.masks().items()}
+    values = {name: weights.weight(name) for name in weights.topology}
+    return {**dict(weights.dense), **values, **masks}
+
+
+def same_bits(one: Outcome, other: Outcome) -> bool:
+    """Whether two runs ended with the same weights and masks, to the last bit."""
+    mine, theirs = bits(one), bits(other)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

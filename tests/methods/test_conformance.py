@@ -1,0 +1,285 @@
+"""Laws that every registered method keeps, whatever its idea."""
+
+import itertools
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fedsparse import wire
+from fedsparse.federated import seeds
+from fedsparse.methods.base import DynamicMethod, Method, SparseMethod, find, methods
+from fedsparse.methods.roles import Update
+from fedsparse.nn import density, sparse_layers
+from fedsparse.pattern import Topology
+from fedsparse.wire import IndexSet
+from tests.federated.small_run import (
+    SmallNet,
+    SpyEngine,
+    bits,
+    exact,
+    go,
+    same_bits,
+    small_data,
+    small_method,
+    small_plan,
+)
+
+NAMES = methods()
+SPARSE = [name for name in NAMES if issubclass(find(name), SparseMethod)]
+DYNAMIC = [name for name in SPARSE if issubclass(find(name), DynamicMethod)]
+
+ROUNDS = 8
+PRUNABLE = {name for name, p in SmallNet().named_parameters() if p.ndim == 4}
+PARAMETERS = sum(p.numel() for p in SmallNet().parameters())
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One training exchange as it went over the wire, and the record of its round."""
+
+    record: dict[str, object]
+    downloads: list[wire.Payload]
+    uploads: list[wire.Payload]
+
+    @property
+    def topology(self) -> Topology:
+        return self.downloads[0].weights.topology
+
+
+def train_exchanges(engine):
+    """Training exchanges decoded; topologies sent by reference are looked up among all that were sent."""
+    known, rounds = {}, []
+    for exchange in engine.exchanges:
+        downloads, uploads = [], []
+        for request, reply in exchange:
+            down = wire.decode(request.blob, topologies=known)
+            if down.weights is not None:
+                known[down.weights.topology.digest] = down.weights.topology
+            downloads.append(down)
+            uploads.append(wire.decode(reply.blob, topologies=known))
+        if exchange[0][0].weights_back:
+            rounds.append((downloads, uploads))
+    return rounds
+
+
+@cache
+def watched(name):
+    """Outcome, engine and rounds of one run of a method, shared by the tests that only look."""
+    torch.set_num_threads(1)
+    method = small_method(name)
+    plan = small_plan(method, rounds=ROUNDS)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine)
+    rounds = [Round(record, *pair) for record, pair in zip(outcome.metrics, train_exchanges(engine), strict=True)]
+    return method, outcome, rounds
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_c1_each_layer_keeps_its_number_of_weights(name):
+    _, outcome, rounds = watched(name)
+    counts = rounds[0].topology.counts
+    assert [r.topology.counts for r in rounds] == [counts] * ROUNDS
+    assert outcome.weights.topology.counts == counts
+    assert [r.record["nnz"] for r in rounds] == [sum(counts.values())] * ROUNDS
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_c2_pruned_weights_are_zero_in_the_model_and_absent_from_uploads(name):
+    _, outcome, rounds = watched(name)
+    for r in rounds:
+        for upload in r.uploads:
+            assert upload.weights.topology == r.topology
+            assert {n: len(v) for n, v in upload.weights.values.items()} == r.topology.counts
+    for weight_name, layer in sparse_layers(outcome.model).items():
+        mask = outcome.weights.topology[weight_name].mask()
+        assert torch.equal(layer.mask, mask)
+        assert int((layer.weight[~mask] != 0).sum()) == 0
+        assert int((layer.weight[mask] != 0).sum()) > 0
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_c2_grown_weights_start_at_exactly_zero_and_kept_ones_stay(name):
+    method, _, rounds = watched(name)
+    for before, after in itertools.pairwise(rounds):
+        averaged = method.aggregate(None, _updates(before)) if type(method).aggregate is Method.aggregate else None
+        for layer in after.topology:
+            old, new = before.topology[layer].mask(), after.topology[layer].mask()
+            weight = after.downloads[0].weights.weight(layer)
+            assert torch.equal(weight[new & ~old], torch.zeros(int((new & ~old).sum())))
+            if averaged is not None:
+                assert torch.equal(weight[new & old], averaged.weight(layer)[new & old])
+
+
+def _updates(r):
+    cohort = seeds.cohort(7, r.record["round"], clients=6, size=4)
+    sizes = small_data().sizes
+    return [Update(k, sizes[k], u.weights, u.extras) for k, u in zip(cohort, r.uploads, strict=True)]
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_c3_the_density_is_kept(name):
+    method, outcome, rounds = watched(name)
+    kept = rounds[0].topology.nnz
+    slack = (len(rounds[0].topology) + 0.02 * kept) / PARAMETERS  # floors, and the 2 % that candidates may differ by
+    assert method.density - slack < density(outcome.model) <= method.density
+    others = PARAMETERS - sum(p.size for p in rounds[0].topology.values())
+    assert [r.record["density"] for r in rounds] == [(kept + others) / PARAMETERS] * ROUNDS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c4_only_prunable_weights_have_masks(name):
+    _, outcome, rounds = watched(name)
+    wanted = PRUNABLE if name in SPARSE else set()
+    assert all(set(r.topology) == wanted for r in rounds)
+    dense = {n: t.shape for n, t in SmallNet().state_dict().items() if n not in wanted}
+    assert {n: t.shape for n, t in outcome.weights.dense.items()} == dense
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c5_a_single_client_is_its_own_average(name):
+    plan = small_plan(small_method(name), rounds=1, per_round=1)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine)
+    ((_, (upload,)),) = train_exchanges(engine)
+    assert outcome.metrics[0]["kind"] == "train"
+    for weight, tensor in upload.weights.items():
+        got = {**outcome.weights.dense, **outcome.weights.values}[weight]
+        assert torch.equal(got, tensor), weight
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c5_the_order_in_which_clients_run_changes_no_bit(name):
+    _, outcome, _ = watched(name)
+    plan = small_plan(small_method(name), rounds=ROUNDS)
+    other = go(plan, SpyEngine(plan, reverse=True))
+    assert same_bits(outcome, other)
+    assert exact(outcome.metrics) == exact(other.metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c8_the_same_seed_gives_the_same_bits(name, tmp_path):
+    _, outcome, _ = watched(name)
+    again = go(small_plan(small_method(name), rounds=ROUNDS), folder=tmp_path)
+    assert same_bits(outcome, again)
+    assert exact(outcome.metrics) == exact(again.metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c8_another_seed_gives_other_numbers(name):
+    _, outcome, _ = watched(name)
+    other = go(small_plan(small_method(name), rounds=2, seed=8))
+    assert other.metrics[1]["loss"] != outcome.metrics[1]["loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned(SparseMethod):
+    """Static pruning that starts where another method does."""
+
+    name: ClassVar[str] = "pinned"
+    source: Method
+
+    def start(self, server):
+        return self.source.start(server)
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_c9_without_swaps_it_is_static_pruning(name):
+    method = small_method(name, swap_fraction=0.0, candidates=1)
+    moving = go(small_plan(method, rounds=6))
+    fixed = go(small_plan(Pinned(source=method, density=method.density), rounds=6))
+    assert same_bits(moving, fixed)
+    told = ("accuracy", "loss", "density", "nnz", "masks_changed", "flops_modelled", "clients")
+    assert [[r[key] for key in told] for r in moving.metrics] == [[r[key] for key in told] for r in fixed.metrics]
+    assert "adjust" in [r["kind"] for r in moving.metrics]
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_c10_at_density_one_it_is_dense_averaging(name):
+    full = go(small_plan(small_method(name, density=1.0, candidates=1), rounds=4))
+    dense = go(small_plan(small_method("fedavg"), rounds=4))
+    assert [r["density"] for r in full.metrics] == [1.0] * 4
+    assert [r["masks_changed"] for r in full.metrics] == [0] * 4
+    weights = bits(full)
+    for weight, tensor in bits(dense).items():
+        assert torch.allclose(weights[weight].float(), tensor.float(), rtol=1e-4, atol=1e-5), weight
+    for mine, theirs in zip(full.metrics, dense.metrics, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.01)
+        assert mine["nnz"] == theirs["nnz"]
+        assert mine["flops_modelled"] == theirs["flops_modelled"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_move_in_adjusting_rounds_and_in_no_others(name):
+    method, outcome, rounds = watched(name)
+    adjusting = [r.record["round"] for r in rounds if r.record["kind"] == "adjust"]
+    assert adjusting == ([2, 4, 6] if name in DYNAMIC else [])
+    topologies = [r.topology for r in rounds] + [outcome.weights.topology]
+    for number, r in enumerate(rounds):
+        changed = topologies[number + 1].changed_positions(topologies[number])
+        assert r.record["masks_changed"] == changed
+        assert (changed > 0) == (number in adjusting)
+        if changed:
+            counts = method.swap_counts(topologies[number], number)
+            assert changed <= 2 * sum(counts.values())
+    if name in DYNAMIC:
+        assert topologies[-1] != topologies[0]
+
+
+def uploaded_positions(extras):
+    """Sets of positions in the extras of an upload, by weight name."""
+    found = {}
+    for section in extras.values():
+        if not isinstance(section, IndexSet):
+            found.update({n: s for n, s in section.items() if isinstance(s, IndexSet)})
+    return found
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_uploads_of_adjusting_rounds_are_bounded_and_of_pruned_positions(name):
+    method, _, rounds = watched(name)
+    for r in rounds:
+        number = r.record["round"]
+        counts = method.swap_counts(r.topology, number)
+        block = set(method.block(r.topology, number)) if hasattr(method, "block") else set(r.topology)
+        for upload in r.uploads:
+            positions = uploaded_positions(upload.extras)
+            if r.record["kind"] == "train":
+                assert upload.extras == {}
+                continue
+            assert set(positions) == {layer for layer in block if counts[layer]}
+            for layer, sent in positions.items():
+                assert 0 < len(sent.indices) <= counts[layer]
+                assert sent.size == r.topology[layer].size
+                assert not r.topology[layer].mask().flatten()[sent.indices].any()
+
+
+def test_fedtiny_changes_its_block_only_and_as_many_weights_as_it_asks_for():
+    method, outcome, rounds = watched("fedtiny")
+    topologies = [r.topology for r in rounds] + [outcome.weights.topology]
+    for number in (2, 4, 6):
+        before, after = topologies[number], topologies[number + 1]
+        block = method.block(before, number)
+        counts = method.swap_counts(before, number)
+        assert {n for n in before if before[n] != after[n]} <= set(block)
+        # Four clients send a_l candidates each, so none is missing.
+        assert after.changed_positions(before) == 2 * sum(counts[n] for n in block)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name):
+    _, outcome, _ = watched(name)
+    accuracy = [r["accuracy"] for r in outcome.metrics]
+    assert accuracy[-1] > 0.3, accuracy
+    assert accuracy[-1] > accuracy[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_have_defaults_that_a_machine_can_read(name):
+    kind = find(name)
+    method = kind()
+    assert kind.name == name
+    assert all(isinstance(getattr(method, f.name), bool | int | float | str | None) for f in fields(method))

@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+
+import fedsparse
+from fedsparse.errors import ConfigError
+from fedsparse.models import build, lenet, mlp, models, resnet18, vgg11
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        # 3x3 stem: 1,728 weights instead of the 9,408 of the 7x7 one
+        (lambda: resnet18(), 11_173_962),
+        (lambda: resnet18(stem="7x7"), 11_181_642),
+        # fc: 90 rows of 512 weights and a bias more
+        (lambda: resnet18(num_classes=100), 11_173_962 + 90 * 513),
+        (lambda: resnet18(in_channels=1), 11_173_962 - 2 * 64 * 9),
+        # 6*25+6, 16*6*25+16, 120*400+120, 84*120+84, 10*84+10
+        (lambda: lenet(), 156 + 2_416 + 48_120 + 10_164 + 850),
+        (lambda: lenet(num_classes=62, in_channels=3), 61_706 + 52 * 85 + 2 * 6 * 25),
+        # 9,217,728 convolution weights, 2 * 2,752 of batch norm, 5,130 of the classifier
+        (lambda: vgg11(), 9_217_728 + 5_504 + 5_130),
+        (lambda: vgg11(batch_norm=False), 9_217_728 + 2_752 + 5_130),
+        (lambda: mlp(784, 10), 266_610),
+        (lambda: mlp(5, 3, hidden=()), 18),
+    ],
+)
+def test_parameters(model, count):
+    assert parameters(model()) == count
+
+
+def test_documented_counts():
+    assert "11,173,962" in resnet18.__doc__
+    assert "11,181,642" in resnet18.__doc__
+    assert "61,706" in lenet.__doc__
+    assert "9,228,362" in vgg11.__doc__
+    assert "266,610" in mlp.__doc__
+
+
+@pytest.mark.parametrize("side", [1, 2, 9, 33])
+@pytest.mark.parametrize("stem", ["3x3", "7x7"])
+def test_resnet_takes_any_side(stem, side):
+    model = resnet18(num_classes=7, stem=stem, width=2).eval()
+    assert model(torch.zeros(3, 3, side, side + 1)).shape == (3, 7)
+
+
+@pytest.mark.parametrize(("stem", "sides"), [("3x3", [32, 32, 16, 8, 4]), ("7x7", [16, 8, 4, 2, 1])])
+def test_resnet_strides(stem, sides):
+    model, seen = resnet18(stem=stem, width=2).eval(), []
+    for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _x, y: seen.append(y.shape[-1]))
+    model(torch.zeros(1, 3, 32, 32))
+    assert seen == sides
+
+
+@pytest.mark.parametrize("side", [10, 12, 13, 28, 35])
+def test_lenet_takes_any_side_from_10(side):
+    assert lenet(num_classes=4, in_channels=2)(torch.zeros(2, 2, side, side + 3)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("side", [32, 37])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_vgg_takes_any_side_from_32(side, batch_norm):
+    model = vgg11(num_classes=4, in_channels=1, batch_norm=batch_norm).eval()
+    assert model(torch.zeros(1, 1, side, side)).shape == (1, 4)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert norms == (8 if batch_norm else 0)
+
+
+def test_mlp_flattens():
+    model = mlp(2 * 3 * 5, 4, hidden=(6,))
+    x = torch.randn(7, 2, 3, 5)
+    assert model(x).shape == (7, 4)
+    torch.testing.assert_close(model(x), model(x.flatten(1)), rtol=0, atol=0)
+
+
+def test_resnet_names_are_those_of_torchvision():
+    model = resnet18(width=1)
+    block = ["conv1", "bn1", "conv2", "bn2"]
+    shortcut = ["downsample", "downsample.0", "downsample.1"]
+    expected = ["conv1", "bn1", "maxpool"]
+    for stage in range(1, 5):
+        expected.append(f"layer{stage}")
+        for number in range(2):
+            prefix = f"layer{stage}.{number}"
+            parts = block + (shortcut if stage > 1 and number == 0 else [])
+            expected += [prefix, *(f"{prefix}.{part}" for part in parts)]
+    expected += ["avgpool", "fc"]
+    assert [name for name, _ in model.named_modules()] == ["", *expected]
+    assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_resnet_block_by_hand():
+    model = resnet18(width=3).double().eval()
+    block = model.layer2[0]
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    scale = 1 / (1 + 1e-5) ** 0.5  # fresh batch norm in evaluation divides by sqrt(1 + eps)
+    conv = nn.functional.conv2d
+    inner = (conv(x, block.conv1.weight, stride=2, padding=1) * scale).relu()
+    main = conv(inner, block.conv2.weight, padding=1) * scale
+    side = conv(x, block.downsample[0].weight, stride=2) * scale
+    torch.testing.assert_close(block(x), (main + side).relu())
+
+
+def test_resnet_convolutions_start_with_kaiming_spread():
+    weight = resnet18().layer3[1].conv2.weight  # 589,824 draws, fan-out 256 * 9
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+    assert abs(weight.mean().item()) < 1e-3
+
+
+@pytest.mark.parametrize("name", models())
+def test_every_parameter_gets_a_gradient(name):
+    model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 4} if name == "resnet18" else {})
+    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", models())
+def test_build_follows_the_torch_seed(name):
+    def flat(seed: int) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 2} if name == "resnet18" else {})
+        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    first = flat(5)
+    assert torch.equal(first, flat(5))
+    assert not torch.equal(first, flat(6))
+
+
+def test_build_passes_facts_and_options():
+    model = build("resnet18", in_shape=(1, 28, 28), num_classes=4, options={"width": 8, "stem": "7x7"})
+    assert model.conv1.weight.shape == (8, 1, 7, 7)
+    assert model.fc.weight.shape == (4, 64)
+    hidden = build("mlp", in_shape=(3, 2, 2), num_classes=5, options={"hidden": [7, 6]})
+    assert [tuple(m.weight.shape) for m in hidden if isinstance(m, nn.Linear)] == [(7, 12), (6, 7), (5, 6)]
+    assert build("mlp", in_shape=(9,), num_classes=2, options={})[1].in_features == 9
+    vgg = build("vgg11", in_shape=(3, 32, 32), num_classes=2, options={"batch_norm": False})
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in vgg.modules())
+
+
+def test_models_are_listed_and_public():
+    assert models() == ["lenet", "mlp", "resnet18", "vgg11"]
+    assert all(callable(getattr(fedsparse.models, name)) for name in models())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("resnet", (3, 32, 32), {}, r"unknown model 'resnet'; did you mean 'resnet18'\? \(known: lenet, mlp, "),
+        ("zzz", (3, 32, 32), {}, r"unknown model 'zzz' \(known: lenet"),
+        ("resnet18", (3, 32, 32), {"widht": 8}, r"no option 'widht'; did you mean 'width'\? \(known: stem, width\)"),
+        ("resnet18", (3, 32, 32), {"num_classes": 3}, r"no option 'num_classes'"),
+        ("lenet", (1, 28, 28), {"width": 8}, r"'lenet' has no option 'width' \(known: none\)"),
+        ("resnet18", (3, 32, 32), {"width": "8"}, r"option 'width' of model 'resnet18' must be int as in 64, got '8'"),
+        ("resnet18", (3, 32, 32), {"width": True}, r"'width' .* must be int"),
+        ("resnet18", (3, 32, 32), {"width": 0}, r"cannot be built with .*at least 1 channel, got 0"),
+        ("resnet18", (3, 32, 32), {"stem": "5x5"}, r"unknown stem '5x5'; expected '3x3' or '7x7'"),
+        ("vgg11", (3, 32, 32), {"batch_norm": "false"}, r"must be bool as in True, got 'false'"),
+        ("mlp", (4,), {"hidden": "300"}, r"must be tuple as in \(300, 100\), got '300'"),
+        ("mlp", (4,), {"hidden": [3, 0]}, r"at least 1 unit, got \[4, 3, 0\]"),
+        ("mlp", (4,), {"hidden": [2.5]}, r"'mlp' cannot be built with"),
+        ("lenet", (64,), {}, r"'lenet' needs pictures .* has shape \(64,\); use model 'mlp'"),
+        ("lenet", (1, 8, 8), {}, r"10 x 10 pixels or more, got 8 x 8; set data.image_size = 10"),
+        ("vgg11", (1, 28, 32), {}, r"32 x 32 pixels or more, got 28 x 32"),
+    ],
+)
+def test_build_refuses(name, shape, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, in_shape=shape, num_classes=2, options=options)

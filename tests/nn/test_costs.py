@@ -1,0 +1,103 @@
+"""Costs follow the kept weights: memory of a step, bytes of a model."""
+
+import pytest
+import torch
+from torch import nn
+
+import fedsparse as fs
+from fedsparse import _native
+from fedsparse.nn import SparseConv2d, SparseLinear, read_weights, sparse_layers
+from fedsparse.pattern import Pattern
+
+MIB = 1 << 20
+
+counted = pytest.mark.skipif(
+    not _native.extension().memory_counted(), reason="the allocator cannot be counted on this system"
+)
+
+
+def random_pattern(shape, nnz, generator):
+    flat = torch.randperm(torch.Size(shape).numel(), generator=generator)[:nnz].sort().values
+    return Pattern.from_flat(shape, flat)
+
+
+@pytest.fixture
+def large(generator):
+    """A 4096 x 4096 layer at 1 %: values of 0.64 MiB, where a dense weight has 64 MiB."""
+    pattern = random_pattern((4096, 4096), 4096 * 41, generator)
+    return SparseLinear(pattern, torch.randn(pattern.nnz, generator=generator), torch.zeros(4096))
+
+
+@counted
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_training_step_allocates_nothing_dense(make, large, generator):
+    x = torch.randn(16, 4096, generator=generator)
+    optimizer = make(large.parameters(), lr=0.01)
+    with fs.measure() as m:
+        large(x).square().mean().backward()
+        optimizer.step()
+    # Gradient and state, entries of the kernels' programs, input and output planes: some 20 bytes a kept weight.
+    assert 0 < m.peak_bytes.value < 8 * MIB
+
+
+@counted
+def test_the_dense_layer_would(generator):
+    """What the bound above is worth: one dense gradient is eight times as much."""
+    dense = nn.Linear(4096, 4096)
+    with fs.measure() as m:
+        dense(torch.randn(16, 4096, generator=generator)).square().mean().backward()
+    assert m.peak_bytes.value > 64 * MIB
+
+
+@counted
+def test_the_probe_holds_no_dense_gradient(large, generator):
+    x = torch.randn(16, 4096, generator=generator)
+    with fs.measure() as m, fs.topk_pruned_gradient(large, 1000) as top:
+        large(x).square().mean().backward()
+    assert len(top.indices) == 1000
+    assert m.peak_bytes.value < 12 * MIB
+
+
+@counted
+def test_a_new_mask_costs_no_dense_weight(large, generator):
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1, momentum=0.9)
+    large(torch.randn(16, 4096, generator=generator)).sum().backward()
+    optimizer.step()
+    new = random_pattern((4096, 4096), 4096 * 41, generator)
+    with fs.measure() as m:
+        large.repattern(new, optimizer=optimizer)
+    assert m.peak_bytes.value < 12 * MIB
+
+
+@counted
+def test_a_convolution_step_allocates_nothing_dense(generator):
+    """512 x 512 x 3 x 3 at 1 %: a dense weight has 9 MiB."""
+    pattern = random_pattern((512, 512, 3, 3), 23_592, generator)
+    conv = nn.Conv2d(512, 512, 3, padding=1, device="meta")
+    layer = SparseConv2d(pattern, torch.randn(pattern.nnz, generator=generator), None, conv)
+    x = torch.randn(2, 512, 4, 4, generator=generator)
+    with fs.measure() as m:
+        layer(x).square().mean().backward()
+    assert 0 < m.peak_bytes.value < 6 * MIB
+
+
+def test_everything_that_lasts_has_length_nnz(large):
+    assert [p.numel() for p in large.parameters()] == [large.nnz, 4096]
+    held = sum(t.numel() * t.element_size() for t in large.buffers())
+    assert held == large.pattern.nbytes <= 6 * large.nnz + 8 * 4097
+
+
+def test_bytes_of_resnet18_at_a_tenth(generator):
+    """Values and positions of ResNet-18, uniform at density 0.1: under 0.22 of the dense model's bytes."""
+    model = fs.models.resnet18()
+    dense = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert dense == 4 * 11_173_962
+    fs.sparsify(model, 0.1, distribution="uniform", score="random", generator=generator)
+    assert fs.density(model) <= 0.1
+    patterns = sum(layer.pattern.nbytes for layer in sparse_layers(model).values())
+    values = sum(p.numel() * p.element_size() for p in model.parameters())
+    buffers = sum(b.numel() * b.element_size() for n, b in model.named_buffers() if ".running" in n)
+    assert values <= 0.1 * dense
+    assert values + patterns <= 0.26 * dense
+    weights = read_weights(model)
+    assert weights.nbytes <= values + buffers + 8 * 20
