@@ -86,18 +86,21 @@ def place_kernel(
     Returns:
         The input, and stride, padding, dilation (vertical and horizontal each) and groups.
     """
-    if shape[0] % groups:
+    if groups < 1 or shape[0] % groups:
         raise ShapeError(f"{shape[0]} output channels cannot be split into {groups} groups")
-    strides, dilations = _pair(stride), _pair(dilation)
+    strides, dilations = _pair("stride", stride, least=1), _pair("dilation", dilation, least=1)
     if isinstance(padding, str):
         x, paddings = _named_padding(x, padding, strides, dilations, shape[2:])
     else:
-        paddings = _pair(padding)
+        paddings = _pair("padding", padding, least=0)
     return x, (*strides, *paddings, *dilations, groups)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+def _pair(name: str, value: int | tuple[int, int], *, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ShapeError(f"{name} must be one or two numbers of at least {least}, got {value}")
+    return pair[0], pair[1]
 
 
 def _named_padding(

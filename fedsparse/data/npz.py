@@ -48,10 +48,10 @@ def read_npz(file: Path, generator: np.random.Generator) -> tuple[NDArray[np.gen
 
 def _read_arrays(file: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name; write it with numpy.savez(file, x=..., y=...)")
-        with archive:
+        with file.open("rb") as stream:  # opened here, for numpy leaves a damaged file open
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name; write it with numpy.savez(file, x=..., y=...)")
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy, zipfile and zlib each raise their own kinds for a damaged file
         raise DataError(f"{file} is not a readable .npz file of plain arrays: {error}") from error

@@ -132,6 +132,16 @@ class SparseLayer(nn.Module):
         self.backend = name
 
     # ---- saving
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_pattern"] = self.pattern
+        state["_buffers"] = {name: b for name, b in self._buffers.items() if name not in Pattern.INDEX_NAMES}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold(self._pattern.to(self.values.device))
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         bits = np.packbits(self.mask.cpu().numpy().reshape(-1))

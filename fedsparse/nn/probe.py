@@ -79,6 +79,9 @@ class topk_pruned_gradient:
                 "the layer ran twice inside topk_pruned_gradient; gradients of shared layers are not supported"
             )
 
+        if not output.requires_grad:
+            raise PatternError("no gradient is being recorded inside topk_pruned_gradient; remove torch.no_grad()")
+
         def catch(grad: Tensor) -> None:
             self._found = topk_pruned(grad, x.detach(), self._k, *weight)
 

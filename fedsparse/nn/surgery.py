@@ -59,6 +59,10 @@ def sparsify(
         InfeasibleDensityError: what stays dense alone exceeds the density.
     """
     parse(granularity)
+    if isinstance(model, nn.Linear | nn.Conv2d):
+        raise ConfigError(
+            f"a bare {type(model).__name__} cannot be replaced in place; wrap it in nn.Sequential, or use from_dense"
+        )
     weights = pruning.prunable(model, exclude)
     if not weights:
         raise ConfigError(f"{type(model).__name__} has no dense Linear or Conv2d to prune with exclude={exclude!r}")
@@ -70,9 +74,18 @@ def sparsify(
     else:
         counts = pruning.allocate(shapes, density, distribution=distribution, others=others)
         chosen = pruning.layerwise(scores, counts)
+    _refuse_tied(model, weights)
     for name, mask in chosen.items():
         _replace(model, name, _sparse(_module(model, name), mask, granularity))
     return model
+
+
+def _refuse_tied(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """A weight that several modules share would fall apart when one of them becomes sparse."""
+    for name, weight in weights.items():
+        owners = [path for path, m in model.named_modules() if any(p is weight for p in m._parameters.values())]
+        if len(owners) > 1:
+            raise ConfigError(f"{name!r} is shared by {' and '.join(owners)}; exclude {owners[0]!r} to keep it dense")
 
 
 def _scores(
@@ -91,11 +104,13 @@ def _scores(
     return {name: score[name] for name in weights}
 
 
-def densify(model: _Model) -> _Model:
+def densify(model: nn.Module) -> nn.Module:
     """Replaces every sparse layer by the dense layer of the same function, in place; returns the same model.
 
     A model that is itself a sparse layer is returned as a new dense layer.
     """
+    if isinstance(model, SparseLayer):
+        return model.to_dense()
     for name, layer in sparse_layers(model).items():
         _replace(model, name, layer.to_dense())
     return model
@@ -118,8 +133,11 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.removesuffix(".weight").rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
+    old = _module(model, name)
+    # A module that stands in several places is replaced in all of them.
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer)
 
 
 # ---- looking and changing
@@ -201,35 +219,40 @@ def read_weights(model: nn.Module) -> Weights:
 def write_weights(model: nn.Module, weights: Weights) -> None:
     """Puts `weights` into `model`, changing layers and patterns where their topology asks for it.
 
+    Everything is checked before the first layer changes.
+
     Raises:
         PatternError: the model lacks a layer or tensor of `weights`, has others, or shapes differ.
     """
+    _check_fit(model, weights)
     layers = sparse_layers(model)
     for name in layers.keys() - weights.topology.keys():
         _replace(model, name, layers[name].to_dense())
     for name, pattern in weights.topology.items():
         if name not in layers:
             _replace(model, name, _sparse(_module(model, name), pattern.mask(), str(pattern.granularity)))
-        elif pattern.shape != layers[name].pattern.shape:
-            raise PatternError(
-                f"{name!r}: the model's weight has shape {layers[name].pattern.shape}, the new one {pattern.shape}"
-            )
         elif pattern != layers[name].pattern:
             layers[name].repattern(pattern)
-    own = _dense_tensors(model)
-    if own.keys() != weights.dense.keys():
-        odd = sorted(own.keys() ^ weights.dense.keys())[0]
-        raise PatternError(f"{odd!r} is in {'the model' if odd in own else 'the weights'} only")
     with torch.no_grad():
         for name, layer in sparse_layers(model).items():
             layer.values.copy_(weights.values[name])
-        for name, tensor in own.items():
-            new = weights.dense[name]
-            if tensor.shape != new.shape:
-                raise PatternError(
-                    f"{name!r}: the model's tensor has shape {tuple(tensor.shape)}, the new one {tuple(new.shape)}"
-                )
-            tensor.copy_(new)
+        for name, tensor in _dense_tensors(model).items():
+            tensor.copy_(weights.dense[name])
+
+
+def _check_fit(model: nn.Module, weights: Weights) -> None:
+    for name in weights.topology:
+        if not isinstance(_module(model, name), SparseLayer | nn.Linear | nn.Conv2d):
+            raise PatternError(f"{name!r} belongs to a {type(_module(model, name)).__name__}, which cannot be sparse")
+    own = {name: tuple(tensor.shape) for name, tensor in _dense_tensors(model).items()}
+    own |= {name: layer.pattern.shape for name, layer in sparse_layers(model).items()}
+    new = {name: tuple(tensor.shape) for name, tensor in weights.dense.items()}
+    new |= {name: pattern.shape for name, pattern in weights.topology.items()}
+    for name in sorted(own.keys() ^ new.keys()):
+        raise PatternError(f"{name!r} is in {'the model' if name in own else 'the weights'} only")
+    for name, shape in own.items():
+        if shape != new[name]:
+            raise PatternError(f"{name!r}: the model's tensor has shape {shape}, the new one {new[name]}")
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:

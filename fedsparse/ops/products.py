@@ -51,7 +51,12 @@ def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]
     return case
 
 
-def _check_values(x: Tensor, values: Tensor, index: Sequence[Tensor]) -> None:
+def _check_parameters(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int) -> None:
+    if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype or bias.device != x.device):
+        raise ShapeError(
+            f"the bias must have shape ({rows},), {x.dtype} and be on {x.device}, got shape {tuple(bias.shape)}, "
+            f"{bias.dtype} on {bias.device}"
+        )
     if values.dtype != x.dtype or values.device != x.device or index[1].device != x.device:
         raise ShapeError(
             f"input ({x.dtype}, {x.device}), values ({values.dtype}, {values.device}) and pattern ({index[1].device}) "
@@ -70,10 +75,11 @@ def _eager(
     geometry: list[int],
     backend: str,
 ) -> Tensor:
-    _check_values(x, values, index)
+    _check_parameters(x, values, bias, index, shape[0])
     case = read_case(x, shape, values.numel(), geometry)
     engine = backends.backend(backend, case)
     pattern = Pattern.from_index(case.shape, index)
+    bias = None if bias is None else bias.contiguous()
     return engine.forward(x.contiguous(), values.contiguous(), pattern, bias, case).contiguous()
 
 
@@ -171,7 +177,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     axes = [0, *range(2, grad.ndim)]
     grad_bias = grad.sum(axes) if ctx.has_bias and want_bias else None
     # Answers mirror the arguments: a list for the index and, being empty, for a linear layer's geometry.
-    no_index, no_geometry = [None] * len(index), None if ctx.weight[1] else []
+    no_index = [None] * len(index)
+    no_geometry: list[None] | None = None if ctx.weight[1] else []
     wanted = (grad_x if want_x else None, grad_values if want_values else None, grad_bias)
     return (*wanted, no_index, None, no_geometry, None)
 

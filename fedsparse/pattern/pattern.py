@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsparse import _native
 from fedsparse.errors import PatternError
-from fedsparse.pattern.granularity import Element, Granularity
+from fedsparse.pattern.granularity import Element, Granularity, parse
 
 __all__ = ["Pattern", "carried"]
 
@@ -181,6 +183,14 @@ class Pattern:
         state.update(self.column.cpu().numpy().tobytes())
         return state.hexdigest()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Pattern":
+        return self  # immutable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The row list as numpy arrays: torch cannot unpickle uint16, and the transposed list follows from it.
+        lists = self.row_start.cpu().numpy(), self.column.cpu().numpy()
+        return _unpickled, (self.shape, *lists, str(self.granularity), str(self.column.device))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pattern) and self.digest == other.digest
 
@@ -252,6 +262,13 @@ class Pattern:
         if self.column.device == torch.device(device):
             return self
         return Pattern.from_index(self.shape, [t.to(device) for t in self.index], self.granularity)
+
+
+def _unpickled(
+    shape: tuple[int, ...], row_start: NDArray[np.int32], column: NDArray[np.generic], granularity: str, device: str
+) -> Pattern:
+    lists = torch.from_numpy(row_start), torch.from_numpy(column)
+    return Pattern.from_rows(shape, *lists, parse(granularity)).to(device)
 
 
 def _is_plain_words(tensor: Tensor) -> bool:

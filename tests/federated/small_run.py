@@ -1,10 +1,11 @@
 """A federated run that takes well under a second: 10 classes, 8x8 pictures, three convolutions with batch norm."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
-from fedsparse.methods.base import Method, find
+from fedsparse.methods.base import Method, SparseMethod, find
+from fedsparse.methods.roles import Client, Extras, Server, Update, client_task
+from fedsparse.nn import read_weights, sparse_layers, topology
+from fedsparse.pattern import Topology, Weights
 
 CLASSES = 10
 SIZES = (40, 25, 33, 48, 30, 44)  # of the clients; with batches of 16 the last ones are of 1, 8, 9, 12 and 14
@@ -53,6 +57,40 @@ class SmallNet(nn.Sequential):
         nn.init.zeros_(self[-1].bias)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remembering(SparseMethod):
+    """Weights and masks that depend on what server and clients kept from the rounds before."""
+
+    name: ClassVar[str] = "remembering"
+    density: float = 0.2
+
+    def start(self, server: Server) -> Weights:
+        return server.weights.moved_to(self.initial_topology(server.model, "random", server.rng("mask")))
+
+    @client_task
+    def train(self, client: Client) -> Extras:
+        last = client.memory.get("weights")
+        client.sgd()
+        if isinstance(last, Weights) and last.topology == topology(client.model):
+            for name, layer in sparse_layers(client.model).items():
+                layer.values.data.lerp_(last.values[name], 0.25)
+        client.memory["weights"] = read_weights(client.model)
+        return {}
+
+    def aggregate(self, server: Server, updates: Sequence[Update]) -> Weights:
+        new = super().aggregate(server, updates)
+        last = server.memory.get("bias")
+        bias = new.dense["11.bias"]
+        server.memory["bias"] = bias if last is None else 0.5 * bias + 0.5 * cast(Tensor, last)
+        server.memory["rounds"] = cast(int, server.memory.get("rounds", 0)) + 1
+        return new.with_dense({"11.bias": cast(Tensor, server.memory["bias"])})
+
+    def adjust(self, server: Server, _: Sequence[Update]) -> Topology | None:
+        if cast(int, server.memory["rounds"]) % 3:
+            return None
+        return self.initial_topology(SmallNet(), "random", server.rng("mask"))
+
+
 def norm_free() -> nn.Sequential:
     """The smallest network with a prunable layer: 64 -> 12 -> 10."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, CLASSES))
@@ -77,8 +115,8 @@ def small_data(sizes: tuple[int, ...] = SIZES, *, seed: int = 0) -> FederatedDat
 
 
 def small_method(name: str, **changed: object) -> Method:
-    """A method at the settings above."""
-    kind = find(name)
+    """A method at the settings above: `remembering`, or one that is registered."""
+    kind = Remembering if name == Remembering.name else find(name)
     known = {field.name for field in fields(kind)}
     return kind(**{key: value for key, value in {**SETTINGS, **changed}.items() if key in known})
 
@@ -135,14 +173,20 @@ def go(
     folder: Path | None = None,
     stop_after: int | None = None,
     resume: bool = False,
+    on_round: Callable[[Mapping[str, object]], None] = lambda _: None,
 ) -> Outcome:
     """Runs a plan; with `stop_after`, asks for a stop once that many rounds were finished by this call."""
     finished: list[object] = []
+
+    def finish(record: Mapping[str, object]) -> None:
+        finished.append(record)
+        on_round(record)
+
     return run_rounds(
         plan,
         engine or InlineEngine(plan),
         folder=folder,
-        on_round=finished.append,
+        on_round=finish,
         should_stop=lambda: stop_after is not None and len(finished) >= stop_after,
         resume=resume,
     )

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import fedsparse as fs
+from fedsparse.nn import sparse_layers
+from fedsparse.testing import relative_error
 
 STEPS = 20
 
@@ -26,19 +28,40 @@ def losses(model, optimizer, batches, after_step):
 
 @pytest.fixture
 def batches(generator):
+    """Mini-batches of one size, in float64."""
     return [
-        (torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator))
+        (
+            torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64),
+            torch.randint(10, (8,), generator=generator),
+        )
         for _ in range(STEPS)
     ]
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_losses_of_resnet18_equal_those_of_the_masked_dense_model(optimiser, batches, generator):
-    torch.set_num_threads(1)
+def sgd(lr):
+    return lambda model: torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+
+
+# A rounding error may put an activation on the other side of a rectifier's corner, and training amplifies the
+# difference by as much as the weights move: at ordinary learning rates two float32 runs part within 20 steps whoever
+# computes them. So large steps are compared in float64, and float32 with small ones.
+RUNS = {
+    "float64, sgd": (torch.float64, sgd(0.01), 1e-9),
+    "float64, adam": (torch.float64, lambda model: torch.optim.Adam(model.parameters(), lr=1e-3), 1e-8),
+    "float32, sgd": (torch.float32, sgd(3e-5), 1e-4),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_losses_of_resnet18_equal_those_of_the_masked_dense_model(run, batches, generator):
+    dtype, make, tolerance = RUNS[run]
+    batches = [(x.to(dtype), labels) for x, labels in batches]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        dense = fs.models.resnet18(width=16)
+        dense = fs.models.resnet18(width=16).to(dtype)
     sparse = fs.sparsify(copy.deepcopy(dense), 0.2, score="random", generator=generator)
+    if dtype == torch.float64:
+        fs.set_backend(sparse, "reference")
     masks = fs.masks(sparse)
 
     def prune():
@@ -46,15 +69,12 @@ def test_losses_of_resnet18_equal_those_of_the_masked_dense_model(optimiser, bat
             for name, mask in masks.items():
                 dense.get_parameter(name).mul_(mask)
 
-    def make(model):
-        if optimiser == "sgd":
-            return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        return torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-4)
-
     prune()
+    frozen = copy.deepcopy(dense)
+    untrained = losses(frozen, torch.optim.SGD(frozen.parameters(), lr=0.0), batches, lambda: None)
     expected = losses(dense, make(dense), batches, prune)
     found = losses(sparse, make(sparse), batches, lambda: None)
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert len(set(found)) == STEPS
-    for name, layer in fs.nn.sparse_layers(sparse).items():
-        torch.testing.assert_close(layer.weight, dense.get_parameter(name).detach(), rtol=1e-2, atol=1e-3)
+    assert found == pytest.approx(expected, abs=tolerance)
+    assert max(abs(a - b) for a, b in zip(expected, untrained, strict=True)) > 50 * tolerance
+    for name, layer in sparse_layers(sparse).items():
+        assert relative_error(layer.weight, dense.get_parameter(name).detach()) < tolerance

@@ -64,8 +64,6 @@ def test_changed_positions_by_hand():
 
 def test_changed_positions_counts_the_masks_difference(generator):
     shapes = {"a": (7, 9), "b": (4, 5, 3, 3)}
-    one, two = (
-        {n: torch.rand(s, generator=generator) < 0.4 for n, s in shapes.items()} for _ in range(2)
-    )
+    one, two = ({n: torch.rand(s, generator=generator) < 0.4 for n, s in shapes.items()} for _ in range(2))
     expected = sum(int((one[n] ^ two[n]).sum()) for n in shapes)
     assert Topology.from_masks(one).changed_positions(Topology.from_masks(two)) == expected

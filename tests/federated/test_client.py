@@ -1,0 +1,208 @@
+"""The client's half: what it holds, what it answers, what it remembers."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import fedsparse as fs
+from fedsparse import wire
+from fedsparse.errors import PatternError
+from fedsparse.federated import seeds, sgd
+from fedsparse.federated.client import ClientHost, HostedClient
+from fedsparse.federated.engines.base import Request
+from fedsparse.methods.base import Method, SparseMethod
+from fedsparse.methods.roles import client_task
+from fedsparse.nn import read_weights, sparse_layers
+from fedsparse.wire import Payload
+from tests.federated.small_run import CLIENT, SmallNet, small_data, small_method, small_plan
+
+
+def sparse_weights(density=0.2):
+    return read_weights(fs.sparsify(SmallNet(), density))
+
+
+def request(client, weights=None, *, task="train", known=(), extras=None, back=True, round=0):
+    blob = wire.encode(Payload(task, round, weights, extras or {}), known=known)
+    return Request(client, blob, back)
+
+
+@pytest.fixture
+def plan():
+    return small_plan(small_method("static"), sizes=(20, 0, 30), per_round=3)
+
+
+@pytest.fixture
+def host(plan):
+    return ClientHost(plan)
+
+
+# ---- training
+def test_a_client_answers_with_what_sgd_makes_of_the_download(host, plan):
+    weights = sparse_weights()
+    reply = host.serve(request(2, weights, round=5))
+    model = fs.sparsify(SmallNet(), 0.2)
+    sgd.train(model, plan.data.client(2), CLIENT, epochs=2, generator=seeds.generator(plan.seed, 5, 2, "batches"))
+    wanted = dict(read_weights(model).items())
+    answer = wire.decode(reply.blob, topologies={weights.topology.digest: weights.topology})
+    assert (answer.task, answer.round, dict(answer.extras)) == ("train", 5, {})
+    got = dict(answer.weights.items())
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert (reply.reason, reply.client_id) == ("", 2)
+    assert reply.seconds.value > 0
+    assert reply.seconds.source == "measured"
+
+
+def test_nothing_of_one_client_reaches_the_next(plan):
+    weights = sparse_weights()
+    alone, after = ClientHost(plan), ClientHost(plan)
+    after.serve(request(0, read_weights(SmallNet(seed=3))))
+    assert after.serve(request(2, weights)).blob == alone.serve(request(2, weights)).blob
+
+
+def test_an_answer_without_weights_where_none_are_asked_for(host):
+    weights = sparse_weights()
+    reply = host.serve(request(0, weights, back=False))
+    assert wire.decode(reply.blob).weights is None
+    assert len(reply.blob) < 100
+
+
+# ---- topologies held
+def test_a_topology_travels_once_and_then_by_reference(host):
+    weights = sparse_weights()
+    digest = weights.topology.digest
+    first = host.serve(request(0, weights))
+    second = host.serve(request(0, weights, known={digest}))
+    assert first.blob == second.blob
+    stranger = host.serve(request(2, weights, known={digest}))
+    assert stranger.blob is None
+    assert stranger.reason == f"weights: topology {digest} is sent by reference but not held here; ask for it in full"
+
+
+def test_only_the_last_topology_is_held(host):
+    old, new = sparse_weights(0.2), sparse_weights(0.3)
+    host.serve(request(0, old))
+    host.serve(request(0, new))
+    assert host.serve(request(0, new, known={new.topology.digest})).blob is not None
+    assert host.serve(request(0, old, known={old.topology.digest})).blob is None
+
+
+# ---- failures
+def test_a_client_without_samples(host):
+    reply = host.serve(request(1, sparse_weights()))
+    assert (reply.blob, reply.reason) == (None, "the client has no samples")
+
+
+def test_damaged_bytes_are_the_clients_failure(host):
+    sent = request(0, sparse_weights())
+    damaged = bytearray(sent.blob)
+    damaged[-1] ^= 1
+    reply = host.serve(Request(0, bytes(damaged), True))
+    assert (reply.blob, reply.reason) == (None, "the checksum does not match: the message was damaged on its way")
+
+
+@pytest.mark.parametrize("task", ["nothing", "aggregate", "build", "__init__", "name"])
+def test_only_client_tasks_can_be_asked_for(host, task):
+    reply = host.serve(request(0, sparse_weights(), task=task))
+    assert (reply.blob, reply.reason) == (None, f"method 'static' has no client task {task!r}")
+
+
+def test_a_mistake_in_a_method_is_not_taken_for_a_lost_client():
+    class Wrong(Method):
+        name = "wrong"
+
+        @client_task
+        def train(self, client):
+            return {"ratio": 1 / (client.id - client.id)}
+
+    with pytest.raises(ZeroDivisionError):
+        ClientHost(small_plan(Wrong())).serve(request(0, read_weights(SmallNet())))
+
+
+# ---- memory
+class Remembering(SparseMethod):
+    name = "remembering"
+
+    @client_task
+    def remember(self, client):
+        client.memory["number"] = client.memory.get("number", 0) + client.extras["number"]
+        client.memory["weights"] = read_weights(client.model)
+        return {"number": client.memory["number"]}
+
+
+def number(reply):
+    return wire.decode(reply.blob).extras["number"]
+
+
+def test_memory_stays_with_its_client_and_survives_a_restart():
+    plan = small_plan(Remembering(density=0.2))
+    host, weights = ClientHost(plan), sparse_weights()
+    digest = weights.topology.digest
+
+    def ask(where, client, value, known=()):
+        extras = {"number": value}
+        return number(where.serve(request(client, weights, task="remember", extras=extras, known=known, back=False)))
+
+    assert [ask(host, 0, 3), ask(host, 0, 4), ask(host, 2, 5)] == [3, 7, 5]
+    restarted = ClientHost(plan)
+    restarted.restore(host.memories())
+    assert restarted.memories() == host.memories()
+    # client 0 holds the topology it was sent before, client 1 has never been asked
+    assert [ask(restarted, 0, 1, known={digest}), ask(restarted, 2, 1), ask(restarted, 1, 1)] == [8, 6, 1]
+
+
+# ---- gradients of pruned weights
+def hosted(plan, client_id=0):
+    model = fs.sparsify(SmallNet(), 0.2)
+    return HostedClient(plan, Payload("train", 3), client_id=client_id, model=model, memory={})
+
+
+def dense_gradients(client, plan):
+    """Gradients of every position of every weight on the batch that the client probes."""
+    model = fs.densify(fs.sparsify(SmallNet(), 0.2)).train()
+    batch = next(sgd.batches(len(client.data), CLIENT.batch_size, seeds.generator(plan.seed, 3, client.id, "probe")))
+    x, y = client.data.batch(batch)
+    cross_entropy(model(x), y).backward()
+    return {name: p.grad.flatten() for name, p in model.named_parameters()}
+
+
+def test_the_largest_gradients_of_pruned_weights(plan):
+    client = hosted(plan)
+    counts = {"0.weight": 0, "3.weight": 7, "6.weight": 40}
+    found = client.top_pruned_gradients(counts)
+    assert set(found) == {"3.weight", "6.weight"}
+    wanted = dense_gradients(client, plan)
+    for name, vector in found.items():
+        gradient = wanted[name].masked_fill(fs.masks(client.model)[name].flatten(), 0)
+        best = gradient.abs().sort(descending=True, stable=True).indices[: counts[name]].sort().values
+        assert vector.size == gradient.numel()
+        assert torch.equal(vector.indices, best)
+        assert torch.allclose(vector.values, gradient[best], rtol=1e-4, atol=1e-7)
+
+
+def test_probing_changes_nothing(plan):
+    client = hosted(plan)
+    before = {name: tensor.clone() for name, tensor in client.model.state_dict().items()}
+    client.top_pruned_gradients({"6.weight": 3})
+    after = client.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(p.grad is None or not p.grad.any() for p in client.model.parameters())
+    assert not any(layer.watcher for layer in sparse_layers(client.model).values())
+
+
+def test_probing_an_unknown_layer(plan):
+    with pytest.raises((KeyError, PatternError), match="nowhere"):
+        hosted(plan).top_pruned_gradients({"nowhere.weight": 1})
+
+
+def test_generators_of_a_client(plan):
+    one, other = hosted(plan, 0), hosted(plan, 2)
+    assert one.rng("a").initial_seed() == seeds.generator(plan.seed, 3, 0, "a").initial_seed()
+    assert one.rng("a").initial_seed() != other.rng("a").initial_seed()
+    assert len(small_data((20, 0, 30)).client(2)) == len(other.data) == 30
+    assert one.rng("a").initial_seed() != one.rng("b").initial_seed()
+
+
+def test_a_fresh_host_remembers_nothing(host):
+    extras = wire.decode(host.memories()).extras
+    assert (dict(extras["topologies"]), dict(extras["clients"])) == ({}, {})

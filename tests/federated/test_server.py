@@ -1,0 +1,333 @@
+"""The server's half: what is counted, what is sent, and what becomes of bad uploads."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fedsparse import wire
+from fedsparse.errors import ClientError, WireError
+from fedsparse.federated import seeds
+from fedsparse.federated.engines.base import Reply
+from fedsparse.methods.aggregation import mean
+from fedsparse.methods.base import Method
+from fedsparse.methods.fedavg import FedAvg
+from fedsparse.methods.roles import Update, client_task
+from fedsparse.methods.static import Static
+from fedsparse.nn import masks, set_masks
+from fedsparse.wire import Payload, SparseVector
+from fedsparse.wire.positions import pack
+from tests.federated.small_run import (
+    CLIENT,
+    SpyEngine,
+    exact,
+    go,
+    same_bits,
+    small_method,
+    small_plan,
+)
+
+ALL = ("fedavg", "static", "fedtiny")
+
+
+def records(folder, name="clients.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+# ---- bytes
+@pytest.mark.parametrize("name", ALL)
+def test_every_byte_is_the_length_of_a_message(name, tmp_path):
+    plan = small_plan(small_method(name), rounds=4)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine, folder=tmp_path)
+    pairs = [pair for exchange in engine.exchanges for pair in exchange]
+    lines = records(tmp_path)
+    assert len(lines) == len(pairs)
+    for line, (request, reply) in zip(lines, pairs, strict=True):
+        assert (line["client"], line["bytes_down"], line["bytes_up"]) == (
+            request.client_id,
+            len(request.blob),
+            len(reply.blob),
+        )
+        assert line["exchange"] == ("train" if request.weights_back else "ask")
+        assert (line["status"], line["reason"]) == ("ok", "")
+    for record in outcome.metrics:
+        mine = [line for line in lines if line["round"] == record["round"]]
+        assert record["bytes_down"] == sum(line["bytes_down"] for line in mine)
+        assert record["bytes_up"] == sum(line["bytes_up"] for line in mine)
+        assert record["client_seconds"] == pytest.approx(sum(line["seconds"] for line in mine))
+        assert record["peak_bytes"] == max(line["peak_bytes"] for line in mine)
+    assert sum(record["bytes_down"] for record in outcome.metrics) == sum(len(request.blob) for request, _ in pairs)
+    assert records(tmp_path, "metrics.jsonl") == outcome.metrics
+
+
+def test_the_dense_reference_is_what_dense_averaging_sends():
+    dense = go(small_plan(FedAvg(), rounds=3, per_round=6)).metrics
+    sparse = go(small_plan(small_method("static"), rounds=3, per_round=6)).metrics
+    for mine, theirs in zip(sparse, dense, strict=True):
+        assert mine["bytes_up_dense"] == theirs["bytes_up_dense"] == theirs["bytes_up"]
+        assert mine["bytes_down_dense"] == theirs["bytes_down_dense"]
+        assert mine["bytes_up"] < 0.4 * mine["bytes_up_dense"]
+    # The first message also says that there is no topology: one byte a client.
+    assert [r["bytes_down"] - r["bytes_down_dense"] for r in dense] == [6, 0, 0]
+
+
+def positions_bytes(topology):
+    return sum(len(pack(pattern.flat.numpy(), pattern.size)) for pattern in topology.values())
+
+
+def sizes_down(engine):
+    """Bytes of each download by client, training exchanges only."""
+    found = {}
+    for exchange in engine.exchanges:
+        for request, _ in exchange:
+            if request.weights_back:
+                found.setdefault(request.client_id, []).append(len(request.blob))
+    return found
+
+
+def test_masks_travel_once_where_they_never_change():
+    plan = small_plan(small_method("static"), rounds=4, sizes=(20, 30, 25), per_round=3)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine)
+    weights = outcome.weights
+    full = len(wire.encode(Payload("train", 1, weights)))
+    short = len(wire.encode(Payload("train", 1, weights), known={weights.topology.digest}))
+    assert sizes_down(engine) == {client: [full, short, short, short] for client in range(3)}
+    # Beside positions, a pattern has its name, granularity and shape: a few tens of bytes a layer.
+    assert 0 < full - short - positions_bytes(weights.topology) < 3 * 40
+
+
+def test_a_client_that_comes_later_gets_the_mask_then():
+    plan = small_plan(small_method("static"), rounds=6, per_round=2)
+    engine = SpyEngine(plan)
+    go(plan, engine)
+    sizes = sizes_down(engine)
+    assert len(sizes) > 2
+    full = max(max(values) for values in sizes.values())
+    for values in sizes.values():
+        assert values[0] == full
+        assert all(value < full for value in values[1:])
+
+
+def test_masks_travel_again_after_they_moved():
+    plan = small_plan(small_method("fedtiny", candidates=1), rounds=6, sizes=(20, 30), per_round=2)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine)
+    moved = [record["round"] for record in outcome.metrics if record["masks_changed"]]
+    assert moved == [2, 4]
+    blobs = [exchange[0][0].blob for exchange in engine.exchanges]
+    complete = [_is_complete(blob) for blob in blobs]
+    assert complete == [True, False, False, True, False, True]
+
+
+def _is_complete(blob):
+    try:
+        wire.decode(blob)
+    except WireError:
+        return False
+    return True
+
+
+# ---- failures
+@dataclass(frozen=True, kw_only=True)
+class Spoiling(Method):
+    """One client spoils its upload in one round."""
+
+    name: ClassVar[str] = "spoiling"
+    kind: str = "weights"
+    client: int = 1
+    round: int = 1
+
+    @client_task
+    def train(self, client):
+        client.sgd()
+        if (client.id, client.round) != (self.client, self.round):
+            return {}
+        if self.kind == "weights":
+            client.model[3].weight.data[2, 1, 0, 0] = math.inf
+        elif self.kind == "buffer":
+            client.model[4].running_var[0] = math.nan
+        elif self.kind == "vector":
+            return {"top": {"a": SparseVector(4, torch.tensor([2]), torch.tensor([math.nan]))}}
+        elif self.kind == "number":
+            return {"loss": math.inf}
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("weights", "weights.3.weight"),
+        ("buffer", "weights.4.running_var"),
+        ("vector", "extras.top.a"),
+        ("number", "extras.loss"),
+    ],
+)
+def test_an_upload_that_is_not_finite_is_dropped_and_the_run_goes_on(kind, place, tmp_path):
+    plan = small_plan(Spoiling(kind=kind), rounds=3, sizes=(20, 30, 40), per_round=3)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine, folder=tmp_path)
+    assert [(r["clients"], r["clients_failed"]) for r in outcome.metrics] == [(3, 0), (2, 1), (3, 0)]
+    (failed,) = [line for line in records(tmp_path) if line["status"] == "failed"]
+    assert (failed["round"], failed["client"], failed["exchange"]) == (1, 1, "train")
+    assert failed["reason"] == f"the upload contains NaN or infinite numbers in {place}"
+    assert failed["bytes_up"] == len(engine.exchanges[1][1][1].blob) > 0
+    assert outcome.metrics[1]["bytes_up"] == sum(len(reply.blob) for _, reply in engine.exchanges[1])
+    assert all(bool(torch.isfinite(t).all()) for _, t in outcome.weights.items() if t.is_floating_point())
+
+    # What the clients got in round 2 is the mean of the other two.
+    known = {outcome.weights.topology.digest: outcome.weights.topology}
+    replies = [wire.decode(reply.blob, topologies=known).weights for _, reply in engine.exchanges[1]]
+    wanted = mean([Update(0, 20, replies[0], {}), Update(2, 40, replies[2], {})])
+    got = wire.decode(engine.exchanges[2][0][0].blob, topologies=known).weights
+    assert all(torch.equal(got.dense[name], tensor) for name, tensor in wanted.dense.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_client_without_samples_is_passed_over(name, tmp_path):
+    """The others train as if it did not exist: the weights of the average are renormalised."""
+    method = small_method(name)
+    with_nobody = small_plan(method, rounds=4, sizes=(20, 30, 40, 0), per_round=4)
+    without = small_plan(method, rounds=4, sizes=(20, 30, 40), per_round=3)
+    engine = SpyEngine(with_nobody)
+    outcome, wanted = go(with_nobody, engine, folder=tmp_path), go(without)
+    assert same_bits(outcome, wanted)
+    assert [r["accuracy"] for r in outcome.metrics] == [r["accuracy"] for r in wanted.metrics]
+    assert [r["clients_failed"] for r in outcome.metrics] == [1] * 4
+    lines = [line for line in records(tmp_path) if line["client"] == 3]
+    assert {line["reason"] for line in lines} == {"the client has no samples"}
+    assert {(line["status"], line["samples"], line["bytes_up"]) for line in lines} == {("failed", 0, 0)}
+    # It may have lost what it was sent, so it is told everything each time.
+    for exchange in engine.exchanges:
+        for request, _ in exchange:
+            if request.client_id == 3 and request.weights_back:
+                assert _is_complete(request.blob)
+
+
+def test_a_client_whose_loss_explodes_is_passed_over(tmp_path):
+    plan = small_plan(FedAvg(), rounds=1, client=replace(CLIENT, lr=1e30))
+    with pytest.raises(ClientError):
+        go(plan, folder=tmp_path)
+    reasons = {line["reason"] for line in records(tmp_path)}
+    assert reasons == {"the training loss became nan; a smaller learning rate may help"}
+
+
+def test_too_few_clients_end_the_run_and_leave_the_last_checkpoint(tmp_path):
+    method = Spoiling(round=2)
+    plan = small_plan(method, rounds=4, sizes=(20, 30, 40), per_round=3, min_clients=3)
+    with pytest.raises(ClientError) as raised:
+        go(plan, folder=tmp_path)
+    assert str(raised.value) == (
+        "round 2: 2 of 3 clients delivered a usable update, engine.min_clients asks for 3; "
+        "clients.jsonl says why each failed"
+    )
+    assert [r["round"] for r in records(tmp_path, "metrics.jsonl")] == [0, 1]
+    # With a lower limit the same folder goes on, and the failed attempt leaves no trace.
+    lenient = small_plan(method, rounds=4, sizes=(20, 30, 40), per_round=3, min_clients=2)
+    resumed, wanted = go(lenient, folder=tmp_path, resume=True), go(lenient)
+    assert exact(resumed.metrics) == exact(wanted.metrics)
+    assert same_bits(resumed, wanted)
+    assert len(records(tmp_path)) == 4 * 3
+
+
+class LossyEngine(SpyEngine):
+    """Loses or garbles the reply of one client in one exchange."""
+
+    def __init__(self, plan, *, exchange, client, garble=None):
+        super().__init__(plan)
+        self._where, self._garble = (exchange, client), garble
+
+    def exchange(self, requests):
+        replies = super().exchange(requests)
+        exchange, client = self._where
+        if len(self.exchanges) - 1 != exchange:
+            return replies
+        changed = [r if r.client_id != client else self._spoilt(r) for r in replies]
+        return changed
+
+    def _spoilt(self, reply):
+        blob = None if self._garble is None else self._garble(reply.blob)
+        reason = "" if blob is not None else "no answer within 5 s"
+        return Reply(reply.client_id, blob, reason, reply.seconds, reply.peak_bytes)
+
+
+@pytest.mark.parametrize(
+    ("garble", "reason"),
+    [
+        (None, "no answer within 5 s"),
+        (lambda blob: blob[:-1], "the header announces a body"),
+        (lambda blob: blob[:60] + bytes([blob[60] ^ 8]) + blob[61:], "the checksum does not match"),
+    ],
+)
+def test_a_reply_that_is_lost_or_garbled(garble, reason, tmp_path):
+    plan = small_plan(small_method("static"), rounds=3, sizes=(20, 30), per_round=2)
+    engine = LossyEngine(plan, exchange=1, client=1, garble=garble)
+    outcome = go(plan, engine, folder=tmp_path)
+    assert [r["clients_failed"] for r in outcome.metrics] == [0, 1, 0]
+    (failed,) = [line for line in records(tmp_path) if line["status"] == "failed"]
+    assert failed["reason"].startswith(reason)
+    # Without an answer the mask may not have arrived; a garbled one proves that it did.
+    assert _is_complete(engine.exchanges[2][1][0].blob) == (garble is None)
+
+
+def test_fedtiny_survives_a_client_lost_in_the_middle_of_the_selection(tmp_path):
+    plan = small_plan(small_method("fedtiny"), rounds=2, sizes=(20, 30, 25), per_round=3)
+    for exchange in (0, 1):
+        outcome = go(plan, LossyEngine(plan, exchange=exchange, client=1), folder=tmp_path)
+        assert [r["clients"] for r in outcome.metrics] == [3, 3]
+        failed = [line for line in records(tmp_path) if line["status"] == "failed"]
+        assert [(line["exchange"], line["client"]) for line in failed] == [("ask", 1)]
+
+
+def test_an_upload_of_another_topology_is_refused(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Wandering(Static):
+        name: ClassVar[str] = "wandering"
+
+        @client_task
+        def train(self, client):
+            if client.id == 1:
+                set_masks(client.model, {"3.weight": ~masks(client.model)["3.weight"]})
+            return {}
+
+    outcome = go(small_plan(Wandering(density=0.2), rounds=1, sizes=(20, 30), per_round=2), folder=tmp_path)
+    assert outcome.metrics[0]["clients_failed"] == 1
+    assert "is sent by reference but not held here" in records(tmp_path)[1]["reason"]
+
+
+# ---- what a method sees
+def test_generators_of_the_server_depend_on_round_and_purpose():
+    seen = {}
+
+    class Drawing(FedAvg):
+        def aggregate(self, server, updates):
+            seen[server.round] = (server.rng("a").initial_seed(), server.rng("b").initial_seed(), list(server.cohort))
+            return super().aggregate(server, updates)
+
+    go(small_plan(Drawing(), rounds=2))
+    assert seen == {
+        round: (
+            seeds.generator(7, round, "server", "a").initial_seed(),
+            seeds.generator(7, round, "server", "b").initial_seed(),
+            seeds.cohort(7, round, clients=6, size=4),
+        )
+        for round in (0, 1)
+    }
+
+
+def test_changes_to_the_servers_model_are_not_kept():
+    class Scribbling(FedAvg):
+        def aggregate(self, server, updates):
+            for parameter in server.model.parameters():
+                parameter.data.fill_(99.0)
+            return super().aggregate(server, updates)
+
+        def start(self, server):
+            server.model[0].weight.data.fill_(7.0)
+            return server.weights
+
+    assert same_bits(go(small_plan(Scribbling(), rounds=2)), go(small_plan(FedAvg(), rounds=2)))
