@@ -71,6 +71,7 @@ struct BestK {
     if (count < k || c.magnitude >= floor) held[count++] = c;
   }
   void shrink() {
+    if (k == 0) count = 0;
     if (count <= k) return;
     std::nth_element(held, held + k - 1, held + count);
     count = k;

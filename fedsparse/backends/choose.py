@@ -6,9 +6,12 @@ from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.errors import BackendError
 
-__all__ = ["backend", "choose", "explain", "names", "sparse_pays"]
+__all__ = ["backend", "break_even", "choose", "explain", "names"]
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
+
+_BREAK_EVEN = {"conv2d": 0.45, "linear": 0.3}
+_LANES = 16  # samples per register with AVX-512
 
 
 def names() -> tuple[str, ...]:
@@ -16,9 +19,16 @@ def names() -> tuple[str, ...]:
     return ("auto", *BACKENDS)
 
 
-def sparse_pays(case: Case) -> bool:
-    """Whether the cpu kernels are expected to beat a dense product of the same case."""
-    return case.density <= 0.4
+def break_even(case: Case) -> float:
+    """Density up to which the cpu kernels beat a dense product of the same case, forward and backward together.
+
+    A rule read off measurements (benchmarks/RESULTS.md, "Break-even density"), on the careful side: kernels gain
+    until about half of a convolution's weights are kept and a third of a linear layer's, as long as all lanes of a
+    register hold a sample; work on empty lanes is lost.
+    """
+    batch = case.input[0]
+    full = max(-(-batch // _LANES), 1) * _LANES
+    return _BREAK_EVEN[case.op] * batch / full
 
 
 def explain(case: Case) -> dict[str, str]:
@@ -26,7 +36,9 @@ def explain(case: Case) -> dict[str, str]:
     reasons: dict[str, str] = {}
     cpu = BACKENDS["cpu"]
     reasons["cpu"] = cpu.refuse(case) or (
-        "chosen" if sparse_pays(case) else f"density {case.density:.2f} is above break-even for this case"
+        "chosen"
+        if case.density <= break_even(case)
+        else f"density {case.density:.2f} is above break-even, {break_even(case):.2f} for a batch of {case.input[0]}"
     )
     reasons["masked"] = "not needed" if reasons["cpu"] == "chosen" else "chosen"
     return reasons

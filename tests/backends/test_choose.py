@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from fedsparse.backends import Case, Geometry, backend, choose, explain, names
+from fedsparse.backends.choose import break_even
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-LINEAR = Case((10, 20), (4, 20), 20)
-CONV = Case((8, 4, 3, 3), (2, 4, 9, 9), 30, Geometry(padding=(1, 1)))
+LINEAR = Case((10, 20), (16, 20), 20)
+CONV = Case((8, 4, 3, 3), (32, 4, 9, 9), 30, Geometry(padding=(1, 1)))
 
 REFUSALS = [
     (replace(LINEAR, dtype=torch.float64), "cpu kernels compute float32, the tensors are float64"),
@@ -41,7 +42,15 @@ def test_low_density_is_computed_by_cpu(case):
 def test_high_density_is_computed_masked():
     case = replace(LINEAR, nnz=200)
     assert choose(case).name == "masked"
-    assert explain(case) == {"cpu": "density 1.00 is above break-even for this case", "masked": "chosen"}
+    words = "density 1.00 is above break-even, 0.30 for a batch of 16"
+    assert explain(case) == {"cpu": words, "masked": "chosen"}
+
+
+def test_empty_lanes_lower_the_break_even():
+    case = replace(CONV, nnz=86)
+    assert choose(case).name == "cpu"
+    assert choose(replace(case, input=(8, *case.input[1:]))).name == "masked"
+    assert break_even(replace(case, input=(17, *case.input[1:]))) == pytest.approx(0.45 * 17 / 32)
 
 
 @pytest.mark.parametrize(("case", "words"), REFUSALS)
