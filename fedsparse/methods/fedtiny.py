@@ -173,10 +173,14 @@ class FedTiny(DynamicMethod):
         counts = self.swap_counts(topology, server.round)
         changed = {}
         for name in self.block(topology, server.round):
+            pattern = topology[name]
             found = [(cast(Mapping[str, SparseVector], u.extras["top"]).get(name), u.num_samples) for u in updates]
-            candidates, gradients = sparse_mean([(v, n) for v, n in found if v is not None], sum(n for _, n in found))
+            sent = [(v, n) for v, n in found if v is not None and v.size == pattern.size]
+            candidates, gradients = sparse_mean(sent, sum(n for _, n in found))
+            # Only pruned positions can grow, whatever a client may send.
+            pruned = ~torch.isin(candidates, pattern.flat)
             changed[name] = pruning.swap(
-                topology[name], server.weights.values[name], candidates, scores=gradients, count=counts[name]
+                pattern, server.weights.values[name], candidates[pruned], scores=gradients[pruned], count=counts[name]
             )
         return topology.with_patterns(changed)
 

@@ -81,9 +81,9 @@ def test_unknown_instruction_set():
 
 
 def test_case_knows_its_output():
-    assert LINEAR.output == (4, 10)
-    assert CONV.output == (2, 8, 9, 9)
+    assert LINEAR.output == (16, 10)
+    assert CONV.output == (32, 8, 9, 9)
     assert LINEAR.density == 0.1
     assert (LINEAR.op, CONV.op) == ("linear", "conv2d")
     moved = replace(CONV, geometry=Geometry((2, 3), (0, 2), (2, 1)))
-    assert moved.output == (2, 8, (9 - 5) // 2 + 1, (9 + 4 - 3) // 3 + 1)
+    assert moved.output == (32, 8, (9 - 5) // 2 + 1, (9 + 4 - 3) // 3 + 1)

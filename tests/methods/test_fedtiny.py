@@ -92,6 +92,13 @@ def test_fewer_candidates_than_wanted_swap_fewer():
     assert after == before
 
 
+def test_positions_that_no_client_may_send_are_ignored():
+    # 1 is kept, and a vector of another size belongs to another layer.
+    kept = Update(0, 1, None, {"top": {"1.weight": vector(8, {1: 9.0, 6: 1.0})}})
+    foreign = Update(1, 1, None, {"top": {"1.weight": vector(80, {70: 9.0})}})
+    assert adjusted([kept, foreign])[1]["1.weight"].flat.tolist() == [0, 2, 3, 6]
+
+
 def test_other_rounds_keep_the_masks():
     updates = [Update(0, 1, None, {"top": {"1.weight": vector(8, {6: 1.0})}})]
     assert [adjusted(updates, round=round)[1] for round in (0, 45, 100, 110)] == [None] * 4
