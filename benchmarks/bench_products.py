@@ -6,17 +6,15 @@ python benchmarks/bench_products.py --out F    the same as one JSON file with ma
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-import fedsparse
 from benchmarks.peers import LayerCase, peers
 from benchmarks.timing import Timing, interleave
-from fedsparse._native import instruction_sets
+from fedsparse.experiment.environment import environment
 
 RESNET_CONVS = [(64, 32), (128, 16), (256, 8), (512, 4)]
 CASES = [
@@ -58,15 +56,7 @@ def main() -> None:
         medians = "  ".join(f"{name} {1e3 * t.median:8.3f} ms" for name, t in times.items())
         print(f"{case!s:45} {rows[-1]['ratio']:6.2f}x   {medians}", flush=True)
     if arguments.out:
-        provenance = {
-            "fedsparse": fedsparse.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-            "instruction set": instruction_sets()[0],
-            "machine": platform.processor() or platform.machine(),
-            "measured": "wall clock, medians of interleaved rounds",
-        }
+        provenance = environment() | {"measured": "wall clock, medians and quartiles of interleaved rounds"}
         arguments.out.write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=1) + "\n")
 
 

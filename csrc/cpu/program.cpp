@@ -9,8 +9,8 @@ namespace {
 // Budgets of one core, a little under the sizes of current server and laptop cores (48 KB and 1 MB).
 constexpr std::int64_t kL1Bytes = 36 * 1024;
 constexpr std::int64_t kL2Bytes = 640 * 1024;
-// Entries a segment needs to pay for moving the tile's accumulators in and out of memory.
-constexpr std::int64_t kEntriesPerSegment = 12;
+// Entries a segment needs to pay for moving its tiles in and out of memory: one going forward, three going backward.
+constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 40;
 
 template <typename F>
 void with_type(const Index& index, F&& f) {
@@ -55,7 +55,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 }  // namespace
 
 std::int64_t choose_blocks(const Kernels& k, const Geometry& g, const PatternView& pattern, std::int64_t channels,
-                           std::int64_t targets) {
+                           std::int64_t targets, std::int64_t entries_per_segment) {
   std::int64_t reach_y = 0, reach_x = 0;  // lines the taps of one pixel span
   for (const std::int64_t line : g.tap_line)
     for (const std::int64_t from : g.tap_line) {
@@ -69,7 +69,7 @@ std::int64_t choose_blocks(const Kernels& k, const Geometry& g, const PatternVie
   const std::int64_t bytes = channels * lines * k.lanes * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t segments = targets * static_cast<std::int64_t>(g.grids.size());
   const std::int64_t fill_l1 = ceil_div(bytes, kL1Bytes), fill_l2 = ceil_div(bytes, kL2Bytes);
-  const std::int64_t affordable = pattern.nnz / (segments * kEntriesPerSegment);
+  const std::int64_t affordable = pattern.nnz / (segments * entries_per_segment);
   const std::int64_t blocks = affordable * 2 >= fill_l1 ? std::min(fill_l1, std::max<std::int64_t>(affordable, 1)) : fill_l2;
   return std::clamp<std::int64_t>(blocks, 1, channels);
 }
@@ -77,7 +77,7 @@ std::int64_t choose_blocks(const Kernels& k, const Geometry& g, const PatternVie
 Program forward_program(const Kernels& kernels, const ConvShape& shape, const Geometry& g, const PatternView& pattern,
                         const float* values, int threads, Arena& arena) {
   const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
-  const std::int64_t blocks = choose_blocks(kernels, g, pattern, inputs, rows);
+  const std::int64_t blocks = choose_blocks(kernels, g, pattern, inputs, rows, kEntriesForward);
   const std::int64_t block_columns = ceil_div(inputs, blocks) * taps;
   Program p = take(arena, pattern.nnz, rows, blocks, 1, false);
   std::int32_t* offset = arena.take<std::int32_t>(inputs * taps);
@@ -125,7 +125,7 @@ Program backward_program(const Kernels& kernels, const ConvShape& shape, const G
   const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
   const std::int64_t rows_per_group = rows / shape.groups, targets = inputs * shape.groups;
   const std::int64_t classes = static_cast<std::int64_t>(g.grids.size());
-  const std::int64_t blocks = choose_blocks(kernels, g, pattern, rows_per_group, targets);
+  const std::int64_t blocks = choose_blocks(kernels, g, pattern, rows_per_group, targets, kEntriesBackward);
   const std::int64_t block_rows = ceil_div(rows_per_group, blocks);
   // What a transposed entry (row, tap) becomes, looked up instead of divided out.
   struct Place {

@@ -27,7 +27,7 @@ Geometry backward_geometry(const ConvShape& shape);
 // How many ranges to cut the source channels into. A block's tile should stay in the L1 cache while all targets
 // walk it, but every segment costs loading and storing the tile's accumulators, so it must hold enough entries.
 std::int64_t choose_blocks(const Kernels& kernels, const Geometry& geometry, const PatternView& pattern,
-                           std::int64_t channels, std::int64_t targets);
+                           std::int64_t channels, std::int64_t targets, std::int64_t entries_per_segment);
 
 Program forward_program(const Kernels& kernels, const ConvShape& shape, const Geometry& geometry,
                         const PatternView& pattern, const float* values, int threads, Arena& arena);

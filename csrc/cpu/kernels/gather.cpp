@@ -44,7 +44,9 @@ struct SlopeRing {
   void push(Vec partial) {
     waiting[held] = partial;
     if (++held < kLanes) return;
-    store_loose(slope, load_loose(slope) + sum_each(waiting));
+    Vec rows[kLanes];  // a copy that can live in registers
+    std::copy(waiting, waiting + kLanes, rows);
+    store_loose(slope, load_loose(slope) + sum_each(rows));
     slope += kLanes;
     held = 0;
   }
@@ -58,6 +60,15 @@ struct SlopeRing {
   }
 };
 
+// Asks for a target's tile while the one before it is computed: its short rows, each in another page, are more than
+// the processor foresees, and waiting for them costs as much as the arithmetic of a sparse row.
+template <int ROWS, int COLS>
+inline void fetch_tile(const fedsparse::Planes& planes, std::int64_t target, const Tile& t) {
+  const float* line = planes.data + target * planes.lines * kLanes + t.target;
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS * COLS; ++i) __builtin_prefetch(line + i / COLS * t.target_row + i % COLS * t.target_col, 1);
+}
+
 // ROWS x COLS pixels. STEP is the column step in lines where it is known at compile time (else 0): then every
 // load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency.
 template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE>
@@ -65,7 +76,10 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
   constexpr int kPixels = ROWS * COLS;
   constexpr int kChains = CORRELATE || kPixels >= 8 ? 1 : kPixels >= 4 ? 2 : 4;
   const std::int64_t step = STEP ? STEP * kLanes : t.source_col;
-  const Entry* entries = g.program.entries;
+  const Entry* const entries = g.program.entries;
+  // In locals, where stores through vector pointers cannot touch them.
+  const float* const source = t.source;
+  const std::int64_t source_row = t.source_row, target_row = t.target_row, target_col = t.target_col;
   SlopeRing ring;
   if constexpr (CORRELATE) ring.slope = slope + t.segment[t.first];
 
@@ -74,6 +88,10 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
     const Entry* const end = entries + t.segment[target + 1];
     if (e == end && !(ACCUMULATE && t.starts)) continue;
 
+    if (target + 1 < t.last) {
+      if constexpr (ACCUMULATE) fetch_tile<ROWS, COLS>(g.target, target + 1, t);
+      if constexpr (CORRELATE) fetch_tile<ROWS, COLS>(g.other, target + 1, t);
+    }
     float* out = nullptr;
     Vec sum[kChains][kPixels];
     if constexpr (ACCUMULATE) {
@@ -81,7 +99,7 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
       const Vec begin = broadcast(g.bias && t.starts ? g.bias[target] : 0.0f);
 #pragma GCC unroll 16
       for (int i = 0; i < kPixels; ++i) {
-        sum[0][i] = t.starts ? begin : load(out + i / COLS * t.target_row + i % COLS * t.target_col);
+        sum[0][i] = t.starts ? begin : load(out + i / COLS * target_row + i % COLS * target_col);
         for (int c = 1; c < kChains; ++c) sum[c][i] = Vec{};
       }
     }
@@ -89,15 +107,15 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
     if constexpr (CORRELATE) {
       const float* at = g.other.data + target * g.other.lines * kLanes + t.target;
 #pragma GCC unroll 16
-      for (int i = 0; i < kPixels; ++i) other[i] = load(at + i / COLS * t.target_row + i % COLS * t.target_col);
+      for (int i = 0; i < kPixels; ++i) other[i] = load(at + i / COLS * target_row + i % COLS * target_col);
     }
 
     const auto visit = [&](const Entry& entry, Vec* acc) __attribute__((always_inline)) {
-      const float* p = t.source + entry.offset;
+      const float* p = source + entry.offset;
       const Vec weight = broadcast(entry.weight);
       Vec part[4] = {};
 #pragma GCC unroll 4
-      for (int y = 0; y < ROWS; ++y, p += t.source_row) {
+      for (int y = 0; y < ROWS; ++y, p += source_row) {
 #pragma GCC unroll 4
         for (int x = 0; x < COLS; ++x) {
           Vec s = load(p + x * step);
@@ -120,7 +138,7 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
       for (int i = 0; i < kPixels; ++i) {
         Vec total = sum[0][i];
         for (int c = 1; c < kChains; ++c) total += sum[c][i];
-        store(out + i / COLS * t.target_row + i % COLS * t.target_col, total);
+        store(out + i / COLS * target_row + i % COLS * target_col, total);
       }
     }
   }
