@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fedsparse as fs
 
-__all__ = ["LayerCase", "peers"]
+__all__ = ["LayerCase", "peers", "step"]
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,16 @@ def peers(case: LayerCase, generator: torch.Generator) -> dict[str, Callable[[],
     sparse = kind.from_dense(dense, kept)
     sparse.set_backend("cpu")
     _check(sparse, dense, x)
-    runs = {"fedsparse": _step(sparse, x), "torch dense": _step(dense, x)}
+    runs = {"fedsparse": step(sparse, x), "torch dense": step(dense, x)}
     if isinstance(dense, nn.Conv2d):
         last = nn.Conv2d.to(case.layer(), memory_format=torch.channels_last)
         last.load_state_dict(dense.state_dict())
-        runs["torch dense channels_last"] = _step(last, x.contiguous(memory_format=torch.channels_last))
+        runs["torch dense channels_last"] = step(last, x.contiguous(memory_format=torch.channels_last))
     return runs
 
 
-def _step(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+def step(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Forward and backward of a layer, to input and parameters, as a callable."""
     x = x.detach().requires_grad_()
     leaves = [x, *layer.parameters()]
     with torch.no_grad():

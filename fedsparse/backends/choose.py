@@ -10,7 +10,7 @@ __all__ = ["backend", "break_even", "choose", "explain", "names"]
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
 
-_BREAK_EVEN = {"conv2d": 0.45, "linear": 0.3}
+_BREAK_EVEN = {"conv2d": 0.45, "linear": 0.2}
 _LANES = 16  # samples per register with AVX-512
 
 
@@ -23,7 +23,7 @@ def break_even(case: Case) -> float:
     """Density up to which the cpu kernels beat a dense product of the same case, forward and backward together.
 
     A rule read off measurements (benchmarks/RESULTS.md, "Break-even density"), on the careful side: kernels gain
-    until about half of a convolution's weights are kept and a third of a linear layer's, as long as all lanes of a
+    until about half of a convolution's weights are kept and a fifth of a linear layer's, as long as all lanes of a
     register hold a sample; work on empty lanes is lost.
     """
     batch = case.input[0]

@@ -42,7 +42,7 @@ def test_low_density_is_computed_by_cpu(case):
 def test_high_density_is_computed_masked():
     case = replace(LINEAR, nnz=200)
     assert choose(case).name == "masked"
-    words = "density 1.00 is above break-even, 0.30 for a batch of 16"
+    words = "density 1.00 is above break-even, 0.20 for a batch of 16"
     assert explain(case) == {"cpu": words, "masked": "chosen"}
 
 
