@@ -174,9 +174,7 @@ def tree(tmp_path: Path) -> Path:
         ("setup.py", True, True),
     ],
 )
-def test_hashes_follow_their_files(
-    bootstrap: ModuleType, tree: Path, change: str, packages: bool, build: bool
-) -> None:
+def test_hashes_follow_their_files(bootstrap: ModuleType, tree: Path, change: str, packages: bool, build: bool) -> None:
     before = bootstrap.digests(tree, (3, 11), {})
     if change != "nothing":
         (tree / change).write_text("changed")
@@ -219,9 +217,7 @@ def test_stamp_survives_the_disk_and_damage_is_no_stamp(bootstrap: ModuleType, t
         assert bootstrap.read_stamp(tmp_path) is None
 
 
-def test_requirements_follow_extras_of_extras(
-    bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_requirements_follow_extras_of_extras(bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     small = {
         "name": "fedsparse",
         "dependencies": ["torch>=2.8", "numpy"],
@@ -294,9 +290,7 @@ def test_choice_of_environment(
 
     monkeypatch.setattr(bootstrap, "probe", probe)
     monkeypatch.setattr(bootstrap.shutil, "which", lambda name: name)
-    interpreter, environment = bootstrap.choose(
-        tmp_path, {name: known(value) for name, value in environ.items()}
-    )
+    interpreter, environment = bootstrap.choose(tmp_path, {name: known(value) for name, value in environ.items()})
     assert environment.prefix == Path(known(prefix))
     assert environment.owned == (prefix != "/env")
     assert interpreter.version == [3, version]
@@ -309,9 +303,7 @@ def test_refuses_interpreters_that_are_missing_or_old(
         bootstrap.choose(tmp_path, {"PYTHON": "no-such-python"})
     old = bootstrap.Interpreter(SYSTEM, [3, 9], "/usr", virtual=False, torch=False, pip=True)
     monkeypatch.setattr(bootstrap, "probe", lambda _: old)
-    with pytest.raises(
-        SystemExit, match=r"needs Python 3\.11 or newer, .* is 3\.9; name another with PYTHON="
-    ):
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, .* is 3\.9; name another with PYTHON="):
         bootstrap.choose(tmp_path, {})
 
 

@@ -60,9 +60,7 @@ def start(n: int, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return values, [torch.randn(n, generator=generator) for _ in range(STEPS)]
 
 
-def expected(
-    rule: Rule, values: torch.Tensor, grads: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(rule: Rule, values: torch.Tensor, grads: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and momentum after torch.optim.SGD has done the same steps in float64."""
     weight = torch.nn.Parameter(values.double())
     optimizer = torch.optim.SGD(
@@ -121,9 +119,7 @@ def test_reference_equals_torch_sgd(rule: Rule) -> None:
     target, target_momentum = expected(rule, values, grads)
     current, momentum = values.double(), torch.full((257,), torch.nan, dtype=torch.float64)
     for step, grad in enumerate(grads):
-        flat_optimizer.sgd_momentum_reference(
-            current, grad.double(), momentum, **rule._asdict(), first_step=step == 0
-        )
+        flat_optimizer.sgd_momentum_reference(current, grad.double(), momentum, **rule._asdict(), first_step=step == 0)
     torch.testing.assert_close(current, target, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(momentum, target_momentum, rtol=1e-14, atol=1e-14, equal_nan=True)
 
@@ -199,9 +195,7 @@ def test_compiles_ahead_of_time(
         "BLOCK": flat_optimizer.BLOCK,
     }
     types = dict.fromkeys(("values", "grad", "momentum"), "*fp32") | {"n": "i64"}
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names
-    }
+    signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),

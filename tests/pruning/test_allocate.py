@@ -107,9 +107,7 @@ def test_full_density_keeps_everything():
 
 def test_layers_below_one_weight_are_lifted_to_one_inside_the_budget():
     shapes = {"big": (1000, 1000), "small": (2, 2)}
-    assert densities(shapes, 0.0001, distribution="uniform") == pytest.approx(
-        {"big": 99 / 1e6, "small": 0.25}
-    )
+    assert densities(shapes, 0.0001, distribution="uniform") == pytest.approx({"big": 99 / 1e6, "small": 0.25})
     assert allocate(shapes, 0.0001, distribution="uniform") == {"big": 99, "small": 1}
 
 
@@ -179,9 +177,7 @@ SHAPES = st.dictionaries(
     st.sampled_from(["erk", "er", "uniform"]),
     st.sampled_from(["total", "prunable"]),
 )
-def test_counts_fill_the_budget_exactly_or_the_reported_density_does(
-    shapes, density, others, distribution, base
-):
+def test_counts_fill_the_budget_exactly_or_the_reported_density_does(shapes, density, others, distribution, base):
     options = {"distribution": distribution, "others": others, "base": base}
     try:
         counts = allocate(shapes, density, **options)
@@ -195,8 +191,6 @@ def test_counts_fill_the_budget_exactly_or_the_reported_density_does(
     assert all(1 <= counts[name] <= math.prod(shape) for name, shape in shapes.items())
     assert sum(counts.values()) == budget(shapes, density, others=others, base=base)
     exact = densities(shapes, density, distribution=distribution, others=others, base=base)
-    assert all(
-        abs(counts[name] - exact[name] * math.prod(shape)) < 1 + 1e-9 for name, shape in shapes.items()
-    )
+    assert all(abs(counts[name] - exact[name] * math.prod(shape)) < 1 + 1e-9 for name, shape in shapes.items())
     dense, size = (others if base == "total" else 0), sum(map(math.prod, shapes.values()))
     assert sum(counts.values()) + dense <= density * (size + dense) * (1 + 1e-12)

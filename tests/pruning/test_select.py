@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from fedsparse.errors import PatternError
 from fedsparse.pruning import globally, layerwise, top
 
-SCORES = st.lists(
-    st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.5, float("inf"), float("-inf")]), min_size=1, max_size=40
-)
+SCORES = st.lists(st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.5, float("inf"), float("-inf")]), min_size=1, max_size=40)
 
 
 @settings(deadline=None)

@@ -18,9 +18,7 @@ def bits_of(pattern: Pattern) -> str:
 
 def swapped(bits, values, candidates, scores, count):
     candidates = torch.tensor(candidates, dtype=torch.int64)
-    return bits_of(
-        swap(pattern_of(bits), torch.tensor(values), candidates, scores=torch.tensor(scores), count=count)
-    )
+    return bits_of(swap(pattern_of(bits), torch.tensor(values), candidates, scores=torch.tensor(scores), count=count))
 
 
 def test_smallest_weight_makes_room_for_largest_gradient():

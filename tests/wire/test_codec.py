@@ -91,9 +91,7 @@ def test_equal_messages_give_equal_bytes():
     assert encode(small()) == encode(small())
 
 
-@pytest.mark.parametrize(
-    "buffer", [bytes, bytearray, memoryview, lambda blob: memoryview(blob + blob)[: len(blob)]]
-)
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview, lambda blob: memoryview(blob + blob)[: len(blob)]])
 def test_any_buffer_is_read(buffer):
     assert_same(small(), decode(buffer(encode(small()))))
 
@@ -106,9 +104,7 @@ def test_a_strided_view_is_read():
 
 
 def test_decoded_tensors_own_their_memory():
-    blob = bytearray(
-        encode(Payload("t", 0, None, {"a": torch.ones(3), "b": IndexSet(9, torch.tensor([1, 5]))}))
-    )
+    blob = bytearray(encode(Payload("t", 0, None, {"a": torch.ones(3), "b": IndexSet(9, torch.tensor([1, 5]))})))
     received = decode(blob)
     blob[:] = bytes(len(blob))
     assert received.extras["a"].tolist() == [1, 1, 1]
@@ -166,16 +162,12 @@ def index_sets(draw):
     indices = torch.tensor(kept, dtype=torch.int64)
     if draw(st.booleans()):
         return IndexSet(size, indices)
-    return SparseVector(
-        size, indices, torch.rand(len(indices), generator=torch.Generator().manual_seed(size))
-    )
+    return SparseVector(size, indices, torch.rand(len(indices), generator=torch.Generator().manual_seed(size)))
 
 
 TOPOLOGIES = st.builds(topology, st.integers(0, 50), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
 LEAVES = st.one_of(NUMBERS, tensors(), index_sets(), TOPOLOGIES, st.builds(weights, TOPOLOGIES))
-SECTIONS = st.recursive(
-    LEAVES, lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
-)
+SECTIONS = st.recursive(LEAVES, lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
 @settings(deadline=None)
@@ -197,9 +189,7 @@ def test_size_of_a_sparse_weight_is_bitmap_plus_values():
     found = Topology({"w": Pattern.from_flat((20, 50), kept)})
     blob = encode(Payload("t", 0, Weights(found, {"w": torch.zeros(200)}, {}), {}))
     empty = encode(Payload("t", 0, Weights(Topology(), {}, {}), {}))
-    frame = (
-        2 + len("element") + 1 + 1 + 1 + 2 + 1 + 1
-    )  # name, granularity, axes, extents, length, form, dtype
+    frame = 2 + len("element") + 1 + 1 + 1 + 2 + 1 + 1  # name, granularity, axes, extents, length, form, dtype
     assert len(blob) - len(empty) - frame <= 925
     assert 0 <= 925 - (len(blob) - len(empty) - frame) < 30  # what compression may save on so few bytes
 
@@ -210,9 +200,7 @@ def test_size_of_a_known_topology_is_its_digest_alone():
     values = sum(t.numel() * 4 for t in found.values.values()) + 5 * 4 + 8
     assert values < len(short) < len(full) - sum(p.size for p in found.topology.values()) // 16
     empty = encode(Payload("t", 0, Weights(Topology(), {}, found.dense), {}))
-    assert (
-        len(short) - len(empty) == values - 5 * 4 - 8 + len(found.topology) - 1
-    )  # dtypes, less the empty list
+    assert len(short) - len(empty) == values - 5 * 4 - 8 + len(found.topology) - 1  # dtypes, less the empty list
 
 
 # ---- references

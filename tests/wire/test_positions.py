@@ -22,9 +22,7 @@ def random_positions(size, count, seed=0):
 
 @settings(deadline=None)
 @given(
-    st.integers(0, 3000).flatmap(
-        lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(n - 1, 0)), max_size=n))
-    )
+    st.integers(0, 3000).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(n - 1, 0)), max_size=n)))
 )
 def test_round_trip(case):
     size, kept = case
