@@ -2,8 +2,8 @@
 
     python scripts/bootstrap.py [--extras data,test] -- COMMAND ...
 
-An active virtual environment that already has torch is used as it is: only fedsparse itself is installed in
-it. Otherwise `.venv` is made, or used again, with everything that constraints.txt pins. `PYTHON=` names the
+An active virtual environment that already has torch is used: its torch stays, and what fedsparse lacks there is
+installed. Otherwise `.venv` is made, or used again, with everything that constraints.txt pins. `PYTHON=` names the
 interpreter. What was installed is remembered in a stamp, so a second call only compares hashes. Needs nothing
 but the standard library.
 """
@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -236,14 +235,15 @@ def ensure_venv(environment: Environment, interpreter: Interpreter) -> None:
     call("making .venv", [interpreter.path, "-m", "venv", "--clear", environment.prefix])
 
 
-def refuse_unmet(environment: Environment, needed: Sequence[str]) -> None:
-    """Name what an environment that is used as it is lacks."""
-    if unmet := ask(environment.python, UNMET, json.dumps(needed)):
-        wanted = shlex.join(requirement.partition(";")[0].strip() for requirement in unmet)
+def lacking(environment: Environment, needed: Sequence[str]) -> list[str]:
+    """Requirements that an environment we did not make does not meet; its torch must be one of those we can use."""
+    unmet: list[str] = ask(environment.python, UNMET, json.dumps(needed))
+    if old := [requirement for requirement in unmet if re.match(r"torch\b", requirement)]:
         stop(
-            f"{environment.prefix} is used as it is and lacks {wanted}; run `{environment.python} -m pip "
-            f"install {wanted}`, or deactivate it to have .venv made"
+            f"the torch of {environment.prefix} does not meet {old[0]} and is left alone; upgrade it there, or "
+            "deactivate that environment to have .venv made"
         )
+    return unmet
 
 
 def install(environment: Environment, settings: Mapping[str, Any], extras: Sequence[str], work: str) -> None:
@@ -255,7 +255,8 @@ def install(environment: Environment, settings: Mapping[str, Any], extras: Seque
         call(what, [environment.python, "-m", "pip", *quiet, *arguments], activated(environment))
 
     if not environment.owned:
-        refuse_unmet(environment, needed)
+        if unmet := lacking(environment, needed):
+            pip("installing what is missing", *unmet)
         pip("installing fedsparse", "--no-deps", "--editable", ".")
         return
     if work == "packages":
