@@ -15,7 +15,7 @@ def test_plan_of_a_model(net, generator):
     fs.set_masks(model, {"hidden.weight": torch.ones(16, 32, dtype=torch.bool)})
     model.out.set_backend("reference")
     state = copy.deepcopy(model.state_dict())
-    x = torch.randn(5, 2, 6, 6, generator=generator)
+    x = torch.randn(16, 2, 6, 6, generator=generator)
     table = fs.plan(model.eval(), x, repeats=1)
     layers = sparse_layers(model)
     assert [row.name for row in table.layers] == list(layers)
