@@ -5,6 +5,7 @@ function of this file, so that not even numpy's own rebuilding (which trusts its
 """
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,21 @@ class _ByteArray:
         self.array = np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
+class _Function:
+    """In place of a function: a pickle may call it but not write attributes to it, which its BUILD code could."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        return self._call(*arguments)
+
+    def __setstate__(self, _state: object) -> None:
+        raise pickle.UnpicklingError("it writes to a function")
+
+
 def _empty(_kind: object, _shape: object, _code: object) -> _ByteArray:
     return _ByteArray()
 
@@ -54,9 +70,9 @@ class _BatchUnpickler(pickle.Unpickler):
     _stand_ins: ClassVar[dict[tuple[str, str], object]] = {
         ("numpy", "ndarray"): _ByteArray,
         ("numpy", "dtype"): _ByteType,
-        ("numpy.core.multiarray", "_reconstruct"): _empty,
-        ("numpy._core.multiarray", "_reconstruct"): _empty,
-        ("_codecs", "encode"): _latin1,
+        ("numpy.core.multiarray", "_reconstruct"): _Function(_empty),
+        ("numpy._core.multiarray", "_reconstruct"): _Function(_empty),
+        ("_codecs", "encode"): _Function(_latin1),
     }
 
     def find_class(self, module: str, name: str) -> object:

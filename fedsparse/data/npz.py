@@ -67,5 +67,10 @@ def _check_pair(file: Path, part: str, x: NDArray[np.generic], y: NDArray[np.gen
         )
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise DataError(f"{file}: x{part} must be uint8 or floating, got {x.dtype}")
-    if x.dtype != np.uint8 and not np.isfinite(x).all():
-        raise DataError(f"{file}: x{part} holds NaN or infinite numbers; remove or replace them")
+    if x.dtype != np.uint8 and not _finite_as_float32(x):
+        raise DataError(f"{file}: x{part} holds NaN, infinite numbers or some beyond float32; remove or replace them")
+
+
+def _finite_as_float32(x: NDArray[np.generic]) -> bool:
+    with np.errstate(over="ignore"):  # a number too large becomes infinite, and that is the answer
+        return bool(np.isfinite(x.astype(np.float32, copy=False)).all())

@@ -92,7 +92,8 @@ def _dirichlet(
                 parts[client].append(piece)
                 sizes[client] += len(piece)
         if sizes.min() >= min_samples:
-            return [np.concatenate(pieces) for pieces in parts]
+            none = np.empty(0, dtype=np.int64)  # of no samples there are no pieces to join
+            return [np.concatenate([none, *pieces]) for pieces in parts]
     raise DataError(
         f"no Dirichlet({alpha}) split of {len(labels)} samples gave all {clients} clients {min_samples} samples in "
         f"{_ATTEMPTS} tries; use a larger alpha, fewer clients or a smaller min_samples"

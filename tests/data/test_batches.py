@@ -98,6 +98,17 @@ def test_every_other_name_is_refused(tmp_path, named, protocol):
         read_batch(write(tmp_path, asked), "labels")
 
 
+@pytest.mark.parametrize(
+    "name", [b"_codecs\nencode", b"numpy\nndarray", b"numpy\ndtype", b"numpy._core.multiarray\n_reconstruct"]
+)
+def test_what_stands_in_for_a_name_cannot_be_written_to(tmp_path, name):
+    """BUILD with the state (None, {"__defaults__": (1, 2)}) sets that attribute of an ordinary function."""
+    written = b"\x80\x02c" + name + b"\nN}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
+    with pytest.raises(DataError, match=r"it writes to a function|missing 1 required positional argument"):
+        read_batch(write(tmp_path, written), "labels")
+    read_batch(write(tmp_path, batch_of(2)), "labels")
+
+
 def test_only_arrays_of_bytes_are_built(tmp_path):
     for array, found in ((np.array([{}], dtype=object), "O8"), (np.zeros((1, 3072), np.float32), "f4")):
         with pytest.raises(DataError, match=f"array of type .*{found}.*, expected 'u1'"):

