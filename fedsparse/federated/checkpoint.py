@@ -43,6 +43,18 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"the checkpoint of round {state.round} cannot be written: {error}") from error
 
+    def clear(self) -> None:
+        """Removes what an earlier run left, which would pass for newer than the first checkpoints of the next.
+
+        Raises:
+            CheckpointError: a file cannot be removed.
+        """
+        try:
+            for file in (*self._files(), *self._folder.glob("*.partial")):
+                file.unlink()
+        except OSError as error:
+            raise CheckpointError(f"old checkpoints in {self._folder} cannot be removed: {error}") from error
+
     def newest(self) -> Payload | None:
         """The newest readable state; None where nothing has been saved.
 

@@ -116,7 +116,8 @@ class ClientHost:
             self._held[client_id] = message.weights.topology
         memory = self._memories.setdefault(client_id, {})
         client = HostedClient(self._plan, message, client_id=client_id, model=self._model, memory=memory)
-        answer = self._task(message.task)(client)
+        with seeds.network_randomness(client.rng(f"network in {message.task}"), self._plan.device):
+            answer = self._task(message.task)(client)
         if request.weights_back:
             weights = read_weights(self._model)
             return wire.encode(Payload(message.task, message.round, weights, answer), known={weights.topology.digest})

@@ -70,6 +70,8 @@ def run_rounds(
     server = FederatedServer(plan, engine, ledger)
     state = checkpoints.newest() if checkpoints is not None and resume else None
     if state is None:
+        if checkpoints is not None:
+            checkpoints.clear()
         ledger.restore({})
     else:
         server.restore(state)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from fedsparse import wire
 from fedsparse.data import Dataset
-from fedsparse.errors import FedsparseError
+from fedsparse.errors import CheckpointError, FedsparseError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
@@ -101,13 +101,14 @@ class FederatedServer:
         if self._plan.public is None or epochs == 0:
             return self.weights
         model = self.model
-        sgd.train(model, self._plan.public, self._plan.client, epochs=epochs, generator=self.rng("pretrain"))
+        with seeds.network_randomness(self.rng("network"), self._plan.device):
+            sgd.train(model, self._plan.public, self._plan.client, epochs=epochs, generator=self.rng("pretrain"))
         return on_cpu(read_weights(model))
 
     def ask(
         self, task: Callable[..., Extras], download: Callable[[int], Download], *, weights_back: bool = False
     ) -> list[Update]:
-        sent: dict[int, Topology] = {}
+        sent: dict[int, Weights] = {}
         requests = []
         for client_id in self.cohort:
             content = download(client_id)
@@ -115,7 +116,7 @@ class FederatedServer:
             known = {self.known[client_id]} if client_id in self.known else set()
             requests.append(Request(client_id, wire.encode(message, known=known), weights_back))
             if content.weights is not None:
-                sent[client_id] = content.weights.topology
+                sent[client_id] = content.weights
         start = time.perf_counter()
         replies = self._engine.exchange(requests)
         self.traffic.exchange_seconds += time.perf_counter() - start
@@ -126,30 +127,36 @@ class FederatedServer:
         return [update for update in updates if update is not None]
 
     # ---- one reply
-    def _receive(self, request: Request, reply: Reply, sent: Topology | None) -> Update | None:
+    def _receive(self, request: Request, reply: Reply, sent: Weights | None) -> Update | None:
         """Books a reply and opens it; None, with the reason on record, when it cannot be used."""
         update, reason = None, reply.reason
         if reply.blob is not None:
             try:
-                update = self._opened(reply.client_id, reply.blob, sent)
+                update = self._opened(request, reply.blob, sent)
             except FedsparseError as error:
                 reason = str(error)
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
             self.known.pop(reply.client_id, None)
         elif sent is not None:
-            self.known[reply.client_id] = sent.digest
+            self.known[reply.client_id] = sent.topology.digest
         self._book(request, reply, update, reason)
         return update
 
-    def _opened(self, client_id: int, blob: bytes, sent: Topology | None) -> Update:
-        message = wire.decode(blob, topologies={sent.digest: sent} if sent is not None else {})
-        if message.weights is not None and sent is not None and message.weights.topology.digest != sent.digest:
-            raise FedsparseError("the uploaded weights have another topology than the ones sent")
+    def _opened(self, request: Request, blob: bytes, sent: Weights | None) -> Update:
+        topologies = {} if sent is None else {sent.topology.digest: sent.topology}
+        message = wire.decode(blob, topologies=topologies)
+        if message.round != self.round:
+            raise FedsparseError(f"the upload is of round {message.round}, round {self.round} was asked for")
+        if (message.weights is not None) != request.weights_back:
+            raise FedsparseError(f"the upload has {'no' if request.weights_back else 'unasked'} weights")
+        if message.weights is not None and sent is not None:
+            _check_fits(message.weights, sent)
         odd = _not_finite({"weights": message.weights, "extras": message.extras})
         if odd:
             raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
-        return Update(client_id, len(self._plan.data.clients[client_id]), message.weights, message.extras)
+        samples = len(self._plan.data.clients[request.client_id])
+        return Update(request.client_id, samples, message.weights, message.extras)
 
     def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
         bytes_up = 0 if reply.blob is None else len(reply.blob)
@@ -198,9 +205,14 @@ class FederatedServer:
         )
 
     def restore(self, state: Payload) -> None:
-        """Returns to a state."""
+        """Returns to a state.
+
+        Raises:
+            CheckpointError: the message is no checkpoint.
+        """
         extras: Mapping[str, Any] = state.extras
-        assert state.weights is not None
+        if state.task != "checkpoint" or state.weights is None:
+            raise CheckpointError(f"expected a checkpoint to resume from, found a message for the task {state.task!r}")
         self.weights = state.weights
         self.memory = dict(extras["memory"])
         self.known = {int(client): digest for client, digest in extras["known"].items()}
@@ -215,6 +227,22 @@ def on_cpu(weights: Weights) -> Weights:
         {name: tensor.cpu() for name, tensor in weights.values.items()},
         {name: tensor.cpu() for name, tensor in weights.dense.items()},
     )
+
+
+def _check_fits(uploaded: Weights, sent: Weights) -> None:
+    """Raises FedsparseError unless both hold the same tensors, so that they can be averaged and installed."""
+    if uploaded.topology.digest != sent.topology.digest:
+        raise FedsparseError("the uploaded weights have another topology than the ones sent")
+    if uploaded.dense.keys() != sent.dense.keys():
+        odd = min(uploaded.dense.keys() ^ sent.dense.keys())
+        raise FedsparseError(f"{odd!r} is in the {'upload' if odd in uploaded.dense else 'sent weights'} only")
+    wanted = dict(sent.items())
+    for name, tensor in uploaded.items():
+        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
+            raise FedsparseError(
+                f"{name!r} was sent as {wanted[name].dtype} {tuple(wanted[name].shape)}, "
+                f"the upload has {tensor.dtype} {tuple(tensor.shape)}"
+            )
 
 
 def _not_finite(section: object, path: str = "") -> str:

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar
 
 import torch
@@ -162,8 +162,20 @@ def methods() -> list[str]:
     for module in pkgutil.iter_modules(fedsparse.methods.__path__):
         importlib.import_module(f"fedsparse.methods.{module.name}")
     for plugin in entry_points(group="fedsparse.methods"):
-        register(plugin.load())
+        register(_loaded(plugin))
     return sorted(_registered)
+
+
+def _loaded(plugin: EntryPoint) -> type[Method]:
+    try:
+        found = plugin.load()
+    except Exception as error:  # whatever a foreign package raises when it is imported
+        raise MethodError(
+            f"plug-in {plugin.name!r} ({plugin.value}) cannot be imported: {error}; fix or remove it"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise MethodError(f"plug-in {plugin.name!r} ({plugin.value}) is no subclass of fedsparse.methods.base.Method")
+    return found
 
 
 def find(name: str) -> type[Method]:

@@ -174,8 +174,8 @@ class FedTiny(DynamicMethod):
         changed = {}
         for name in self.block(topology, server.round):
             pattern = topology[name]
-            found = [(cast(Mapping[str, SparseVector], u.extras["top"]).get(name), u.num_samples) for u in updates]
-            sent = [(v, n) for v, n in found if v is not None and v.size == pattern.size]
+            found = [(_candidates(u, name, pattern.size), u.num_samples) for u in updates]
+            sent = [(v, n) for v, n in found if v is not None]
             candidates, gradients = sparse_mean(sent, sum(n for _, n in found))
             # Only pruned positions can grow, whatever a client may send.
             pruned = ~torch.isin(candidates, pattern.flat)
@@ -187,6 +187,13 @@ class FedTiny(DynamicMethod):
 
 def _key(candidate: int) -> str:
     return str(candidate)
+
+
+def _candidates(update: Update, name: str, size: int) -> SparseVector | None:
+    """What a client proposes for one weight; None where it sent nothing, or not what it was asked for."""
+    top = update.extras.get("top")
+    vector = top.get(name) if isinstance(top, Mapping) else None
+    return vector if isinstance(vector, SparseVector) and vector.size == size else None
 
 
 def sparse_mean(vectors: Sequence[tuple[SparseVector, int]], samples: int) -> tuple[Tensor, Tensor]:
@@ -233,7 +240,7 @@ def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
 
 def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Running statistics after one pass over `x`, each chunk weighing the same (momentum None accumulates)."""
-    norms = _norms(model)
+    norms, device = _norms(model), next(model.parameters()).device
     momenta = {path: norm.momentum for path, norm in norms.items()}
     for norm in norms.values():
         norm.reset_running_stats()
@@ -242,7 +249,7 @@ def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         for part in x.split(_CHUNK):
             if len(part) > 1:  # a chunk of one has no variance to speak of
-                model(part)
+                model(part.to(device))
     for path, norm in norms.items():
         norm.momentum = momenta[path]
     return {
@@ -253,7 +260,8 @@ def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def _summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
         parts = zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-        return sum(float(F.cross_entropy(model(a), b, reduction="sum")) for a, b in parts)
+        return sum(float(F.cross_entropy(model(a.to(device)), b.to(device), reduction="sum")) for a, b in parts)

@@ -10,17 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import fedsparse
 from fedsparse.errors import CheckpointError
 from fedsparse.federated import sgd
+from fedsparse.federated.checkpoint import Checkpoints
 from fedsparse.methods.fedavg import FedAvg
 from fedsparse.nn import density
+from fedsparse.wire import Payload
 from tests.federated.small_run import (
+    SmallNet,
     SpyEngine,
     exact,
     go,
     same_bits,
+    small_data,
     small_method,
     small_plan,
 )
@@ -88,6 +93,33 @@ def test_the_global_generator_decides_nothing(name):
         torch.manual_seed(seed)
         outcomes.append(go(plan))
     assert same_bits(*outcomes)
+
+
+class Dropping(SmallNet):
+    """The small network with a layer that draws from torch's global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self[10] = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_dropout_follows_the_seed_of_the_run(name):
+    public = small_data((64,), seed=3).train
+    plan = small_plan(small_method(name), rounds=2, build_model=Dropping, public=public)
+    outcomes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        outcomes.append(go(plan))
+    assert same_bits(*outcomes)
+    assert not same_bits(outcomes[0], go(replace(plan, seed=8)))
+
+
+def test_a_stopped_run_with_dropout_goes_on_to_the_same_bits(tmp_path):
+    plan = small_plan(small_method("static"), rounds=4, build_model=Dropping)
+    go(plan, folder=tmp_path, stop_after=2)
+    torch.rand(3)
+    assert same_bits(go(plan, folder=tmp_path, resume=True), go(plan))
 
 
 # ---- stopping and going on
@@ -161,6 +193,25 @@ def test_without_resume_a_run_begins_again(tmp_path):
     assert exact(again.metrics) == exact(first.metrics)
     assert len(records(tmp_path, "metrics.jsonl")) == 2
     assert len(records(tmp_path, "clients.jsonl")) == 8
+
+
+def test_a_new_run_does_not_inherit_the_checkpoints_of_an_old_one(tmp_path):
+    go(small_plan(FedAvg(), rounds=5), folder=tmp_path)
+    (tmp_path / "checkpoints" / "round-000006.partial").write_bytes(b"cut off")
+    other = small_plan(FedAvg(), rounds=5, seed=9)
+    go(other, folder=tmp_path, stop_after=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["round-000001.fsp", "round-000002.fsp"]
+    resumed, wanted = go(other, folder=tmp_path, resume=True), go(other)
+    assert same_bits(resumed, wanted)
+    assert exact(resumed.metrics) == exact(wanted.metrics)
+
+
+def test_another_message_is_no_checkpoint(tmp_path):
+    plan = small_plan(FedAvg(), rounds=2)
+    Checkpoints(tmp_path / "checkpoints").save(Payload("train", 1))
+    with pytest.raises(CheckpointError) as raised:
+        go(plan, folder=tmp_path, resume=True)
+    assert str(raised.value) == "expected a checkpoint to resume from, found a message for the task 'train'"
 
 
 def test_checkpoints_come_when_they_are_due(tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import product
 
+import pytest
 import torch
 
 from fedsparse.federated import seeds
@@ -54,6 +55,22 @@ def test_the_global_generator_is_not_touched():
     seeds.generator(0, "a")
     seeds.cohort(0, 0, clients=5, size=2)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_a_network_draws_follows_its_generator_and_the_rest_goes_on():
+    def drawn(*names):
+        with seeds.network_randomness(seeds.generator(*names), "cpu"):
+            return torch.rand(3).tolist()
+
+    torch.manual_seed(1)
+    undisturbed = torch.rand(6)
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    one, again, other = drawn(7, 0), drawn(7, 0), drawn(7, 1)
+    assert one == again != other
+    with pytest.raises(RuntimeError), seeds.network_randomness(seeds.generator(7, 2), "cpu"):
+        torch.rand(2) @ torch.rand(3)  # an error in the block restores as well
+    assert torch.equal(torch.cat([first, torch.rand(3)]), undisturbed)
 
 
 def test_cohorts_are_ascending_without_repetition():

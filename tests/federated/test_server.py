@@ -18,6 +18,7 @@ from fedsparse.methods.fedavg import FedAvg
 from fedsparse.methods.roles import Update, client_task
 from fedsparse.methods.static import Static
 from fedsparse.nn import masks, set_masks
+from fedsparse.pattern import Weights
 from fedsparse.wire import Payload, SparseVector
 from fedsparse.wire.positions import pack
 from tests.federated.small_run import (
@@ -297,6 +298,49 @@ def test_an_upload_of_another_topology_is_refused(tmp_path):
     outcome = go(small_plan(Wandering(density=0.2), rounds=1, sizes=(20, 30), per_round=2), folder=tmp_path)
     assert outcome.metrics[0]["clients_failed"] == 1
     assert "is sent by reference but not held here" in records(tmp_path)[1]["reason"]
+
+
+def _with_dense(message, **changed):
+    dense = {**message.weights.dense, **changed}
+    kept = {name: tensor for name, tensor in dense.items() if tensor is not None}
+    return replace(message, weights=Weights(message.weights.topology, message.weights.values, kept))
+
+
+def _garbled(change, topology):
+    """Turns a reply's blob into that of the changed message."""
+
+    def garble(blob):
+        message = wire.decode(blob, topologies={topology.digest: topology})
+        return wire.encode(change(message), known={topology.digest})
+
+    return garble
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: replace(m, weights=None), "the upload has no weights"),
+        (lambda m: replace(m, round=4), "the upload is of round 4, round 1 was asked for"),
+        (lambda m: _with_dense(m, **{"1.bias": None}), "'1.bias' is in the sent weights only"),
+        (lambda m: _with_dense(m, other=torch.ones(1)), "'other' is in the upload only"),
+        (
+            lambda m: _with_dense(m, **{"1.bias": torch.ones(1)}),
+            "'1.bias' was sent as torch.float32 (8,), the upload has torch.float32 (1,)",
+        ),
+        (
+            lambda m: _with_dense(m, **{"1.bias": torch.ones(8).double()}),
+            "'1.bias' was sent as torch.float32 (8,), the upload has torch.float64 (8,)",
+        ),
+    ],
+)
+def test_an_upload_that_does_not_fit_is_dropped_and_the_run_goes_on(change, reason, tmp_path):
+    plan = small_plan(small_method("static"), rounds=3, sizes=(20, 30), per_round=2)
+    topology = go(plan).weights.topology
+    engine = LossyEngine(plan, exchange=1, client=1, garble=_garbled(change, topology))
+    outcome = go(plan, engine, folder=tmp_path)
+    assert [r["clients_failed"] for r in outcome.metrics] == [0, 1, 0]
+    (failed,) = [line for line in records(tmp_path) if line["status"] == "failed"]
+    assert (failed["round"], failed["client"], failed["reason"]) == (1, 1, reason)
 
 
 # ---- what a method sees

@@ -129,6 +129,29 @@ def test_a_class_without_a_name(registry):
     assert Nameless not in registry.values()
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (ImportError("no module 'a'"), "plug-in 'odd' (a:B) cannot be imported: no module 'a'; fix or remove it"),
+        (dict, "plug-in 'odd' (a:B) is no subclass of fedsparse.methods.base.Method"),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_a_plug_in_that_is_no_method_is_named(found, message, monkeypatch):
+    class EntryPoint:
+        name, value = "odd", "a:B"
+
+        def load(self):
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    monkeypatch.setattr(base, "entry_points", lambda *, group: [EntryPoint()] if group == "fedsparse.methods" else [])
+    with pytest.raises(MethodError) as raised:
+        methods()
+    assert str(raised.value) == message
+
+
 def test_installed_plug_ins_are_found(registry, monkeypatch):
     class EntryPoint:
         def load(self):

@@ -92,6 +92,13 @@ def test_fewer_candidates_than_wanted_swap_fewer():
     assert after == before
 
 
+@pytest.mark.parametrize("extras", [{}, {"top": 3}, {"top": {"1.weight": 3}}, {"top": {"0.weight": None}}])
+def test_an_upload_without_what_was_asked_for_counts_as_zeros(extras):
+    # |mean| at 6 is 1 / 4 with the silent client's samples, which changes nothing in the order.
+    silent, speaking = Update(0, 3, None, extras), Update(1, 1, None, {"top": {"1.weight": vector(8, {6: 1.0})}})
+    assert adjusted([silent, speaking])[1]["1.weight"].flat.tolist() == [0, 2, 3, 6]
+
+
 def test_positions_that_no_client_may_send_are_ignored():
     # 1 is kept, and a vector of another size belongs to another layer.
     kept = Update(0, 1, None, {"top": {"1.weight": vector(8, {1: 9.0, 6: 1.0})}})
