@@ -2,15 +2,21 @@
 #include <stdexcept>
 #include <string>
 
-#include "gather.h"
+#include "kernels.h"
+
+namespace fedsparse::baseline {
+extern const Kernels kernels;
+}
+#ifdef FEDSPARSE_X86
+namespace fedsparse::avx2 {
+extern const Kernels kernels;
+}
+namespace fedsparse::avx512 {
+extern const Kernels kernels;
+}
+#endif
 
 namespace fedsparse {
-
-extern const Kernels kernels_baseline;
-#ifdef FEDSPARSE_X86
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-#endif
 
 namespace {
 
@@ -23,10 +29,10 @@ struct Available {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-      list[count++] = &kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) list[count++] = &kernels_avx2;
+      list[count++] = &avx512::kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) list[count++] = &avx2::kernels;
 #endif
-    list[count++] = &kernels_baseline;
+    list[count++] = &baseline::kernels;
   }
 };
 

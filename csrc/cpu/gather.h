@@ -68,15 +68,9 @@ struct Gather {
 // How many targets' work is split over threads (parts) and how many over tiles (stripes): few targets mean stripes.
 inline std::int64_t gather_stripes(std::int64_t targets, int threads) { return targets >= 4 * threads ? 1 : threads; }
 
-struct Kernels {
-  const char* name;
-  int lanes;
+struct GatherKernels {
   int tile_rows, tile_columns;
-  void (*gather)(const Gather&);
+  void (*run)(const Gather&);
 };
-
-// Best first. Never empty; an entry is present only where the processor can run it.
-const Kernels* const* instruction_sets(int* count);
-const Kernels& kernels_named(const char* name);  // throws std::invalid_argument naming the choices
 
 }  // namespace fedsparse

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "fedsparse/api.h"
-#include "gather.h"
+#include "kernels.h"
 #include "program.h"
 
 namespace fedsparse {
@@ -103,7 +103,7 @@ std::int64_t forward(const Problem& problem, const float* x, const float* values
   g.source_tensor = x;
   g.target_tensor = y;
   g.bias = bias;
-  problem.kernels->gather(g);
+  problem.kernels->gather.run(g);
   return arena.used();
 }
 
@@ -123,7 +123,7 @@ std::int64_t backward(const Problem& problem, const float* grad_y, const float* 
   g.target_tensor = grad_x;
   g.other_tensor = grad_values ? x : nullptr;
   if (!grad_values) g.slope = nullptr;
-  problem.kernels->gather(g);
+  problem.kernels->gather.run(g);
   if (grad_values) deliver_slopes(g, stripes, grad_values);
   return arena.used();
 }
@@ -156,7 +156,7 @@ std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const floa
     g.program = pruned_program(*problem.kernels, problem.shape, geometry, pattern, first, last, chunk_rows * columns, chunk);
     g.source_first = first;
     g.source.channels = last - first;
-    problem.kernels->gather(g);
+    problem.kernels->gather.run(g);
     for (std::int64_t i = 0; i < g.program.count; ++i) {
       float sum = g.slope[i];
       for (std::int64_t s = 1; s < stripes; ++s) sum += g.slope[s * g.program.count + i];

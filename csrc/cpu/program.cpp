@@ -62,8 +62,8 @@ std::int64_t choose_blocks(const Kernels& k, const Geometry& g, const PatternVie
       reach_y = std::max(reach_y, line / g.source.pitch - from / g.source.pitch + 1);
       reach_x = std::max(reach_x, line % g.source.pitch - from % g.source.pitch + 1);
     }
-  const std::int64_t tile_y = std::min<std::int64_t>(k.tile_rows, g.grids[0].rows);
-  const std::int64_t tile_x = std::min<std::int64_t>(k.tile_columns, g.grids[0].columns);
+  const std::int64_t tile_y = std::min<std::int64_t>(k.gather.tile_rows, g.grids[0].rows);
+  const std::int64_t tile_x = std::min<std::int64_t>(k.gather.tile_columns, g.grids[0].columns);
   const std::int64_t lines = ((tile_y - 1) * g.source_step_y + reach_y) *
                              std::min(g.source.pitch, (tile_x - 1) * g.source_step_x + reach_x);
   const std::int64_t bytes = channels * lines * k.lanes * static_cast<std::int64_t>(sizeof(float));

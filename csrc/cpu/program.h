@@ -6,7 +6,7 @@
 
 #include "arena.h"
 #include "fedsparse/shapes.h"
-#include "gather.h"
+#include "kernels.h"
 
 namespace fedsparse {
 

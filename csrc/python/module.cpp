@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/gather.h"
+#include "../cpu/kernels.h"
 #include "../cpu/memory.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA

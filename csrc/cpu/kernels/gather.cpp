@@ -326,7 +326,7 @@ void work(const Gather& g, Team team) {
   }
 }
 
-void gather(const Gather& g) {
+void run(const Gather& g) {
 #ifdef _OPENMP
 #pragma omp parallel num_threads(g.threads)
   work(g, Team{omp_get_thread_num(), omp_get_num_threads()});
@@ -335,15 +335,9 @@ void gather(const Gather& g) {
 #endif
 }
 
-#define FEDSPARSE_STRING2(x) #x
-#define FEDSPARSE_STRING(x) FEDSPARSE_STRING2(x)
-#define FEDSPARSE_JOIN2(a, b) a##b
-#define FEDSPARSE_JOIN(a, b) FEDSPARSE_JOIN2(a, b)
-
 }  // namespace
 
-namespace fedsparse {
-extern const Kernels FEDSPARSE_JOIN(kernels_, FEDSPARSE_ISA);
-const Kernels FEDSPARSE_JOIN(kernels_, FEDSPARSE_ISA) = {FEDSPARSE_STRING(FEDSPARSE_ISA), kLanes, kTileRows,
-                                                        kTileColumns, gather};
-}  // namespace fedsparse
+namespace fedsparse::FEDSPARSE_ISA {
+extern const GatherKernels gather;
+const GatherKernels gather = {kTileRows, kTileColumns, run};
+}  // namespace fedsparse::FEDSPARSE_ISA

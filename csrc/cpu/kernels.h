@@ -1,0 +1,24 @@
+// The kernels of one instruction set, and which sets this processor runs.
+#pragma once
+
+#include "gather.h"
+#include "norm.h"
+#include "pool.h"
+#include "weight_gradient.h"
+
+namespace fedsparse {
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  GatherKernels gather;
+  NormKernels norm;
+  PoolKernels pool;
+  WeightGradientKernels weight_gradient;
+};
+
+// Best first. Never empty; an entry is present only where the processor can run it.
+const Kernels* const* instruction_sets(int* count);
+const Kernels& kernels_named(const char* name);  // throws std::invalid_argument naming the choices
+
+}  // namespace fedsparse
