@@ -27,9 +27,9 @@ def extension() -> ModuleType:
     return module
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """Instruction sets that the built kernels offer and this processor runs, best first."""
-    return tuple(extension().instruction_sets())
+def instruction_sets() -> dict[str, int]:
+    """Instruction sets the compiled kernels can use on this processor, best first, with the float32 lanes of each."""
+    return dict(extension().instruction_sets())
 
 
 def address(tensor: torch.Tensor | None) -> int:

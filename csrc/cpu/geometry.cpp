@@ -1,4 +1,4 @@
-// Planes, tap offsets and stride classes of a convolution, forward and backward.
+// Lines, tap offsets and stride classes of a convolution, forward and backward.
 #include <algorithm>
 
 #include "program.h"
@@ -6,92 +6,127 @@
 namespace fedsparse {
 namespace {
 
-// Planes a multiple of the cache's set count apart would all land in the same few sets: skew them by a line.
-constexpr std::int64_t kConflictLines = 16;
-
-Planes planes(std::int64_t channels, std::int64_t height, std::int64_t width, std::int64_t top, std::int64_t left,
-              std::int64_t padded_height, std::int64_t padded_width) {
-  Planes p;
-  p.channels = channels;
-  p.height = height;
-  p.width = width;
-  p.top = top;
-  p.left = left;
-  p.pitch = padded_width;
-  p.lines = padded_height * padded_width;
-  if (p.lines % kConflictLines == 0) p.lines += 1;
-  return p;
+Lines pictures(const ConvShape& s, std::int64_t channels, std::int64_t height, std::int64_t width, int lanes) {
+  Lines l;
+  l.groups = (s.batch + lanes - 1) / lanes;
+  l.channels = channels;
+  l.height = height;
+  l.width = width;
+  l.column = lanes;
+  l.row = width * lanes;
+  l.channel = height * l.row;
+  l.group = channels * l.channel;
+  return l;
 }
 
-// One axis of the backward pass.
-struct BackwardAxis {
-  std::vector<Grid> grids;          // rows, y0 used
-  std::vector<std::int64_t> shift;  // (kernel) source position of the grid's pixel 0, border included
-  std::int64_t border, padded;
+// A linear layer's batch groups as the pixels of one picture, in rows of four where they fill them.
+Lines features(const ConvShape& s, std::int64_t channels, int lanes) {
+  Lines l;
+  const std::int64_t groups = (s.batch + lanes - 1) / lanes;
+  l.groups = 1;
+  l.channels = channels;
+  l.height = groups % 4 == 0 ? groups / 4 : 1;
+  l.width = groups / l.height;
+  l.channel = lanes;
+  l.column = channels * lanes;
+  l.row = l.width * l.column;
+  l.group = groups * l.column;
+  return l;
+}
 
-  BackwardAxis(std::int64_t kernel, std::int64_t stride, std::int64_t pad, std::int64_t dilation, std::int64_t size,
-               std::int64_t out_size) {
-    std::int64_t lowest = 0, highest = out_size - 1;
+// One axis of either direction: the grids of the stride classes, and for each tap its class and source pixel.
+struct Axis {
+  std::vector<Grid> grids;          // rows, y0 used
+  std::vector<std::int64_t> shift;  // (kernel) source pixel of the grid's pixel 0, less `first`
+  std::vector<std::int64_t> residue;
+  std::int64_t first = 0, reach = 1;
+
+  static Axis forward(std::int64_t kernel, std::int64_t pad, std::int64_t dilation, std::int64_t out_size) {
+    Axis axis;
+    axis.grids.push_back({out_size, 0, 0, 0});
+    for (std::int64_t k = 0; k < kernel; ++k) {
+      axis.shift.push_back(k * dilation);
+      axis.residue.push_back(0);
+    }
+    axis.first = -pad;
+    axis.reach = (kernel - 1) * dilation + 1;
+    return axis;
+  }
+
+  static Axis backward(std::int64_t kernel, std::int64_t stride, std::int64_t pad, std::int64_t dilation, std::int64_t size) {
+    Axis axis;
     for (std::int64_t residue = 0; residue < stride; ++residue) {
       Grid grid;
       grid.y0 = ((residue - pad) % stride + stride) % stride;
       grid.rows = grid.y0 < size ? (size - grid.y0 + stride - 1) / stride : 0;
-      grids.push_back(grid);
+      axis.grids.push_back(grid);
     }
+    std::int64_t lowest = 0, highest = 0;
+    bool any = false;
     for (std::int64_t k = 0; k < kernel; ++k) {
-      const Grid& grid = grids[static_cast<std::size_t>(k * dilation % stride)];
-      const std::int64_t first = (grid.y0 + pad - k * dilation) / stride;  // exact by the choice of the grid
-      shift.push_back(first);
-      if (grid.rows == 0) continue;
-      lowest = std::min(lowest, first);
-      highest = std::max(highest, first + grid.rows - 1);
+      axis.residue.push_back(k * dilation % stride);
+      const Grid& grid = axis.grids[static_cast<std::size_t>(axis.residue.back())];
+      axis.shift.push_back((grid.y0 + pad - k * dilation) / stride);  // exact by the choice of the grid
+      if (grid.rows == 0) continue;                                   // no pixel sees this tap
+      lowest = any ? std::min(lowest, axis.shift.back()) : axis.shift.back();
+      highest = any ? std::max(highest, axis.shift.back()) : axis.shift.back();
+      any = true;
     }
-    border = -lowest;
-    padded = highest + 1 + border;
-    for (auto& s : shift) s += border;
+    for (auto& s : axis.shift) s -= lowest;
+    axis.first = lowest;
+    axis.reach = highest - lowest + 1;
+    return axis;
+  }
+
+  std::int64_t longest() const {
+    std::int64_t rows = 0;
+    for (const Grid& grid : grids) rows = std::max(rows, grid.rows);
+    return rows;
   }
 };
 
+void place(Geometry& g, const Axis& y, const Axis& x, const GatherKernels& kernels) {
+  for (const Grid& row : y.grids)
+    for (const Grid& column : x.grids) g.grids.push_back({row.rows, column.rows, row.y0, column.y0});
+  g.halo.first_y = y.first;
+  g.halo.first_x = x.first;
+  g.halo.rows = (std::min<std::int64_t>(kernels.tile_rows, y.longest()) - 1) * g.source_step_y + y.reach;
+  g.halo.columns = (std::min<std::int64_t>(kernels.tile_columns, x.longest()) - 1) * g.source_step_x + x.reach;
+  for (std::size_t ky = 0; ky < y.shift.size(); ++ky)
+    for (std::size_t kx = 0; kx < x.shift.size(); ++kx) {
+      g.tap_line.push_back(static_cast<std::int32_t>(y.shift[ky] * g.halo.columns + x.shift[kx]));
+      g.tap_class.push_back(static_cast<std::int32_t>(y.residue[ky] * static_cast<std::int64_t>(x.grids.size()) + x.residue[kx]));
+    }
+}
+
 }  // namespace
 
-Geometry forward_geometry(const ConvShape& s) {
+Geometry forward_geometry(const Problem& problem) {
+  const ConvShape& s = problem.shape;
+  const int lanes = problem.kernels->lanes;
   Geometry g;
-  const std::int64_t out_h = s.out_height(), out_w = s.out_width();
-  const std::int64_t reach_h = (out_h - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
-  const std::int64_t reach_w = (out_w - 1) * s.stride_w + (s.kernel_w - 1) * s.dilation_w + 1;
-  g.source = planes(s.in_channels, s.height, s.width, s.pad_h, s.pad_w, std::max(reach_h, s.pad_h + s.height),
-                    std::max(reach_w, s.pad_w + s.width));
-  g.target = planes(s.out_channels, out_h, out_w, 0, 0, out_h, out_w);
-  g.grids.push_back({out_h, out_w, 0, 0});
-  for (std::int64_t ky = 0; ky < s.kernel_h; ++ky)
-    for (std::int64_t kx = 0; kx < s.kernel_w; ++kx) {
-      g.tap_line.push_back(ky * s.dilation_h * g.source.pitch + kx * s.dilation_w);
-      g.tap_class.push_back(0);
-    }
+  g.source = problem.linear ? features(s, s.in_channels, lanes) : pictures(s, s.in_channels, s.height, s.width, lanes);
+  g.target = problem.linear ? features(s, s.out_channels, lanes)
+                            : pictures(s, s.out_channels, s.out_height(), s.out_width(), lanes);
   g.source_step_y = s.stride_h;
   g.source_step_x = s.stride_w;
   g.target_step_y = g.target_step_x = 1;
+  place(g, Axis::forward(s.kernel_h, s.pad_h, s.dilation_h, g.target.height),
+        Axis::forward(s.kernel_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather);
   return g;
 }
 
-Geometry backward_geometry(const ConvShape& s) {
-  Geometry g;
-  const std::int64_t out_h = s.out_height(), out_w = s.out_width();
-  const BackwardAxis y(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, s.height, out_h);
-  const BackwardAxis x(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, s.width, out_w);
-  g.source = planes(s.out_channels, out_h, out_w, y.border, x.border, y.padded, x.padded);
-  g.target = planes(s.in_channels, s.height, s.width, 0, 0, s.height, s.width);
-  for (const Grid& row : y.grids)
-    for (const Grid& column : x.grids) g.grids.push_back({row.rows, column.rows, row.y0, column.y0});
-  for (std::int64_t ky = 0; ky < s.kernel_h; ++ky)
-    for (std::int64_t kx = 0; kx < s.kernel_w; ++kx) {
-      g.tap_line.push_back(y.shift[static_cast<std::size_t>(ky)] * g.source.pitch + x.shift[static_cast<std::size_t>(kx)]);
-      g.tap_class.push_back(static_cast<std::int32_t>(ky * s.dilation_h % s.stride_h * s.stride_w +
-                                                      kx * s.dilation_w % s.stride_w));
-    }
-  g.source_step_y = g.source_step_x = 1;
-  g.target_step_y = s.stride_h;
-  g.target_step_x = s.stride_w;
+Geometry backward_geometry(const Problem& problem) {
+  const ConvShape& s = problem.shape;
+  Geometry g = forward_geometry(problem);
+  std::swap(g.source, g.target);
+  g.grids.clear();
+  g.tap_line.clear();
+  g.tap_class.clear();
+  std::swap(g.source_step_y, g.target_step_y);
+  std::swap(g.source_step_x, g.target_step_x);
+  place(g, Axis::backward(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, g.target.height),
+        Axis::backward(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather);
   return g;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gather.h"
+#include "layout.h"
 #include "norm.h"
 #include "pool.h"
 #include "weight_gradient.h"
@@ -12,6 +13,7 @@ struct Kernels {
   const char* name;
   int lanes;
   GatherKernels gather;
+  LayoutKernels layout;
   NormKernels norm;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;

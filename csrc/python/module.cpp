@@ -4,6 +4,7 @@
 
 #include <array>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../cpu/kernels.h"
@@ -41,6 +42,14 @@ PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Addr
   return p;
 }
 
+// Addresses of data, scale and shift (0: none), and whether a ReLU follows.
+using TermView = std::tuple<Address, Address, Address, bool>;
+
+Term term(const TermView& v) {
+  return {at<const float>(std::get<0>(v)), at<const float>(std::get<1>(v)), at<const float>(std::get<2>(v)),
+          std::get<3>(v)};
+}
+
 Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
                        int threads) {
   return {&kernels_named(isa.c_str()),
@@ -52,22 +61,22 @@ Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const
 
 Problem linear_problem(const std::string& isa, const PatternView& pattern, std::int64_t batch, int threads) {
   const Kernels& kernels = kernels_named(isa.c_str());
-  return {&kernels, linear_shape(batch, pattern.inputs, pattern.rows, kernels.lanes), true, pattern, threads};
+  return {&kernels, linear_shape(batch, pattern.inputs, pattern.rows), true, pattern, threads};
 }
 
-std::vector<std::string> available_sets() {
+std::vector<std::pair<std::string, int>> available_sets() {
   int count = 0;
   const Kernels* const* list = instruction_sets(&count);
-  std::vector<std::string> names;
-  for (int i = 0; i < count; ++i) names.emplace_back(list[i]->name);
-  return names;
+  std::vector<std::pair<std::string, int>> sets;
+  for (int i = 0; i < count; ++i) sets.emplace_back(list[i]->name, list[i]->lanes);
+  return sets;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fedsparse.";
-  m.def("instruction_sets", &available_sets, "Instruction sets that run here, best first.");
+  m.def("instruction_sets", &available_sets, "Name and lanes of the instruction sets that run here, best first.");
 
   py::class_<PatternView>(m, "PatternView").def(py::init(&view));
   py::class_<Problem>(m, "Problem");
@@ -98,25 +107,29 @@ PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(
       "forward",
-      [](const Problem& problem, Address x, Address values, Address bias, Address y, Address workspace) {
-        return forward(problem, at<const float>(x), at<const float>(values), at<const float>(bias), at<float>(y),
+      [](const Problem& problem, const TermView& x, Address values, Address bias, Address y, Address workspace) {
+        return forward(problem, term(x), at<const float>(values), at<const float>(bias), at<float>(y),
                        at<void>(workspace));
       },
       release());
   m.def(
       "backward",
-      [](const Problem& problem, Address grad_y, Address x, Address values, Address grad_x, Address grad_values,
+      [](const Problem& problem, Address grad_y, const TermView& x, Address values, Address grad_x, Address grad_values,
          Address workspace) {
-        return backward(problem, at<const float>(grad_y), at<const float>(x), at<const float>(values),
-                        at<float>(grad_x), at<float>(grad_values), at<void>(workspace));
+        return backward(problem, at<const float>(grad_y), term(x), at<const float>(values), at<float>(grad_x),
+                        at<float>(grad_values), at<void>(workspace));
       },
       release());
   m.def(
-      "topk_pruned",
-      [](const Problem& problem, Address grad_y, Address x, std::int64_t k, Address positions, Address gradients,
-         Address workspace) {
-        return topk_pruned(problem, at<const float>(grad_y), at<const float>(x), k, at<std::int64_t>(positions),
-                           at<float>(gradients), at<void>(workspace));
+      "to_blocked",
+      [](const std::string& isa, std::int64_t batch, std::int64_t size, Address rows, Address blocked, int threads) {
+        to_blocked(kernels_named(isa.c_str()), batch, size, at<const float>(rows), at<float>(blocked), threads);
+      },
+      release());
+  m.def(
+      "from_blocked",
+      [](const std::string& isa, std::int64_t batch, std::int64_t size, Address blocked, Address rows, int threads) {
+        from_blocked(kernels_named(isa.c_str()), batch, size, at<const float>(blocked), at<float>(rows), threads);
       },
       release());
 

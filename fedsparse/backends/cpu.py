@@ -1,7 +1,9 @@
 """The C++ kernels: float32 products vectorised over the batch, threaded with torch's threads."""
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,21 +11,80 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import address
 from fedsparse.backends.base import Backend, Case, Gradients
+from fedsparse.backends.masked import MaskedBackend
+from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["CpuBackend"]
+__all__ = ["CpuBackend", "Term", "blocked_shape", "from_blocked", "isa_of", "lanes", "to_blocked"]
 
 _LIMIT = 1 << 31
+_SET = "FEDSPARSE_ISA"
 
 
 @cache
 def _best() -> str:
-    return _native.instruction_sets()[0]
+    """The instruction set in use: the best one, or the one that the environment variable FEDSPARSE_ISA names."""
+    known = _native.instruction_sets()
+    wanted = os.environ.get(_SET, next(iter(known)))
+    if wanted not in known:
+        raise BackendError(f"{_SET}={wanted} does not run here; this processor has {', '.join(known)}")
+    return wanted
+
+
+def lanes(isa: str | None = None) -> int:
+    """Images that a line of blocked activations holds."""
+    return _native.instruction_sets()[isa or _best()]
+
+
+def isa_of(blocked: Tensor) -> str:
+    """The instruction set whose lines blocked activations have."""
+    return next(name for name, count in _native.instruction_sets().items() if count == blocked.shape[-1])
+
+
+class Term(NamedTuple):
+    """Blocked activations as they are read: `relu?(scale * data + shift)` per channel (csrc/cpu/blocked.h).
+
+    Attributes:
+        data: `(groups, channels, height, width, lanes)` float32, contiguous.
+        scale, shift: `(channels,)` float32; None stands for 1 and 0.
+        relu: whether negative results become 0.
+    """
+
+    data: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    relu: bool = False
+
+    @property
+    def view(self) -> tuple[int, int, int, bool]:
+        """The term as the compiled kernels see it; valid while this object lives."""
+        return address(self.data), address(self.scale), address(self.shift), self.relu
+
+
+def to_blocked(x: Tensor, isa: str | None = None) -> Tensor:
+    """`(batch, channels, height, width)` or `(batch, features)` -> `(groups, channels, height, width, lanes)`."""
+    x, isa = x.contiguous(), isa or _best()
+    blocked = x.new_empty(blocked_shape(tuple(x.shape), lanes(isa)))
+    size = x.numel() // x.shape[0]
+    _native.extension().to_blocked(
+        isa, x.shape[0], size, address(x), address(blocked), torch.get_num_threads()
+    )
+    return blocked
+
+
+def from_blocked(blocked: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Blocked activations as a contiguous tensor of `shape`, `(batch, channels, height, width)` or `(batch, features)`."""
+    x = blocked.new_empty(shape)
+    size = x.numel() // shape[0]
+    _native.extension().from_blocked(
+        isa_of(blocked), shape[0], size, address(blocked), address(x), torch.get_num_threads()
+    )
+    return x
 
 
 @dataclass(frozen=True)
 class CpuBackend:
-    """Gather kernels over batch-innermost planes (csrc/cpu/gather.h).
+    """Gather kernels over batch-innermost lines (csrc/cpu/gather.h).
 
     Attributes:
         isa: instruction set, one of `fedsparse._native.instruction_sets()`; None takes the best.
@@ -39,36 +100,47 @@ class CpuBackend:
             return f"cpu kernels compute float32, the tensors are {str(case.dtype).removeprefix('torch.')}"
         if case.input[0] == 0:
             return "the batch is empty"
-        if _plane_floats(case) >= _LIMIT:
-            return f"offsets inside 16 images of shape {case.input[1:]} and their border exceed 32 bits"
+        if _halo_floats(case) >= _LIMIT:
+            return f"offsets inside a tile of 16 images of shape {case.input[1:]} exceed 32 bits"
         return None
 
+    # ---- plain tensors
     def forward(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
-        native, problem = _native.extension(), self._problem(pattern, case)
-        y = x.new_empty(case.output)
-        arguments = (address(x), address(values), address(bias), address(y))
-        workspace = _workspace(native.forward(problem, *arguments, 0))
-        native.forward(problem, *arguments, address(workspace))
-        return y
+        y = self.forward_blocked(Term(to_blocked(x, self.isa)), values, pattern, bias, case)
+        return from_blocked(y, case.output)
 
     def backward(
         self, grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern, want: tuple[bool, bool], case: Case
     ) -> Gradients:
+        term = Term(to_blocked(x, self.isa)) if want[1] else None
+        found = self.backward_blocked(to_blocked(grad, self.isa), term, values, pattern, want[0], case)
+        return Gradients(None if found.x is None else from_blocked(found.x, case.input), found.values)
+
+    def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
+        return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
+
+    # ---- blocked activations
+    def forward_blocked(self, x: Term, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
+        """The product, blocked."""
         native, problem = _native.extension(), self._problem(pattern, case)
-        grad_x = torch.empty_like(x) if want[0] else None
-        grad_values = torch.empty_like(values) if want[1] else None
-        arguments = (address(grad), address(x), address(values), address(grad_x), address(grad_values))
+        y = x.data.new_empty(blocked_shape(case.output, x.data.shape[-1]))
+        arguments = (x.view, address(values), address(bias), address(y))
+        workspace = _workspace(native.forward(problem, *arguments, 0))
+        native.forward(problem, *arguments, address(workspace))
+        return y
+
+    def backward_blocked(
+        self, grad: Tensor, x: Term | None, values: Tensor, pattern: Pattern, want_x: bool, case: Case
+    ) -> Gradients:
+        """Blocked gradient of what the term makes of `x`, if wanted, and of the values, if `x` is given."""
+        native, problem = _native.extension(), self._problem(pattern, case)
+        grad_x = grad.new_empty(blocked_shape(case.input, grad.shape[-1])) if want_x else None
+        grad_values = None if x is None else torch.empty_like(values)
+        view = (0, 0, 0, False) if x is None else x.view
+        arguments = (address(grad), view, address(values), address(grad_x), address(grad_values))
         workspace = _workspace(native.backward(problem, *arguments, 0))
         native.backward(problem, *arguments, address(workspace))
         return Gradients(grad_x, grad_values)
-
-    def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        native, problem = _native.extension(), self._problem(pattern, case)
-        positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
-        arguments = (address(grad), address(x), k, address(positions), address(gradients))
-        workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
-        native.topk_pruned(problem, *arguments, address(workspace))
-        return positions, gradients
 
     def _problem(self, pattern: Pattern, case: Case) -> object:
         native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()
@@ -79,21 +151,24 @@ class CpuBackend:
         return native.conv2d_problem(isa, pattern.view, sizes, threads)
 
 
+def blocked_shape(shape: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """Shape of the blocked form, with `width` lanes, of a tensor of `shape`."""
+    sizes = (shape[1], 1, 1) if len(shape) == 2 else shape[1:]
+    return (-(-shape[0] // width), *sizes, width)
+
+
 def _workspace(size: int) -> Tensor:
     # From torch's allocator, so that memory measurements see it; 64-byte aligned as the kernels ask.
     return torch.empty(size, dtype=torch.uint8)
 
 
-def _plane_floats(case: Case) -> int:
-    """Upper bound of the floats in the planes of one batch group, input or output side."""
+def _halo_floats(case: Case) -> int:
+    """Upper bound of the floats in the halo of a tile, forward or backward."""
     if case.geometry is None:
         return max(case.shape) * 16 * 16
     g, kernel = case.geometry, case.shape[2:]
-    reach = [d * (k - 1) for d, k in zip(g.dilation, kernel, strict=True)]
-    (high, wide), (out_high, out_wide) = case.input[2:], case.output[2:]
-    source = case.input[1] * ((high + 2 * g.padding[0] + 1) * (wide + 2 * g.padding[1] + 1) + 1)
-    target = case.output[1] * ((out_high + 2 * reach[0] + 1) * (out_wide + 2 * reach[1] + 1) + 1)
-    return max(source, target) * 16
+    high, wide = (4 * s + d * (k - 1) for s, d, k in zip(g.stride, g.dilation, kernel, strict=True))
+    return max(case.input[1], case.shape[0]) * high * wide * 16
 
 
 _: type[Backend] = CpuBackend

@@ -8,7 +8,6 @@
 #include <omp.h>
 #endif
 
-#include "planes.h"
 #include "simd.h"
 
 namespace {
@@ -16,23 +15,43 @@ namespace {
 using fedsparse::Entry;
 using fedsparse::Gather;
 using fedsparse::Grid;
+using fedsparse::Lines;
 using fedsparse::Program;
-using fedsparse::Storage;
+using fedsparse::Split;
+using fedsparse::Term;
 
 // 16 accumulators of 32 registers with AVX-512, 8 of 16 elsewhere: more would spill.
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 constexpr int kTileColumns = 4;
 
-// Where one tile sits, for the targets of one (class, block).
-struct Tile {
-  const float* source;      // line of the tile's first pixel in source channel 0
-  std::int64_t source_row;  // floats from tile row to tile row
-  std::int64_t source_col;  // floats from tile column to tile column
-  std::int64_t target;      // floats to the tile's first pixel inside a target plane
-  std::int64_t target_row, target_col;
-  const std::int32_t* segment;  // of target 0
-  std::int64_t first, last;     // targets
-  bool starts;                  // first block: begin from the bias
+// The pixels of one class inside one tile, or the part of them that one kernel call takes.
+struct Piece {
+  const float* source;                   // halo line of the first pixel's first tap, channel 0 of the block
+  std::int64_t source_row, source_col;   // floats from pixel to pixel
+  std::int64_t target;                   // floats to the first pixel of channel 0 in tensors laid out as the target
+  std::int64_t target_row, target_col;   // floats from pixel to pixel there
+  float* held_sum;                       // between the first and the last block: (targets, pixels) lines
+  float* held_other;
+  const std::int32_t* segment;           // of target 0
+  std::int64_t first, last;              // targets
+  bool starts, ends;                     // first block: begin from the bias; last block: write the target
+};
+
+// A Term for one channel.
+struct Reader {
+  Vec scale, shift;
+  bool affine, relu;
+
+  Reader(const Term& term, std::int64_t channel)
+      : scale(broadcast(term.scale ? term.scale[channel] : 1.0f)),
+        shift(broadcast(term.shift ? term.shift[channel] : 0.0f)),
+        affine(term.scale || term.shift),
+        relu(term.relu) {}
+
+  Vec operator()(Vec v) const {
+    if (affine) v = v * scale + shift;
+    return relu ? (v < Vec{} ? Vec{} : v) : v;
+  }
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.
@@ -63,8 +82,7 @@ struct SlopeRing {
 // Asks for a target's tile while the one before it is computed: its short rows, each in another page, are more than
 // the processor foresees, and waiting for them costs as much as the arithmetic of a sparse row.
 template <int ROWS, int COLS>
-inline void fetch_tile(const fedsparse::Planes& planes, std::int64_t target, const Tile& t) {
-  const float* line = planes.data + target * planes.lines * kLanes + t.target;
+inline void fetch_tile(const float* line, const Piece& t) {
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS * COLS; ++i) __builtin_prefetch(line + i / COLS * t.target_row + i % COLS * t.target_col, 1);
 }
@@ -72,7 +90,7 @@ inline void fetch_tile(const fedsparse::Planes& planes, std::int64_t target, con
 // ROWS x COLS pixels. STEP is the column step in lines where it is known at compile time (else 0): then every
 // load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency.
 template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE>
-void gather_tile(const Gather& g, const Tile& t, float* slope) {
+void gather_tile(const Gather& g, const Piece& t, float* slope) {
   constexpr int kPixels = ROWS * COLS;
   constexpr int kChains = CORRELATE || kPixels >= 8 ? 1 : kPixels >= 4 ? 2 : 4;
   const std::int64_t step = STEP ? STEP * kLanes : t.source_col;
@@ -80,34 +98,47 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
   // In locals, where stores through vector pointers cannot touch them.
   const float* const source = t.source;
   const std::int64_t source_row = t.source_row, target_row = t.target_row, target_col = t.target_col;
+  const auto at = [&](int i) __attribute__((always_inline)) { return i / COLS * target_row + i % COLS * target_col; };
   SlopeRing ring;
   if constexpr (CORRELATE) ring.slope = slope + t.segment[t.first];
 
   for (std::int64_t target = t.first; target < t.last; ++target) {
     const Entry* e = entries + t.segment[target];
     const Entry* const end = entries + t.segment[target + 1];
-    if (e == end && !(ACCUMULATE && t.starts)) continue;
+    const bool moves = ACCUMULATE && (t.starts || t.ends);  // the sums change places even where nothing is added
+    if (e == end && !moves && !(CORRELATE && t.starts && !t.ends)) continue;
 
+    const std::int64_t lines = t.target + target * g.target.channel;
     if (target + 1 < t.last) {
-      if constexpr (ACCUMULATE) fetch_tile<ROWS, COLS>(g.target, target + 1, t);
-      if constexpr (CORRELATE) fetch_tile<ROWS, COLS>(g.other, target + 1, t);
+      if constexpr (ACCUMULATE)
+        if (t.ends) fetch_tile<ROWS, COLS>(g.y + lines + g.target.channel, t);
+      if constexpr (CORRELATE)
+        if (t.starts) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
     }
-    float* out = nullptr;
     Vec sum[kChains][kPixels];
     if constexpr (ACCUMULATE) {
-      out = g.target.data + target * g.target.lines * kLanes + t.target;
+      const float* held = t.held_sum + target * kPixels * kLanes;
       const Vec begin = broadcast(g.bias && t.starts ? g.bias[target] : 0.0f);
 #pragma GCC unroll 16
       for (int i = 0; i < kPixels; ++i) {
-        sum[0][i] = t.starts ? begin : load(out + i / COLS * target_row + i % COLS * target_col);
+        sum[0][i] = t.starts ? begin : load(held + i * kLanes);
         for (int c = 1; c < kChains; ++c) sum[c][i] = Vec{};
       }
     }
     Vec other[kPixels];
     if constexpr (CORRELATE) {
-      const float* at = g.other.data + target * g.other.lines * kLanes + t.target;
+      float* held = t.held_other + target * kPixels * kLanes;
+      if (t.starts) {
+        const Reader read(g.other, target);
 #pragma GCC unroll 16
-      for (int i = 0; i < kPixels; ++i) other[i] = load(at + i / COLS * target_row + i % COLS * target_col);
+        for (int i = 0; i < kPixels; ++i) {
+          other[i] = read(load(g.other.data + lines + at(i)));
+          if (!t.ends) store(held + i * kLanes, other[i]);
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kPixels; ++i) other[i] = load(held + i * kLanes);
+      }
     }
 
     const auto visit = [&](const Entry& entry, Vec* acc) __attribute__((always_inline)) {
@@ -134,18 +165,19 @@ void gather_tile(const Gather& g, const Tile& t, float* slope) {
     for (; e != end; ++e) visit(*e, sum[0]);
 
     if constexpr (ACCUMULATE) {
+      float* held = t.held_sum + target * kPixels * kLanes;
 #pragma GCC unroll 16
       for (int i = 0; i < kPixels; ++i) {
         Vec total = sum[0][i];
         for (int c = 1; c < kChains; ++c) total += sum[c][i];
-        store(out + i / COLS * target_row + i % COLS * target_col, total);
+        store(t.ends ? g.y + lines + at(i) : held + i * kLanes, total);
       }
     }
   }
   if constexpr (CORRELATE) ring.finish();
 }
 
-using TileFn = void (*)(const Gather&, const Tile&, float*);
+using TileFn = void (*)(const Gather&, const Piece&, float*);
 
 template <int ROWS, int COLS, bool ACCUMULATE, bool CORRELATE>
 TileFn tile_for_step(std::int64_t step) {
@@ -218,76 +250,134 @@ std::int64_t balanced_bound(const Program& program, int part, int parts) {
   return low;
 }
 
-void pack(const Gather& g, const Planes& planes, const float* tensor, std::int64_t first_channel,
-          std::int64_t total_channels, std::int64_t group, Team team) {
-  const std::int64_t pixels = planes.height * planes.width;
-  if (g.storage == Storage::images) {
-    const std::int64_t picture = total_channels * pixels;
-    const float* base = tensor + group * kLanes * picture + first_channel * pixels;
-    const std::int64_t images = std::min<std::int64_t>(kLanes, g.batch - group * kLanes);
-    for (std::int64_t c = team.begin(planes.channels); c < team.end(planes.channels); ++c) {
-      if (group == 0) clear_plane(planes, c);  // the border; pictures of later groups overwrite the rest
-      pack_picture(base + c * pixels, picture, images, planes, c);
+// The tiles of all batch groups, in reading order.
+struct Tiling {
+  std::int64_t down = 0, across = 0, count = 0;
+
+  explicit Tiling(const Gather& g) {
+    std::int64_t rows = 0, columns = 0;
+    for (std::int64_t c = 0; c < g.program.classes; ++c) {
+      rows = std::max(rows, g.grids[c].rows);
+      columns = std::max(columns, g.grids[c].columns);
     }
-    return;
+    down = (rows + kTileRows - 1) / kTileRows;
+    across = (columns + kTileColumns - 1) / kTileColumns;
+    count = g.target.groups * down * across;
   }
-  const std::int64_t blocks = (planes.channels + kLanes - 1) / kLanes;
-  for (std::int64_t b = team.begin(blocks); b < team.end(blocks); ++b) {
-    const std::int64_t c = b * kLanes;
-    pack_rows(tensor, total_channels, group * kLanes * pixels, g.batch, planes, first_channel + c, c,
-              std::min<std::int64_t>(kLanes, planes.channels - c));
-  }
-}
+};
 
-void unpack(const Gather& g, const Planes& planes, float* tensor, std::int64_t group, Team team) {
-  const std::int64_t pixels = planes.height * planes.width;
-  if (g.storage == Storage::images) {
-    const std::int64_t picture = planes.channels * pixels;
-    const std::int64_t images = std::min<std::int64_t>(kLanes, g.batch - group * kLanes);
-    for (std::int64_t c = team.begin(planes.channels); c < team.end(planes.channels); ++c)
-      unpack_picture(planes, c, tensor + group * kLanes * picture + c * pixels, picture, images);
-    return;
-  }
-  const std::int64_t blocks = (planes.channels + kLanes - 1) / kLanes;
-  for (std::int64_t b = team.begin(blocks); b < team.end(blocks); ++b) {
-    const std::int64_t c = b * kLanes;
-    unpack_rows(planes, c, std::min<std::int64_t>(kLanes, planes.channels - c), tensor, planes.channels,
-                group * kLanes * pixels, g.batch);
-  }
-}
+struct Tile {
+  std::int64_t group, y, x;  // first pixel, in grid coordinates
 
-// All tiles of one batch group for targets [first, last); with stripes, every stripes-th tile.
-void walk_tiles(const Gather& g, const TileSet& tiles, std::int64_t first, std::int64_t last, int stripe, int stripes,
-                float* slope) {
-  const Program& program = g.program;
-  const Planes& planes = g.target_tensor ? g.target : g.other;
-  std::int64_t number = 0;
-  for (std::int64_t c = 0; c < program.classes; ++c) {
-    const Grid& grid = g.grids[c];
-    for (std::int64_t a = 0, rows; a < grid.rows; a += rows) {
-      const int row_power = tile_power(grid.rows - a, kTileRows);
-      rows = std::int64_t{1} << row_power;
-      for (std::int64_t b = 0, columns; b < grid.columns; b += columns) {
-        const int column_power = tile_power(grid.columns - b, kTileColumns);
-        columns = std::int64_t{1} << column_power;
-        if (number++ % stripes != stripe) continue;
-        Tile t;
-        t.source_row = g.source_step_y * g.source.pitch * kLanes;
-        t.source_col = g.source_step_x * kLanes;
-        t.source = g.source.data + a * t.source_row + b * t.source_col;
-        t.target_row = g.target_step_y * planes.pitch * kLanes;
-        t.target_col = g.target_step_x * kLanes;
-        t.target = line_of(planes, 0, grid.y0 + a * g.target_step_y, grid.x0 + b * g.target_step_x) - planes.data;
-        t.first = first;
-        t.last = last;
-        for (std::int64_t block = 0; block < program.blocks; ++block) {
-          t.segment = program.segment + (c * program.blocks + block) * program.targets;
-          t.starts = block == 0;
-          tiles.by_shape[row_power][column_power](g, t, slope);
-        }
+  Tile(const Tiling& tiling, std::int64_t number)
+      : group(number / (tiling.down * tiling.across)),
+        y(number / tiling.across % tiling.down * kTileRows),
+        x(number % tiling.across * kTileColumns) {}
+};
+
+// Copies a tile's halo for source channels [first, last), as the term reads it; zeros outside the picture.
+template <typename Read>
+void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, float* to, Read&& reader_of) {
+  const Lines& s = g.source;
+  const fedsparse::Halo& halo = g.halo;
+  const std::int64_t y = halo.first_y + tile.y * g.source_step_y, x = halo.first_x + tile.x * g.source_step_x;
+  const std::int64_t left = std::clamp<std::int64_t>(-x, 0, halo.columns);
+  const std::int64_t right = std::clamp<std::int64_t>(s.width - x, left, halo.columns);
+  for (std::int64_t c = first; c < last; ++c) {
+    const auto read = reader_of(c);
+    const float* plane = g.x.data + tile.group * s.group + c * s.channel + x * s.column;
+    for (std::int64_t row = 0; row < halo.rows; ++row, to += halo.columns * kLanes) {
+      if (y + row < 0 || y + row >= s.height) {
+        std::memset(to, 0, static_cast<std::size_t>(halo.columns) * sizeof(Vec));
+        continue;
       }
+      const float* from = plane + (y + row) * s.row;
+      for (std::int64_t i = 0; i < left; ++i) store(to + i * kLanes, Vec{});
+      for (std::int64_t i = left; i < right; ++i) store(to + i * kLanes, read(load(from + i * s.column)));
+      for (std::int64_t i = right; i < halo.columns; ++i) store(to + i * kLanes, Vec{});
     }
   }
+}
+
+void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, float* to) {
+  if (g.x.scale || g.x.shift || g.x.relu)
+    pack_halo(g, tile, first, last, to, [&](std::int64_t c) { return Reader(g.x, c); });
+  else
+    pack_halo(g, tile, first, last, to, [](std::int64_t) { return [](Vec v) { return v; }; });
+}
+
+// One thread's memory: the halo of a block, and what waits for the next block.
+struct Scratch {
+  float* halo;
+  float* sums;
+  float* others;
+
+  static std::int64_t halo_floats(const Gather& g) { return g.program.block_channels * g.halo.lines() * kLanes; }
+  static std::int64_t held_floats(const Gather& g) {
+    if (g.program.blocks == 1) return 0;
+    return g.program.classes * g.program.targets * kTileRows * kTileColumns * kLanes;
+  }
+  static std::int64_t floats(const Gather& g) {
+    return halo_floats(g) + held_floats(g) * ((g.y ? 1 : 0) + (g.other.data ? 1 : 0));
+  }
+
+  Scratch(const Gather& g, std::int64_t rank)
+      : halo(g.scratch + rank * floats(g)), sums(halo + halo_floats(g)), others(sums + (g.y ? held_floats(g) : 0)) {}
+};
+
+// One class of one tile for targets [first, last), from the halo in scratch: as few kernel calls as its shape allows.
+void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::int64_t class_, std::int64_t block,
+                std::int64_t first, std::int64_t last, const Scratch& scratch, float* slope) {
+  const Program& program = g.program;
+  const Grid& grid = g.grids[class_];
+  const std::int64_t rows_end = std::min<std::int64_t>(grid.rows, tile.y + kTileRows);
+  const std::int64_t columns_end = std::min<std::int64_t>(grid.columns, tile.x + kTileColumns);
+  Piece t;
+  t.source_row = g.source_step_y * g.halo.columns * kLanes;
+  t.source_col = g.source_step_x * kLanes;
+  t.target_row = g.target_step_y * g.target.row;
+  t.target_col = g.target_step_x * g.target.column;
+  t.segment = program.segment + (class_ * program.blocks + block) * program.targets;
+  t.first = first;
+  t.last = last;
+  t.starts = block == 0;
+  t.ends = block + 1 == program.blocks;
+  std::int64_t held = class_ * kTileRows * kTileColumns;
+  for (std::int64_t a = tile.y, rows; a < rows_end; a += rows) {
+    const int row_power = tile_power(rows_end - a, kTileRows);
+    rows = std::int64_t{1} << row_power;
+    for (std::int64_t b = tile.x, columns; b < columns_end; b += columns) {
+      const int column_power = tile_power(columns_end - b, kTileColumns);
+      columns = std::int64_t{1} << column_power;
+      t.source = scratch.halo + (a - tile.y) * t.source_row + (b - tile.x) * t.source_col;
+      t.target = g.target.at(tile.group, 0, grid.y0 + a * g.target_step_y, grid.x0 + b * g.target_step_x);
+      t.held_sum = scratch.sums + held * program.targets * kLanes;
+      t.held_other = scratch.others + held * program.targets * kLanes;
+      held += rows * columns;
+      tiles.by_shape[row_power][column_power](g, t, slope);
+    }
+  }
+}
+
+void walk_tile(const Gather& g, const TileSet& tiles, const Tile& tile, std::int64_t first, std::int64_t last,
+               const Scratch& scratch, float* slope) {
+  const Program& program = g.program;
+  for (std::int64_t block = 0; block < program.blocks; ++block) {
+    const std::int64_t channel = block * program.block_channels;
+    pack_halo(g, tile, channel, std::min(channel + program.block_channels, g.source.channels), scratch.halo);
+    for (std::int64_t c = 0; c < program.classes; ++c) walk_class(g, tiles, tile, c, block, first, last, scratch, slope);
+  }
+}
+
+Split split(const Gather& g) {
+  const std::int64_t tiles = Tiling(g).count;
+  const int stripes = std::max(4, g.threads);
+  if (tiles % stripes == 0 || tiles >= 4 * stripes) return {stripes, 1};
+  return {1, g.threads};
+}
+
+void clear(float* slope, std::int64_t first, std::int64_t last) {
+  if (slope) std::memset(slope + first, 0, static_cast<std::size_t>(last - first) * sizeof(float));
 }
 
 inline void barrier() {
@@ -296,35 +386,32 @@ inline void barrier() {
 #endif
 }
 
+// A team may be smaller than asked for: stripes and parts go to its members in turn, so the sums stay the same.
 void work(const Gather& g, Team team) {
-  const std::int64_t stripes = fedsparse::gather_stripes(g.program.targets, g.threads);
-  const bool striped = stripes > 1;
-  const std::int64_t first = striped ? 0 : balanced_bound(g.program, team.rank, team.size);
-  const std::int64_t last = striped ? g.program.targets : balanced_bound(g.program, team.rank + 1, team.size);
-  const TileSet tiles(g.source_step_x, g.target_tensor != nullptr, g.other_tensor != nullptr);
-  const Planes& planes = g.target_tensor ? g.target : g.other;
-  const std::int64_t pixels = g.storage == Storage::rows ? planes.height * planes.width : 1;
-  const std::int64_t groups = (g.batch + pixels * kLanes - 1) / (pixels * kLanes);
-
-  // A team smaller than asked for leaves stripes to its members in turn, so the sums stay the same.
-  float* slope = g.slope;
-  if (slope)
-    for (std::int64_t s = team.rank; s < stripes; s += team.size)
-      std::memset(slope + s * g.program.count, 0, static_cast<std::size_t>(g.program.count) * sizeof(float));
-  for (std::int64_t group = 0; group < groups; ++group) {
-    pack(g, g.source, g.source_tensor, g.source_first, g.source_total, group, team);
-    if (g.other_tensor) pack(g, g.other, g.other_tensor, 0, g.other.channels, group, team);
-    barrier();
-    if (striped)
-      for (std::int64_t s = team.rank; s < stripes; s += team.size)
-        walk_tiles(g, tiles, first, last, static_cast<int>(s), static_cast<int>(stripes),
-                   slope ? slope + s * g.program.count : nullptr);
-    else
-      walk_tiles(g, tiles, first, last, 0, 1, slope);
-    barrier();
-    if (g.target_tensor) unpack(g, g.target, g.target_tensor, group, team);
+  const Tiling tiling(g);
+  const Program& program = g.program;
+  const TileSet tiles(g.source_step_x, g.y != nullptr, g.other.data != nullptr);
+  const Scratch scratch(g, team.rank);
+  const Split share = split(g);
+  if (share.stripes > 1) {
+    for (int s = team.rank; s < share.stripes; s += team.size) {
+      float* slope = g.slope ? g.slope + s * program.count : nullptr;
+      clear(slope, 0, program.count);
+      for (std::int64_t i = tiling.count * s / share.stripes; i < tiling.count * (s + 1) / share.stripes; ++i)
+        walk_tile(g, tiles, Tile(tiling, i), 0, program.targets, scratch, slope);
+    }
+    return;
+  }
+  clear(g.slope, team.begin(program.count), team.end(program.count));
+  barrier();
+  for (int part = team.rank; part < share.parts; part += team.size) {
+    const std::int64_t first = balanced_bound(program, part, share.parts);
+    const std::int64_t last = balanced_bound(program, part + 1, share.parts);
+    for (std::int64_t i = 0; i < tiling.count; ++i) walk_tile(g, tiles, Tile(tiling, i), first, last, scratch, g.slope);
   }
 }
+
+std::int64_t scratch(const Gather& g) { return Scratch::floats(g); }
 
 void run(const Gather& g) {
 #ifdef _OPENMP
@@ -339,5 +426,5 @@ void run(const Gather& g) {
 
 namespace fedsparse::FEDSPARSE_ISA {
 extern const GatherKernels gather;
-const GatherKernels gather = {kTileRows, kTileColumns, run};
+const GatherKernels gather = {kTileRows, kTileColumns, split, scratch, run};
 }  // namespace fedsparse::FEDSPARSE_ISA

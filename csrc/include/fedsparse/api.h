@@ -1,7 +1,7 @@
 // The CPU engine behind one header. Pointers in, numbers out; every array lives with the caller.
 //
 // Functions that need scratch take it as (workspace). With workspace == nullptr they touch nothing and return the
-// bytes they want, 64-byte aligned. float32 throughout; images are contiguous (batch, channels, height, width), matrices (batch, features).
+// bytes they want, 64-byte aligned. float32 throughout.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 namespace fedsparse {
 
 struct Kernels;
+struct Term;
 
 // ---- patterns
 // Kept positions of `mask` (rows * inputs * taps bytes, 0 or not): counts per row into row_start (rows + 1).
@@ -26,7 +27,7 @@ void carry(const PatternView& from, const PatternView& to, std::int32_t* places)
 void scatter_words(const PatternView& pattern, const std::uint32_t* values, std::uint32_t* dense);
 void gather_words(const PatternView& pattern, const std::uint32_t* dense, std::uint32_t* values);
 
-// ---- products. A linear layer is a ConvShape with kernel 1 whose pixels are batch entries (linear_shape).
+// ---- products
 struct Problem {
   const Kernels* kernels;
   ConvShape shape;
@@ -34,16 +35,18 @@ struct Problem {
   PatternView pattern;
   int threads;
 };
-ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs, int lanes);
+// What a linear layer looks like to the kernels: a 1x1 convolution of one-pixel pictures.
+ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs);
 
-std::int64_t forward(const Problem& problem, const float* x, const float* values, const float* bias, float* y,
+// Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
+std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
                      void* workspace);
-// grad_x and grad_values may be null (not both): what is null is not computed.
-std::int64_t backward(const Problem& problem, const float* grad_y, const float* x, const float* values, float* grad_x,
+// grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed.
+std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace);
-// The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position: flat positions
-// and signed gradients (k each). k must not exceed the number of pruned positions.
-std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const float* x, std::int64_t k,
-                         std::int64_t* positions, float* gradients, void* workspace);
+
+// Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
+void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads);
+void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads);
 
 }  // namespace fedsparse

@@ -1,0 +1,15 @@
+// Between torch's layouts and blocked activations (blocked.h).
+#pragma once
+
+#include <cstdint>
+
+namespace fedsparse {
+
+// Every contiguous batch is (batch, size) rows, and blocked activations are (groups, size, lanes): one transposition
+// serves pictures and features alike. Lanes without an image become zero; they are not read back.
+struct LayoutKernels {
+  void (*to_blocked)(std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads);
+  void (*from_blocked)(std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads);
+};
+
+}  // namespace fedsparse
