@@ -23,6 +23,8 @@ using fedsparse::Term;
 // 16 accumulators of 32 registers with AVX-512, 8 of 16 elsewhere: more would spill.
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 constexpr int kTileColumns = 4;
+// What the slopes of one entry cost in all stripes, in copied lines.
+constexpr std::int64_t kSlopeCost = 8;
 
 // The pixels of one class inside one tile, or the part of them that one kernel call takes.
 struct Piece {
@@ -275,35 +277,52 @@ struct Tile {
         x(number % tiling.across * kTileColumns) {}
 };
 
+// Lines to ask for while a halo is copied: those of the halo that will be copied next. A halo's rows are short and lie
+// pages apart, so the processor does not foresee them.
+struct Ahead {
+  std::int64_t distance = 0;  // floats from a line of this halo to its counterpart in the next
+  std::int64_t first = 0;     // columns before it are in this halo as well
+
+  Ahead(const Gather& g, const Tile& tile, std::int64_t channel, const Tile& next, std::int64_t next_channel)
+      : distance(g.source.at(next.group - tile.group, next_channel - channel, (next.y - tile.y) * g.source_step_y,
+                             (next.x - tile.x) * g.source_step_x)) {
+    const bool beside = next.group == tile.group && next.y == tile.y && next_channel == channel;
+    if (beside) first = std::max<std::int64_t>(0, g.halo.columns - (next.x - tile.x) * g.source_step_x);
+  }
+};
+
 // Copies a tile's halo for source channels [first, last), as the term reads it; zeros outside the picture.
 template <typename Read>
-void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, float* to, Read&& reader_of) {
+void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, const Ahead& ahead, float* to,
+               Read&& reader_of) {
   const Lines& s = g.source;
   const fedsparse::Halo& halo = g.halo;
   const std::int64_t y = halo.first_y + tile.y * g.source_step_y, x = halo.first_x + tile.x * g.source_step_x;
   const std::int64_t left = std::clamp<std::int64_t>(-x, 0, halo.columns);
   const std::int64_t right = std::clamp<std::int64_t>(s.width - x, left, halo.columns);
+  const std::int64_t column = s.column;
   for (std::int64_t c = first; c < last; ++c) {
     const auto read = reader_of(c);
-    const float* plane = g.x.data + tile.group * s.group + c * s.channel + x * s.column;
+    const float* plane = g.x.data + tile.group * s.group + c * s.channel + x * column;
     for (std::int64_t row = 0; row < halo.rows; ++row, to += halo.columns * kLanes) {
+      const float* from = plane + (y + row) * s.row;
+      for (std::int64_t i = ahead.first; i < halo.columns; ++i) __builtin_prefetch(from + ahead.distance + i * column, 0, 2);
       if (y + row < 0 || y + row >= s.height) {
         std::memset(to, 0, static_cast<std::size_t>(halo.columns) * sizeof(Vec));
         continue;
       }
-      const float* from = plane + (y + row) * s.row;
       for (std::int64_t i = 0; i < left; ++i) store(to + i * kLanes, Vec{});
-      for (std::int64_t i = left; i < right; ++i) store(to + i * kLanes, read(load(from + i * s.column)));
+      for (std::int64_t i = left; i < right; ++i) store(to + i * kLanes, read(load(from + i * column)));
       for (std::int64_t i = right; i < halo.columns; ++i) store(to + i * kLanes, Vec{});
     }
   }
 }
 
-void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, float* to) {
+void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, const Ahead& ahead, float* to) {
   if (g.x.scale || g.x.shift || g.x.relu)
-    pack_halo(g, tile, first, last, to, [&](std::int64_t c) { return Reader(g.x, c); });
+    pack_halo(g, tile, first, last, ahead, to, [&](std::int64_t c) { return Reader(g.x, c); });
   else
-    pack_halo(g, tile, first, last, to, [](std::int64_t) { return [](Vec v) { return v; }; });
+    pack_halo(g, tile, first, last, ahead, to, [](std::int64_t) { return [](Vec v) { return v; }; });
 }
 
 // One thread's memory: the halo of a block, and what waits for the next block.
@@ -359,20 +378,25 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
   }
 }
 
-void walk_tile(const Gather& g, const TileSet& tiles, const Tile& tile, std::int64_t first, std::int64_t last,
-               const Scratch& scratch, float* slope) {
+void walk_tile(const Gather& g, const TileSet& tiles, const Tile& tile, const Tile& next, std::int64_t first,
+               std::int64_t last, const Scratch& scratch, float* slope) {
   const Program& program = g.program;
   for (std::int64_t block = 0; block < program.blocks; ++block) {
-    const std::int64_t channel = block * program.block_channels;
-    pack_halo(g, tile, channel, std::min(channel + program.block_channels, g.source.channels), scratch.halo);
+    const std::int64_t channel = block * program.block_channels, after = channel + program.block_channels;
+    const bool more = block + 1 < program.blocks;
+    const Ahead ahead(g, tile, channel, more ? tile : next, more ? after : 0);
+    pack_halo(g, tile, channel, std::min(after, g.source.channels), ahead, scratch.halo);
     for (std::int64_t c = 0; c < program.classes; ++c) walk_class(g, tiles, tile, c, block, first, last, scratch, slope);
   }
 }
 
 Split split(const Gather& g) {
-  const std::int64_t tiles = Tiling(g).count;
+  const std::int64_t tiles = Tiling(g).count, lines = g.halo.lines() * g.source.channels;
   const int stripes = std::max(4, g.threads);
-  if (tiles % stripes == 0 || tiles >= 4 * stripes) return {stripes, 1};
+  const bool even = tiles % stripes == 0 || tiles >= 4 * stripes;
+  // Stripes zero, fill and sum slopes of their own; parts copy every halo once a part.
+  const bool cheaper = !g.other.data || kSlopeCost * g.program.count < tiles * lines;
+  if (even && cheaper) return {stripes, 1};
   return {1, g.threads};
 }
 
@@ -398,7 +422,7 @@ void work(const Gather& g, Team team) {
       float* slope = g.slope ? g.slope + s * program.count : nullptr;
       clear(slope, 0, program.count);
       for (std::int64_t i = tiling.count * s / share.stripes; i < tiling.count * (s + 1) / share.stripes; ++i)
-        walk_tile(g, tiles, Tile(tiling, i), 0, program.targets, scratch, slope);
+        walk_tile(g, tiles, Tile(tiling, i), Tile(tiling, i + 1), 0, program.targets, scratch, slope);
     }
     return;
   }
@@ -407,7 +431,8 @@ void work(const Gather& g, Team team) {
   for (int part = team.rank; part < share.parts; part += team.size) {
     const std::int64_t first = balanced_bound(program, part, share.parts);
     const std::int64_t last = balanced_bound(program, part + 1, share.parts);
-    for (std::int64_t i = 0; i < tiling.count; ++i) walk_tile(g, tiles, Tile(tiling, i), first, last, scratch, g.slope);
+    for (std::int64_t i = 0; i < tiling.count; ++i)
+      walk_tile(g, tiles, Tile(tiling, i), Tile(tiling, i + 1), first, last, scratch, g.slope);
   }
 }
 
