@@ -11,6 +11,7 @@ __all__ = ["backend", "break_even", "choose", "explain", "names"]
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
 
 _BREAK_EVEN = {"conv2d": 0.45, "linear": 0.2}
+_BREAK_EVEN_BLOCKED = {"conv2d": 1.0, "linear": 0.5}
 _LANES = 16  # samples per register with AVX-512
 
 
@@ -19,7 +20,7 @@ def names() -> tuple[str, ...]:
     return ("auto", *BACKENDS)
 
 
-def break_even(case: Case) -> float:
+def break_even(case: Case, *, blocked: bool = False) -> float:
     """Density up to which the cpu kernels beat a dense product of the same case, forward and backward together.
 
     A rule read off measurements (benchmarks/RESULTS.md, "Break-even density"), on the careful side: kernels gain
@@ -28,36 +29,36 @@ def break_even(case: Case) -> float:
     """
     batch = case.input[0]
     full = max(-(-batch // _LANES), 1) * _LANES
-    return _BREAK_EVEN[case.op] * batch / full
+    return (_BREAK_EVEN_BLOCKED if blocked else _BREAK_EVEN)[case.op] * batch / full
 
 
-def explain(case: Case) -> dict[str, str]:
+def explain(case: Case, *, blocked: bool = False) -> dict[str, str]:
     """For each backend `auto` considers, in order: `chosen`, or why it was passed over."""
     reasons: dict[str, str] = {}
     cpu = BACKENDS["cpu"]
     reasons["cpu"] = cpu.refuse(case) or (
         "chosen"
-        if case.density <= break_even(case)
-        else f"density {case.density:.2f} is above break-even, {break_even(case):.2f} for a batch of {case.input[0]}"
+        if case.density <= break_even(case, blocked=blocked)
+        else f"density {case.density:.2f} is above break-even, {break_even(case, blocked=blocked):.2f} for a batch of {case.input[0]}"
     )
     reasons["masked"] = "not needed" if reasons["cpu"] == "chosen" else "chosen"
     return reasons
 
 
-def choose(case: Case) -> Backend:
+def choose(case: Case, *, blocked: bool = False) -> Backend:
     """The backend `auto` uses for a case."""
-    reasons = explain(case)
+    reasons = explain(case, blocked=blocked)
     return next(BACKENDS[name] for name, reason in reasons.items() if reason == "chosen")
 
 
-def backend(name: str, case: Case) -> Backend:
+def backend(name: str, case: Case, *, blocked: bool = False) -> Backend:
     """The backend called `name`, or the chosen one for `auto`.
 
     Raises:
         BackendError: there is none of that name, or it cannot compute the case.
     """
     if name == "auto":
-        return choose(case)
+        return choose(case, blocked=blocked)
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(names())}")
     reason = BACKENDS[name].refuse(case)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import backends, ops
+from fedsparse.blocked import plain
+from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Granularity, Pattern, carried
 
@@ -111,7 +113,11 @@ class SparseLayer(nn.Module):
 
     def product(self, x: Tensor, geometry: tuple[int, ...]) -> Tensor:
         """Product of a batched input with the weight; `geometry` as in `ops.product`."""
-        weight = (self.index, self._pattern.shape, geometry, self.backend)
+        if self.watcher is None:
+            blocked = blocked_product(x, self.values, self.bias, self.pattern, geometry, self.backend)
+            if blocked is not None:
+                return blocked
+        x, weight = plain(x), (self.index, self._pattern.shape, geometry, self.backend)
         y = ops.product(x, self.values, self.bias, *weight)
         if self.watcher is not None:
             self.watcher(x, y, weight)

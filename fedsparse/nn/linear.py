@@ -38,4 +38,6 @@ class SparseLinear(SparseLayer):
         out, inputs = self._pattern.shape
         if x.ndim == 0 or x.shape[-1] != inputs:
             raise ShapeError(f"SparseLinear expects inputs of shape (..., {inputs}), got {tuple(x.shape)}")
+        if x.ndim == 2:
+            return self.product(x, ())
         return self.product(x.reshape(-1, inputs), ()).reshape(*x.shape[:-1], out)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import pruning
+from fedsparse.blocked import keep_blocked, leave_blocked
 from fedsparse.errors import ConfigError, PatternError
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
@@ -77,7 +78,7 @@ def sparsify(
     _refuse_tied(model, weights)
     for name, mask in chosen.items():
         _replace(model, name, _sparse(_module(model, name), mask, granularity))
-    return model
+    return keep_blocked(model)
 
 
 def _refuse_tied(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -113,7 +114,7 @@ def densify(model: nn.Module) -> nn.Module:
         return model.to_dense()
     for name, layer in sparse_layers(model).items():
         _replace(model, name, layer.to_dense())
-    return model
+    return leave_blocked(model)
 
 
 def _sparse(module: nn.Module, mask: Tensor, granularity: str) -> SparseLayer:
@@ -233,6 +234,8 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
             _replace(model, name, _sparse(_module(model, name), pattern.mask(), str(pattern.granularity)))
         elif pattern != layers[name].pattern:
             layers[name].repattern(pattern)
+    if len(weights.topology):
+        keep_blocked(model)
     with torch.no_grad():
         for name, layer in sparse_layers(model).items():
             layer.values.copy_(weights.values[name])

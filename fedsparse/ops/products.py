@@ -15,7 +15,7 @@ from fedsparse.backends import Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
-__all__ = ["product", "read_case", "topk_pruned"]
+__all__ = ["check_parameters", "product", "read_case", "topk_pruned"]
 
 _LIBRARY = torch.library.Library("fedsparse", "DEF")
 _WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
@@ -51,7 +51,12 @@ def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]
     return case
 
 
-def _check_parameters(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int) -> None:
+def check_parameters(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int) -> None:
+    """Refuses parameters that do not fit the input.
+
+    Raises:
+        ShapeError: shapes, dtypes or devices disagree.
+    """
     if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype or bias.device != x.device):
         raise ShapeError(
             f"the bias must have shape ({rows},), {x.dtype} and be on {x.device}, got shape {tuple(bias.shape)}, "
@@ -75,7 +80,7 @@ def _eager(
     geometry: list[int],
     backend: str,
 ) -> Tensor:
-    _check_parameters(x, values, bias, index, shape[0])
+    check_parameters(x, values, bias, index, shape[0])
     case = read_case(x, shape, values.numel(), geometry)
     engine = backends.backend(backend, case)
     pattern = Pattern.from_index(case.shape, index)

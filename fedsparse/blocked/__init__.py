@@ -1,0 +1,7 @@
+"""Networks whose activations stay in the layout of the cpu kernels from the first sparse layer to the last."""
+
+from fedsparse.blocked import rules as _rules  # noqa: F401  declares the rules
+from fedsparse.blocked.region import keep_blocked, leave_blocked
+from fedsparse.blocked.tensor import Blocked, plain
+
+__all__ = ["Blocked", "keep_blocked", "leave_blocked", "plain"]

@@ -1,0 +1,237 @@
+"""What autograd sees of a blocked network: entering and leaving the layout, products, and fused norms.
+
+Data are `(groups, channels, height, width, lanes)` float32. Gradients are zero in lanes without an image; every
+function here keeps that promise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fedsparse.backends import Case
+from fedsparse.backends.blocked import NormGradients, channel_sums, combine, norm_backward
+from fedsparse.backends.cpu import CpuBackend, Term, from_blocked, to_blocked
+from fedsparse.errors import DoubleBackwardError
+from fedsparse.pattern import Pattern
+
+__all__ = ["Activate", "Combine", "Enter", "Leave", "Norm", "Product", "Read"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Per channel: `x_hat = (x - mean) * inv_std`, then `scale * x + shift = x_hat * weight + bias`.
+
+    Attributes:
+        weight, bias: `(channels,)`, differentiable, or None for 1 and 0.
+        mean, inv_std, scale, shift: `(channels,)`, without gradients.
+        own: the statistics are the batch's own, so they depend on x.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    inv_std: Tensor
+    scale: Tensor
+    shift: Tensor
+    own: bool
+
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, own: bool) -> "Norm":
+        """The norm that these statistics make."""
+        with torch.no_grad():
+            inv_std = (variance + eps).rsqrt()
+            scale = inv_std if weight is None else inv_std * weight
+            shift = -mean * scale
+            if bias is not None:
+                shift += bias
+        return cls(weight, bias, mean, inv_std, scale, shift, own)
+
+
+def alias(data: Tensor) -> Tensor:
+    """Another tensor on the same memory, with a history of its own."""
+    return data.new_empty(0).set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
+
+
+class _Once(Function):
+    """Gradients that have no gradients: says so when they are asked for theirs."""
+
+    @staticmethod
+    def forward(_ctx: Any, grad: Tensor) -> Tensor:
+        return alias(grad)
+
+    @staticmethod
+    def backward(_ctx: Any, _grad: Tensor) -> Tensor:
+        raise DoubleBackwardError(
+            "second derivatives of sparse networks are not implemented (a gradient of a gradient was asked for, "
+            "as with create_graph=True); densify(model) gives layers that have them"
+        )
+
+
+def _final(grad: Tensor | None) -> Tensor | None:
+    if grad is None or not torch.is_grad_enabled():
+        return grad
+    once: Tensor = _Once.apply(grad.requires_grad_())
+    return once
+
+
+class Enter(Function):
+    """Plain `(batch, ...)` -> blocked."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = tuple(x.shape)
+        return to_blocked(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        return _final(from_blocked(grad.contiguous(), ctx.shape))
+
+
+class Leave(Function):
+    """Blocked -> plain of `shape`."""
+
+    @staticmethod
+    def forward(_ctx: Any, data: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return from_blocked(data, shape)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return _final(to_blocked(grad)), None
+
+
+class Product(Function):
+    """Product of a term of `data` with a sparse weight; the gradient of `data` is that of the term."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, data: Tensor, values: Tensor, bias: Tensor | None, term: Term, pattern: Pattern, case: Case
+    ) -> Tensor:
+        ctx.save_for_backward(data, values, term.scale, term.shift)
+        ctx.has_bias, ctx.relu, ctx.pattern, ctx.case = bias is not None, term.relu, pattern, case
+        return CpuBackend().forward_blocked(term, values, pattern, bias, case)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        data, values, scale, shift = ctx.saved_tensors
+        want_data, want_values, want_bias = ctx.needs_input_grad[:3]
+        grad = grad.contiguous()
+        grad_data = grad_values = None
+        if want_data or want_values:
+            term = Term(data, scale, shift, ctx.relu) if want_values else None
+            found = CpuBackend().backward_blocked(grad, term, values, ctx.pattern, want_data, ctx.case)
+            grad_data, grad_values = found
+        grad_bias = channel_sums(grad, ctx.case.input[0]) if ctx.has_bias and want_bias else None
+        return _final(grad_data), _final(grad_values), _final(grad_bias), None, None, None
+
+
+class Read(Function):
+    """What a term makes of its data, stored."""
+
+    @staticmethod
+    def forward(_ctx: Any, data: Tensor, term: Term) -> Tensor:
+        return combine(data, term.scale, term.shift, relu=term.relu)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return _final(grad), None
+
+
+class Activate(Function):
+    """An alias of x that stands for relu(norm(x)) in the graph: whoever uses it applies the term."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, _weight: Tensor | None, _bias: Tensor | None, norm: Norm | None, batch: int
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.norm, ctx.batch = norm, batch
+        return alias(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        found = _backward(grad, x, ctx.norm, ctx.batch, gate_by_x=True)
+        return (*_wanted(ctx, (found.x, found.weight, found.bias)), None, None)
+
+
+class Combine(Function):
+    """relu?(norm(x) + norm(r)), stored. A norm may be missing; r, then its norm too, may be missing.
+
+    Weights and biases of the norms are arguments because they have gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        _x_weight: Tensor | None,
+        _x_bias: Tensor | None,
+        r: Tensor | None,
+        _r_weight: Tensor | None,
+        _r_bias: Tensor | None,
+        norms: tuple[Norm | None, Norm | None],
+        relu: bool,
+        batch: int,
+    ) -> Tensor:
+        (scale, shift), (r_scale, r_shift) = (_affine(norm) for norm in norms)
+        z = combine(x, scale, shift, r, r_scale, r_shift, relu)
+        # A norm's gradients need its input; the ReLU's gate is read off the result, which its consumer saves as well.
+        ctx.save_for_backward(x if norms[0] else None, r if norms[1] else None, z if relu else None)
+        ctx.norms, ctx.batch = norms, batch
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, r, gate = ctx.saved_tensors
+        want_r = any(ctx.needs_input_grad[3:6])
+        first = _backward(grad, x, ctx.norms[0], ctx.batch, gate=gate, want_gated=want_r)
+        second = NormGradients(None, None, None, None)
+        if want_r:
+            assert first.gated is not None
+            second = _backward(first.gated, r, ctx.norms[1], ctx.batch)
+        grads = (first.x, first.weight, first.bias, second.x, second.weight, second.bias)
+        return (*_wanted(ctx, grads), None, None, None)
+
+
+def _affine(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if norm is None else (norm.scale, norm.shift)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor | None,
+    norm: Norm | None,
+    batch: int,
+    *,
+    gate: Tensor | None = None,
+    gate_by_x: bool = False,
+    want_gated: bool = False,
+) -> NormGradients:
+    """Gradients of one norm, or of none, behind a gate."""
+    grad = grad.contiguous()
+    if norm is not None:
+        return norm_backward(
+            grad,
+            batch,
+            x,
+            norm.scale,
+            norm.shift,
+            gate=gate,
+            gate_by_x=gate_by_x,
+            mean=norm.mean if norm.own else None,
+            inv_std=norm.inv_std,
+            center=norm.mean,
+            want_gated=want_gated,
+            want_affine=True,
+        )
+    if gate is None and not gate_by_x:
+        return NormGradients(grad, grad if want_gated else None, None, None)
+    found = norm_backward(grad, batch, x, gate=gate, gate_by_x=gate_by_x)
+    return found._replace(gated=found.x if want_gated else None)
+
+
+def _wanted(ctx: Any, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [_final(g) if want else None for g, want in zip(grads, ctx.needs_input_grad, strict=False)]

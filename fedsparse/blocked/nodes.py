@@ -1,0 +1,121 @@
+"""What blocked activations are before anybody needs them as numbers.
+
+Batch norm, ReLU and a residual sum are not computed when they are called. They become nodes, and whoever reads the
+activations next, a convolution or one fused pass over memory, computes them on the way:
+
+    Stored     the numbers themselves
+    Normed     a norm of stored numbers
+    Activated  relu(norm of stored numbers): a convolution's input, read through its term and never stored
+    Sum        of two of Stored or Normed: a residual connection on its way to its ReLU
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsparse.backends.cpu import Term
+from fedsparse.blocked.functions import Activate, Combine, Leave, Norm, Read
+
+__all__ = ["Activated", "Node", "Normed", "Stored", "Sum", "add", "leave", "operand", "relu", "store"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Numbers `(groups, channels, height, width, lanes)`, differentiable."""
+
+    data: Tensor
+
+
+@dataclass(frozen=True)
+class Normed:
+    """`norm` of `data`, not computed yet."""
+
+    data: Tensor
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Activated:
+    """`term` of `data`. The gradient of `data`, in the graph, is that of what the term makes of it."""
+
+    data: Tensor
+    term: Term
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum of two nodes of the same shape, not computed yet."""
+
+    left: Stored | Normed
+    right: Stored | Normed
+
+
+Node = Stored | Normed | Activated | Sum
+
+
+def relu(node: Node, batch: int) -> Node:
+    """relu(node), put off as long as possible."""
+    match node:
+        case Normed(data, norm):
+            alias = Activate.apply(data, norm.weight, norm.bias, norm, batch)
+            return Activated(alias, Term(alias.detach(), norm.scale, norm.shift, relu=True))
+        case Stored(data):
+            alias = Activate.apply(data, None, None, None, batch)
+            return Activated(alias, Term(alias.detach(), relu=True))
+        case Activated():
+            return node
+        case Sum():
+            return Stored(_combine(node, batch, relu=True))
+
+
+def add(left: Node, right: Node, batch: int) -> Sum:
+    """left + right, put off."""
+    return Sum(_addend(left, batch), _addend(right, batch))
+
+
+def store(node: Node, batch: int) -> Tensor:
+    """The numbers of a node."""
+    match node:
+        case Stored(data):
+            return data
+        case Activated(data, term):
+            stored: Tensor = Read.apply(data, term)
+            return stored
+        case Normed() | Sum():
+            return _combine(node, batch, relu=False)
+
+
+def operand(node: Node, batch: int) -> tuple[Tensor, Term]:
+    """A node as a product reads it: the differentiable data and the term of them."""
+    if isinstance(node, Activated):
+        return node.data, node.term
+    data = store(node, batch)
+    return data, Term(data.detach())
+
+
+def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
+    """A node as an ordinary tensor of `shape`."""
+    plain: Tensor = Leave.apply(store(node, shape[0]), shape)
+    return plain
+
+
+def _addend(node: Node, batch: int) -> Stored | Normed:
+    return node if isinstance(node, Stored | Normed) else Stored(store(node, batch))
+
+
+def _combine(node: Normed | Sum, batch: int, *, relu: bool) -> Tensor:
+    left, right = (node, None) if isinstance(node, Normed) else (node.left, node.right)
+    x, norm = _parts(left)
+    r, r_norm = _parts(right)
+    stored: Tensor = Combine.apply(x, *_learned(norm), r, *_learned(r_norm), (norm, r_norm), relu, batch)
+    return stored
+
+
+def _parts(node: Stored | Normed | None) -> tuple[Tensor | None, Norm | None]:
+    if node is None:
+        return None, None
+    return node.data, node.norm if isinstance(node, Normed) else None
+
+
+def _learned(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if norm is None else (norm.weight, norm.bias)

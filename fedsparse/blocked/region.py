@@ -1,0 +1,52 @@
+"""Where a network begins and ends: between the two, its sparse layers exchange blocked tensors."""
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsparse.blocked.tensor import plain
+
+__all__ = ["inside", "keep_blocked", "leave_blocked"]
+
+_depth: ContextVar[int] = ContextVar("fedsparse_blocked_depth", default=0)
+
+
+def inside() -> bool:
+    """Whether a network that keeps its activations blocked is running, and nothing traces or transforms it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return _depth.get() > 0 and not torch.is_autocast_enabled("cpu")
+
+
+def keep_blocked(model: nn.Module) -> nn.Module:
+    """Lets the sparse layers of `model` exchange activations in the layout of the cpu kernels; returns the model.
+
+    What enters and leaves the model stays ordinary. `sparsify` does this for the models it changes.
+    """
+    if _enter not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_enter, prepend=True)
+        model.register_forward_hook(_exit, always_call=True)
+    return model
+
+
+def leave_blocked(model: nn.Module) -> nn.Module:
+    """Undoes `keep_blocked`: every layer gets and gives ordinary tensors. Returns the model."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in (_enter, _exit)]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
+    return model
+
+
+def _enter(_module: nn.Module, _args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _depth.set(_depth.get() + 1)
+
+
+def _exit(_module: nn.Module, _args: Any, output: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return output
+    _depth.set(_depth.get() - 1)
+    return output if _depth.get() else plain(output)

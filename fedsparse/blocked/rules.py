@@ -1,0 +1,158 @@
+"""How functions of torch are carried out on blocked tensors. A rule returns NotImplemented for what it does not cover."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsparse.backends.blocked import moments
+from fedsparse.blocked.functions import Norm
+from fedsparse.blocked.nodes import Normed, Stored, add, relu, store
+from fedsparse.blocked.tensor import Blocked, rule
+
+__all__: list[str] = []
+
+
+def _batch(x: Blocked) -> int:
+    return x.shape[0]
+
+
+def _data(x: Blocked) -> Tensor:
+    """The numbers of a tensor that has not left the layout."""
+    assert x.node is not None
+    stored = store(x.node, _batch(x))
+    x.become(Blocked(Stored(stored), x.shape))  # computed once for all users
+    return stored
+
+
+def _stays(*tensors: Any) -> bool:
+    return all(isinstance(t, Blocked) and t.node is not None for t in tensors)
+
+
+# ---- norms, ReLU, sums
+@rule(F.batch_norm)
+def _batch_norm(
+    x: Blocked,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    count = x.numel() // x.shape[1] if _stays(x) else 0
+    if count < 2 or not _all_float32(running_mean, running_var, weight, bias):
+        return NotImplemented
+    data = _data(x)
+    if training:
+        mean, variance = moments(data.detach(), _batch(x))
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean, momentum)
+                running_var.lerp_(variance * (count / (count - 1)), momentum)
+    elif running_mean is not None and running_var is not None:
+        mean, variance = running_mean.detach().clone(), running_var.detach()
+    else:
+        return NotImplemented
+    return Blocked(Normed(data, Norm.of(mean, variance, eps, weight, bias, own=training)), x.shape)
+
+
+def _all_float32(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
+
+
+@rule(F.relu, torch.relu, Tensor.relu)
+def _relu(x: Blocked, inplace: bool = False) -> Any:
+    if not _stays(x):
+        return NotImplemented
+    assert x.node is not None
+    result = Blocked(relu(x.node, _batch(x)), x.shape)
+    return x.become(result) if inplace else result
+
+
+@rule(torch.relu_, Tensor.relu_)
+def _relu_(x: Blocked) -> Any:
+    return _relu(x, inplace=True)
+
+
+@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+def _add(left: Any, right: Any, *, alpha: float = 1) -> Any:
+    if not _stays(left, right) or left.shape != right.shape or alpha != 1:
+        return _elementwise(torch.add)(left, right, alpha=alpha)
+    return Blocked(add(left.node, right.node, _batch(left)), left.shape)
+
+
+@rule(Tensor.add_, Tensor.__iadd__)
+def _add_(left: Any, right: Any, *, alpha: float = 1) -> Any:
+    result = _add(left, right, alpha=alpha)
+    return result if result is NotImplemented or not isinstance(left, Blocked) else left.become(result)
+
+
+# ---- functions of single numbers: the layout does not matter
+def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    def carry_out(*args: Any, **kwargs: Any) -> Any:
+        blocked = [a for a in args if isinstance(a, Blocked)]
+        others = [a for a in args if isinstance(a, Tensor) and not isinstance(a, Blocked)]
+        if others or not blocked or not _stays(*blocked) or any(b.shape != blocked[0].shape for b in blocked):
+            return NotImplemented
+        data = [_data(a) if isinstance(a, Blocked) else a for a in args]
+        return Blocked(Stored(function(*data, **kwargs)), blocked[0].shape)
+
+    return carry_out
+
+
+# Only functions whose slope is finite at every finite number: lanes without an image go through them as well.
+for _function, _names in {
+    F.gelu: (F.gelu,),
+    F.silu: (F.silu,),
+    F.leaky_relu: (F.leaky_relu,),
+    F.elu: (F.elu,),
+    F.hardtanh: (F.hardtanh, F.relu6),
+    F.hardswish: (F.hardswish,),
+    F.softplus: (F.softplus,),
+    F.dropout: (F.dropout,),
+    torch.tanh: (torch.tanh, Tensor.tanh),
+    torch.sigmoid: (torch.sigmoid, Tensor.sigmoid),
+    torch.mul: (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__),
+    torch.sub: (torch.sub, Tensor.sub, Tensor.__sub__),
+    torch.neg: (torch.neg, Tensor.neg, Tensor.__neg__),
+    torch.detach: (torch.detach, Tensor.detach),
+}.items():
+    rule(*_names)(_elementwise(_function))
+
+
+# ---- shapes
+@rule(torch.flatten, Tensor.flatten)
+def _flatten(x: Blocked, start_dim: int = 0, end_dim: int = -1) -> Any:
+    if not _stays(x) or start_dim != 1 or end_dim not in (-1, x.ndim - 1):
+        return NotImplemented
+    data = _data(x)
+    features = data[0, ..., 0].numel()
+    return Blocked(Stored(data.reshape(data.shape[0], features, 1, 1, data.shape[-1])), (_batch(x), features))
+
+
+@rule(Tensor.view, Tensor.reshape, torch.reshape)
+def _view(x: Blocked, *shape: Any) -> Any:
+    sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int | torch.dtype) else shape
+    features = x.numel() // _batch(x) if _batch(x) else 0
+    flattens = sizes in ((_batch(x), -1), (_batch(x), features), (-1, features))
+    return _flatten(x, 1) if flattens else NotImplemented
+
+
+@rule(torch.cat)
+def _cat(tensors: Any, dim: int = 0) -> Any:
+    ranks = {t.ndim for t in tensors}
+    if not _stays(*tensors) or len(ranks) > 1 or dim not in (1, 1 - next(iter(ranks))):
+        return NotImplemented
+    first, channels = tensors[0], sum(t.shape[1] for t in tensors)
+    if any(t.shape[0] != first.shape[0] or t.shape[2:] != first.shape[2:] for t in tensors):
+        return NotImplemented
+    return Blocked(Stored(torch.cat([_data(t) for t in tensors], 1)), (_batch(first), channels, *first.shape[2:]))
+
+
+@rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
+def _requires_grad(x: Blocked) -> Any:
+    return _data(x).requires_grad if _stays(x) else NotImplemented

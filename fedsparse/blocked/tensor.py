@@ -1,0 +1,120 @@
+"""A tensor whose numbers stand in the layout of the cpu kernels, or are still to be computed there."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from fedsparse.blocked.nodes import Node, leave
+
+__all__ = ["Blocked", "plain", "rule"]
+
+# Answers of a rule: a Blocked tensor, or NotImplemented for arguments that the rule does not cover.
+Rule = Callable[..., Any]
+_RULES: dict[Any, Rule] = {}
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """Declares how `functions` of torch are carried out on blocked tensors; see `fedsparse.blocked.rules`."""
+
+    def declare(carry_out: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(functions, carry_out))
+        return carry_out
+
+    return declare
+
+
+class Blocked(Tensor):
+    """What sparse layers exchange inside a network: to Python code, a float32 tensor of the ordinary shape.
+
+    Functions of torch that have a rule stay in the layout. Any other use turns it into an ordinary tensor, with its
+    history, and goes on with that one; so every function works and only speed is at stake.
+    """
+
+    _node: Node | None
+    _plain: Tensor | None
+
+    @staticmethod
+    def __new__(cls, node: Node, shape: Sequence[int]) -> "Blocked":
+        blocked: Blocked = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=torch.float32)  # type: ignore[attr-defined]
+        blocked._node = node
+        blocked._plain = None
+        return blocked
+
+    @property
+    def node(self) -> Node | None:
+        """What it is in the layout; None once it has left."""
+        return self._node
+
+    def become(self, other: "Blocked") -> "Blocked":
+        """Takes the place of the result of an in-place function."""
+        self._node, self._plain = other._node, other._plain
+        return self
+
+    def plain(self) -> Tensor:
+        """The ordinary tensor that it is from now on."""
+        if self._plain is None:
+            assert self._node is not None
+            with torch._C.DisableTorchFunctionSubclass():
+                shape = tuple(self.shape)
+            self._plain, self._node = leave(self._node, shape), None
+        return self._plain
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _ABOUT:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        carry_out = _RULES.get(function)
+        if carry_out is not None:
+            result = carry_out(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return function(*plain(tuple(args)), **plain(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Reached only around torch's Python functions, where a history would be lost.
+        raise NotImplementedError(
+            f"{function} was called on activations that a sparse network keeps in its own layout; "
+            "call fedsparse.leave_blocked(model) to give every layer ordinary tensors"
+        )
+
+
+# Asks for what the ordinary shape, type and place tell.
+_ABOUT = {
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.ndim.__get__,  # type: ignore[attr-defined]
+    Tensor.layout.__get__,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+    Tensor.is_sparse.__get__,  # type: ignore[attr-defined]
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.element_size,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+    Tensor.__len__,
+    Tensor.get_device,
+    torch.numel,
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.is_tensor,
+}
+
+
+def plain(tree: Any) -> Any:
+    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones."""
+    if isinstance(tree, Blocked):
+        return tree.plain()
+    return tree_map_only(Blocked, Blocked.plain, tree)
