@@ -9,6 +9,7 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
+#include "bind_blocked.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -132,6 +133,8 @@ PYBIND11_MODULE(_C, m) {
         from_blocked(kernels_named(isa.c_str()), batch, size, at<const float>(blocked), at<float>(rows), threads);
       },
       release());
+
+  bind_blocked(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);
