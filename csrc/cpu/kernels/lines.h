@@ -1,0 +1,116 @@
+// Walks over the lines of blocked activations (blocked.h) and sums that stay exact over long walks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "../blocked.h"
+#include "simd.h"
+
+namespace {
+
+using fedsparse::Blocked;
+
+// Independent sums of one walk: enough to hide the latency of an addition.
+constexpr int kChains = 4;
+// Lines summed in float32 before the sums move to float64; they also fit the L1 cache for a second look.
+constexpr std::int64_t kChunk = 128;
+
+// visit(line, chain) for every line.
+template <typename Visit>
+inline void each_line(std::int64_t lines, Visit visit) {
+  std::int64_t i = 0;
+  for (; lines - i >= kChains; i += kChains)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) visit(i + c, c);
+  for (; i < lines; ++i) visit(i, 0);
+}
+
+// visit(place of the first float, lines) for every chunk of `lines` neighbouring lines.
+template <typename Visit>
+inline void each_chunk(std::int64_t first, std::int64_t lines, Visit visit) {
+  for (std::int64_t at = 0; at < lines; at += kChunk) visit(first + at * kLanes, std::min(kChunk, lines - at));
+}
+
+inline std::int64_t plane_at(const Blocked& shape, std::int64_t group, std::int64_t channel) {
+  return (group * shape.channels + channel) * shape.pixels() * kLanes;
+}
+
+// Images in a group: kLanes in all but the last.
+inline int images_in(const Blocked& shape, std::int64_t group) {
+  return static_cast<int>(std::min<std::int64_t>(kLanes, shape.batch - group * kLanes));
+}
+
+// The first lanes of v, zeros behind: what would be NaN in a lane without an image must not come out.
+inline Vec first_lanes(Vec v, int lanes) {
+  for (int i = lanes; i < kLanes; ++i) v[i] = 0.0f;
+  return v;
+}
+
+inline Vec add_chains(const Vec* chain) { return (chain[0] + chain[1]) + (chain[2] + chain[3]); }
+
+// Each lane's sum in float64.
+struct LaneSums {
+  double lane[kLanes] = {};
+
+  void add(Vec partial) {
+    for (int i = 0; i < kLanes; ++i) lane[i] += static_cast<double>(partial[i]);
+  }
+
+  double total() const {
+    double sum = 0.0;
+    for (double l : lane) sum += l;
+    return sum;
+  }
+};
+
+// Count, mean and sum of squared distances from it, merged as Chan, Golub and LeVeque do: nothing cancels.
+struct Moments {
+  double count = 0.0, mean = 0.0, squares = 0.0;
+
+  void merge(double other_count, double other_mean, double other_squares) {
+    const double sum = count + other_count, distance = other_mean - mean;
+    mean += distance * (other_count / sum);
+    squares += other_squares + distance * distance * (count * other_count / sum);
+    count = sum;
+  }
+
+  // Rounding can leave the squares of equal numbers a little below zero.
+  double variance() const { return std::max(squares / count, 0.0); }
+};
+
+struct LaneMoments {
+  Moments lane[kLanes];
+
+  // Two looks at every chunk: the first finds about its mean, distances from which are summed in the second.
+  void add(const float* x, std::int64_t first, std::int64_t lines) {
+    each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) { add_chunk(x + at, some); });
+  }
+
+  void merge_into(Moments& all, int lanes) const {
+    for (int i = 0; i < lanes; ++i) all.merge(lane[i].count, lane[i].mean, lane[i].squares);
+  }
+
+ private:
+  void add_chunk(const float* x, std::int64_t lines) {
+    Vec sum[kChains] = {}, square[kChains] = {};
+    each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) { sum[c] += load(x + i * kLanes); });
+    const Vec center = add_chains(sum) / static_cast<float>(lines);
+    for (Vec& s : sum) s = Vec{};
+    each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) {
+      const Vec distance = load(x + i * kLanes) - center;
+      sum[c] += distance;
+      square[c] += distance * distance;
+    });
+    const Vec sums = add_chains(sum), squares = add_chains(square);
+    const double count = static_cast<double>(lines);
+    for (int i = 0; i < kLanes; ++i) {
+      const double off = static_cast<double>(sums[i]) / count;
+      lane[i].merge(count, static_cast<double>(center[i]) + off,
+                    static_cast<double>(squares[i]) - off * off * count);
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,163 @@
+"""Norms, ReLU, sums and pooling on blocked activations (csrc/cpu/blocked.h): thin calls of the C++ kernels.
+
+Every activation is a contiguous, 64-byte aligned float32 tensor `(groups, channels, height, width, lanes)`, as
+`torch.empty` makes them; image n sits in group `n // lanes`, lane `n % lanes`. `batch` is the number of images. Lanes
+of the last group without an image hold any finite numbers in activations and zeros in gradients. Vectors of channels
+are contiguous float32. Nothing is checked here but the number of lanes: the caller made these tensors itself.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsparse import _native
+from fedsparse._native import address
+from fedsparse.errors import BackendError
+
+__all__ = [
+    "NormGradients",
+    "channel_sums",
+    "combine",
+    "isa_of",
+    "moments",
+    "norm_backward",
+]
+
+
+@cache
+def isa_of(lanes: int) -> str:
+    """Name of the instruction set whose registers hold `lanes` floats.
+
+    Raises:
+        BackendError: none that runs here does.
+    """
+    known: dict[int, str] = {count: name for name, count in reversed(_native.extension().lanes())}
+    if lanes not in known:
+        choices = ", ".join(f"{count} ({name})" for count, name in known.items())
+        raise BackendError(f"no instruction set has {lanes} lanes; block activations by one of: {choices}")
+    return known[lanes]
+
+
+def moments(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (channels,) of every channel over images and pixels, exact to float32."""
+    mean, variance = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+    _native.extension().moments(
+        isa_of(x.shape[-1]), _sizes(x, batch), address(x), address(mean), address(variance), torch.get_num_threads()
+    )
+    return mean, variance
+
+
+def combine(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    r: Tensor | None = None,
+    r_scale: Tensor | None = None,
+    r_shift: Tensor | None = None,
+    relu: bool = False,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`scale * x + shift (+ r_scale * r + r_shift)`, then `max(., 0)` with `relu`; NaN stays NaN.
+
+    Args:
+        x: blocked activations.
+        scale, shift: (channels,); None stands for 1 and 0.
+        r: blocked activations of the shape of `x` to add, if any.
+        r_scale, r_shift: (channels,); None stands for 1 and 0.
+        relu: whether negative results become zero.
+        out: where the result goes; may be `x`. None takes new memory.
+    """
+    z = torch.empty_like(x) if out is None else out
+    _native.extension().combine(
+        isa_of(x.shape[-1]),
+        _sizes(x, x.shape[0] * x.shape[-1]),
+        _term(x, scale, shift),
+        _term(r, r_scale, r_shift),
+        relu,
+        address(z),
+        torch.get_num_threads(),
+    )
+    return z
+
+
+class NormGradients(NamedTuple):
+    """Results of `norm_backward`; None where not wanted."""
+
+    x: Tensor | None
+    gated: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def norm_backward(
+    grad: Tensor,
+    batch: int,
+    x: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    gate_by_x: bool = False,
+    mean: Tensor | None = None,
+    inv_std: Tensor | None = None,
+    center: Tensor | None = None,
+    want_x: bool = True,
+    want_gated: bool = False,
+    want_affine: bool = False,
+    in_place: bool = False,
+) -> NormGradients:
+    """Backward of `z = relu?(scale * x + shift + ...)`.
+
+    Args:
+        grad: blocked gradient of z.
+        batch: number of images.
+        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`.
+        scale, shift: (channels,); None stands for 1 and 0.
+        gate: blocked z; the gradient passes where it is positive.
+        gate_by_x: the gradient passes where `scale * x + shift` is positive; not together with `gate`.
+        mean: (channels,) when scale and shift came from the batch's own statistics, whose share x then gets as well.
+        inv_std: (channels,), needed with `mean` or `want_affine`.
+        center: (channels,) what x_hat subtracts, the mean or the running mean; None takes `mean`.
+        want_x: gradient of x.
+        want_gated: gradient past the gate, that of the other terms of the sum.
+        want_affine: gradients of the norm's weight and bias (channels,): sums of the gated gradient times
+            `(x - center) * inv_std`, and of the gated gradient.
+        in_place: the gradient of x overwrites `grad`.
+    """
+    channels = grad.shape[1]
+    grad_x = (grad if in_place else torch.empty_like(grad)) if want_x else None
+    gated = torch.empty_like(grad) if want_gated else None
+    weight = torch.empty(channels) if want_affine else None
+    bias = torch.empty(channels) if want_affine else None
+    inputs = tuple(map(address, (grad, gate, mean, inv_std, mean if center is None else center)))
+    outputs = tuple(map(address, (grad_x, gated, weight, bias)))
+    _native.extension().norm_backward(
+        isa_of(grad.shape[-1]),
+        _sizes(grad, batch),
+        _term(x, scale, shift),
+        gate_by_x,
+        inputs,
+        outputs,
+        torch.get_num_threads(),
+    )
+    return NormGradients(grad_x, gated, weight, bias)
+
+
+def channel_sums(grad: Tensor, batch: int) -> Tensor:
+    """Sum (channels,) of a blocked gradient over images and pixels: the gradient of a bias."""
+    sums = torch.empty(grad.shape[1])
+    _native.extension().channel_sums(
+        isa_of(grad.shape[-1]), _sizes(grad, batch), address(grad), address(sums), torch.get_num_threads()
+    )
+    return sums
+
+
+def _sizes(x: Tensor, batch: int) -> tuple[int, int, int, int]:
+    return batch, x.shape[1], x.shape[2], x.shape[3]
+
+
+def _term(data: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> tuple[int, int, int]:
+    return address(data), address(scale), address(shift)
