@@ -80,8 +80,9 @@ struct Moments {
   double variance() const { return std::max(squares / count, 0.0); }
 };
 
+// The same for each lane; the lanes share their count, so that no lane divides.
 struct LaneMoments {
-  Moments lane[kLanes];
+  double count = 0.0, mean[kLanes] = {}, squares[kLanes] = {};
 
   // Two looks at every chunk: the first finds about its mean, distances from which are summed in the second.
   void add(const float* x, std::int64_t first, std::int64_t lines) {
@@ -89,7 +90,7 @@ struct LaneMoments {
   }
 
   void merge_into(Moments& all, int lanes) const {
-    for (int i = 0; i < lanes; ++i) all.merge(lane[i].count, lane[i].mean, lane[i].squares);
+    for (int i = 0; i < lanes; ++i) all.merge(count, mean[i], squares[i]);
   }
 
  private:
@@ -103,13 +104,18 @@ struct LaneMoments {
       sum[c] += distance;
       square[c] += distance * distance;
     });
-    const Vec sums = add_chains(sum), squares = add_chains(square);
-    const double count = static_cast<double>(lines);
+    merge_chunk(static_cast<double>(lines), center, add_chains(sum), add_chains(square));
+  }
+
+  void merge_chunk(double lines, Vec center, Vec sum, Vec square) {
+    const double total = count + lines, share = lines / total, weight = count * share, each = 1.0 / lines;
     for (int i = 0; i < kLanes; ++i) {
-      const double off = static_cast<double>(sums[i]) / count;
-      lane[i].merge(count, static_cast<double>(center[i]) + off,
-                    static_cast<double>(squares[i]) - off * off * count);
+      const double off = static_cast<double>(sum[i]) * each;
+      const double distance = static_cast<double>(center[i]) + off - mean[i];
+      mean[i] += distance * share;
+      squares[i] += static_cast<double>(square[i]) - off * off * lines + distance * distance * weight;
     }
+    count = total;
   }
 };
 
