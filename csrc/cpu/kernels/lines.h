@@ -81,12 +81,17 @@ struct Moments {
 };
 
 // The same for each lane; the lanes share their count, so that no lane divides.
-struct LaneMoments {
+class LaneMoments {
+ public:
   double count = 0.0, mean[kLanes] = {}, squares[kLanes] = {};
 
-  // Two looks at every chunk: the first finds about its mean, distances from which are summed in the second.
+  // Sums distances from about the mean so far; where a chunk lies far from it, the distance itself makes the variance,
+  // so nothing cancels. The first chunk has to be looked at twice.
   void add(const float* x, std::int64_t first, std::int64_t lines) {
-    each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) { add_chunk(x + at, some); });
+    each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) {
+      if (count == 0.0) center_ = mean_of(x + at, some);
+      add_chunk(x + at, some);
+    });
   }
 
   void merge_into(Moments& all, int lanes) const {
@@ -94,26 +99,33 @@ struct LaneMoments {
   }
 
  private:
-  void add_chunk(const float* x, std::int64_t lines) {
-    Vec sum[kChains] = {}, square[kChains] = {};
+  Vec center_ = {};
+
+  static Vec mean_of(const float* x, std::int64_t lines) {
+    Vec sum[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) { sum[c] += load(x + i * kLanes); });
-    const Vec center = add_chains(sum) / static_cast<float>(lines);
-    for (Vec& s : sum) s = Vec{};
+    return add_chains(sum) / static_cast<float>(lines);
+  }
+
+  void add_chunk(const float* x, std::int64_t lines) {
+    const Vec center = center_;
+    Vec sum[kChains] = {}, square[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) {
       const Vec distance = load(x + i * kLanes) - center;
       sum[c] += distance;
       square[c] += distance * distance;
     });
-    merge_chunk(static_cast<double>(lines), center, add_chains(sum), add_chains(square));
+    merge_chunk(static_cast<double>(lines), add_chains(sum), add_chains(square));
   }
 
-  void merge_chunk(double lines, Vec center, Vec sum, Vec square) {
+  void merge_chunk(double lines, Vec sum, Vec square) {
     const double total = count + lines, share = lines / total, weight = count * share, each = 1.0 / lines;
     for (int i = 0; i < kLanes; ++i) {
       const double off = static_cast<double>(sum[i]) * each;
-      const double distance = static_cast<double>(center[i]) + off - mean[i];
+      const double distance = static_cast<double>(center_[i]) + off - mean[i];
       mean[i] += distance * share;
       squares[i] += static_cast<double>(square[i]) - off * off * lines + distance * distance * weight;
+      center_[i] = static_cast<float>(mean[i]);
     }
     count = total;
   }
