@@ -13,6 +13,7 @@ struct Kernels {
   int lanes;
   GatherKernels gather;
   NormKernels norm;
+  GroupNormKernels group_norm;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
 };

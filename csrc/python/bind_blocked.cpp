@@ -90,6 +90,32 @@ void bind_norm(py::module_& m) {
       release());
 }
 
+void bind_group_norm(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "group_norm",
+      [](const std::string& isa, const Sizes& sizes, std::int64_t parts, const std::array<Address, 3>& x, float eps,
+         Address z, Address mean, Address inv_std, int threads) {
+        const Term affine = term(x);
+        kernels_named(isa.c_str())
+            .group_norm.forward(blocked(sizes), parts, affine.data, affine.scale, affine.shift, eps, at<float>(z),
+                                at<float>(mean), at<float>(inv_std), threads);
+      },
+      release());
+  // inputs: grad, x, weight, mean, inv_std. outputs: grad_x, grad_weight, grad_bias.
+  m.def(
+      "group_norm_backward",
+      [](const std::string& isa, const Sizes& sizes, std::int64_t parts, const std::array<Address, 5>& inputs,
+         const std::array<Address, 3>& outputs, int threads) {
+        const auto in = [&](int i) { return at<const float>(inputs[i]); };
+        const auto out = [&](int i) { return at<float>(outputs[i]); };
+        kernels_named(isa.c_str())
+            .group_norm.backward(blocked(sizes), parts, in(0), in(1), in(2), in(3), in(4), out(0), out(1), out(2),
+                                 threads);
+      },
+      release());
+}
+
 void bind_pool(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   using WindowSizes = std::array<std::int64_t, 10>;
@@ -131,5 +157,6 @@ void bind_pool(py::module_& m) {
 void bind_blocked(py::module_& m) {
   m.def("lanes", &available_lanes, "(instruction set, lanes) of the sets that run here, best first.");
   bind_norm(m);
+  bind_group_norm(m);
   bind_pool(m);
 }

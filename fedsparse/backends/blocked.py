@@ -23,6 +23,8 @@ __all__ = [
     "average_pool_backward",
     "channel_sums",
     "combine",
+    "group_norm",
+    "group_norm_backward",
     "isa_of",
     "max_pool",
     "max_pool_backward",
@@ -158,6 +160,54 @@ def channel_sums(grad: Tensor, batch: int) -> Tensor:
         isa_of(grad.shape[-1]), _sizes(grad, batch), address(grad), address(sums), torch.get_num_threads()
     )
     return sums
+
+
+def group_norm(
+    x: Tensor, batch: int, parts: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every image normalised over the pixels of `parts` equal ranges of channels, then `* weight + bias` (channels,).
+
+    Returns:
+        z of the shape of x; mean and 1 / std (groups, parts, lanes), for `group_norm_backward`.
+    """
+    z = torch.empty_like(x)
+    mean, inv_std = x.new_empty((2, x.shape[0], parts, x.shape[-1]))
+    _native.extension().group_norm(
+        isa_of(x.shape[-1]),
+        _sizes(x, batch),
+        parts,
+        _term(x, weight, bias),
+        eps,
+        address(z),
+        address(mean),
+        address(inv_std),
+        torch.get_num_threads(),
+    )
+    return z, mean, inv_std
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    batch: int,
+    parts: int,
+    weight: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    *,
+    want_affine: bool = True,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, and of weight and bias (channels,) if wanted; with `in_place` that of x overwrites `grad`."""
+    grad_x = grad if in_place else torch.empty_like(grad)
+    grad_weight = torch.empty(x.shape[1]) if want_affine else None
+    grad_bias = torch.empty(x.shape[1]) if want_affine else None
+    inputs = tuple(map(address, (grad, x, weight, mean, inv_std)))
+    outputs = tuple(map(address, (grad_x, grad_weight, grad_bias)))
+    _native.extension().group_norm_backward(
+        isa_of(x.shape[-1]), _sizes(x, batch), parts, inputs, outputs, torch.get_num_threads()
+    )
+    return grad_x, grad_weight, grad_bias
 
 
 class Window(NamedTuple):

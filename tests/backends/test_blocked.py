@@ -269,6 +269,45 @@ def test_channel_sums(lanes, shape, generator):
     close(sums, grad.double().sum((0, 2, 3)), 1e-6)
 
 
+# ---- group norm
+
+
+@every_lanes
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("channels", "parts"), [(1, 1), (6, 3), (17, 1), (4, 4)])
+@pytest.mark.parametrize("picture", [*PICTURES[1:], (16, 16)], ids=str)
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm(lanes, batch, channels, parts, picture, affine, generator):
+    shape = (batch, channels, *picture)
+    x, grad = normal(generator, *shape) + 2, normal(generator, *shape)
+    weight, bias = (uniform(generator, channels), normal(generator, channels)) if affine else (None, None)
+    leaves = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias)]
+    truth = F.group_norm(leaves[0], parts, *leaves[1:], eps=EPS)
+    stored, stored_grad = to_blocked(x, lanes), to_blocked(grad, lanes)
+    z, mean, inv_std = same_on_any_threads(lambda: blocked.group_norm(stored, batch, parts, weight, bias, EPS))
+    close(from_blocked(z, batch), truth.detach())
+    assert z.isfinite().all()
+    arguments = (stored, batch, parts, weight, mean, inv_std)
+    grads = same_on_any_threads(lambda: blocked.group_norm_backward(stored_grad, *arguments, want_affine=affine))
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    expected = torch.autograd.grad(truth, wanted, grad.double())
+    close(from_blocked(grads[0], batch), expected[0], 1e-5)
+    assert (spare_lanes(grads[0], batch) == 0).all()
+    if affine:
+        close(grads[1], expected[1], 1e-5)
+        close(grads[2], expected[2], 1e-5)
+    blocked.group_norm_backward(stored_grad, *arguments, want_affine=False, in_place=True)
+    assert torch.equal(stored_grad, grads[0])
+
+
+@every_lanes
+def test_group_norm_far_from_zero_and_without_eps(lanes, generator):
+    x = normal(generator, 7, 4, 8, 8) + 1e3
+    z, _, _ = blocked.group_norm(to_blocked(x, lanes), 7, 2, None, None, 0.0)
+    close(from_blocked(z, 7), F.group_norm(x.double(), 2, eps=0.0), 3e-5)  # the mean's last place is 3e-5 of std
+    assert z.isfinite().all()
+
+
 # ---- pooling
 
 # kernel, stride, padding, dilation, ceil mode, size of the picture

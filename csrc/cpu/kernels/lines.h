@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "../blocked.h"
@@ -46,6 +45,11 @@ inline int images_in(const Blocked& shape, std::int64_t group) {
 inline Vec first_lanes(Vec v, int lanes) {
   for (int i = lanes; i < kLanes; ++i) v[i] = 0.0f;
   return v;
+}
+
+// A channel's entry of a vector that may be missing, in every lane.
+inline Vec of_channel(const float* vector, std::int64_t channel, float otherwise) {
+  return broadcast(vector ? vector[channel] : otherwise);
 }
 
 inline Vec add_chains(const Vec* chain) { return (chain[0] + chain[1]) + (chain[2] + chain[3]); }
