@@ -18,11 +18,15 @@ typedef std::uint8_t ByteVec __attribute__((vector_size(kLanes), may_alias, alig
 struct Places {
   std::int64_t origin, first, last;
 
+  // Only windows over the border pay for divisions.
   Places(std::int64_t out, std::int64_t kernel, std::int64_t stride, std::int64_t pad, std::int64_t dilation,
          std::int64_t size)
-      : origin(out * stride - pad) {
-    first = origin < 0 ? std::min(kernel, (-origin + dilation - 1) / dilation) : 0;
-    last = origin < size ? std::max(first, std::min(kernel, (size - 1 - origin) / dilation + 1)) : first;
+      : origin(out * stride - pad), first(0), last(kernel) {
+    if (origin < 0) first = std::min(kernel, (-origin + dilation - 1) / dilation);
+    if (origin >= size)
+      last = first;
+    else if (origin + (kernel - 1) * dilation >= size)
+      last = std::max(first, (size - 1 - origin) / dilation + 1);
   }
 };
 
