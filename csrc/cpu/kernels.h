@@ -15,6 +15,7 @@ struct Kernels {
   GatherKernels gather;
   LayoutKernels layout;
   NormKernels norm;
+  GroupNormKernels group_norm;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
 };

@@ -31,13 +31,18 @@ struct NormKernels {
   void (*backward)(const Blocked& shape, const NormBackward& arguments, int threads);
   // Sum over images and pixels of a gradient (channels): the gradient of a bias.
   void (*sums)(const Blocked& shape, const float* grad, float* sums, int threads);
-  // Group norm: statistics of each image over the channels and pixels of `parts` equal ranges of channels.
-  // mean and inv_std: (groups, parts, lanes). weight and bias (channels) may be null.
-  void (*group_norm)(const Blocked& shape, std::int64_t parts, const float* x, const float* weight, const float* bias,
-                     float eps, float* z, float* mean, float* inv_std, int threads);
-  void (*group_norm_backward)(const Blocked& shape, std::int64_t parts, const float* grad, const float* x,
-                              const float* weight, const float* mean, const float* inv_std, float* grad_x,
-                              float* grad_weight, float* grad_bias, int threads);
+};
+
+// Group norm: statistics of each image over the channels and pixels of `parts` equal ranges of channels.
+// mean and inv_std: (groups, parts, lanes), 0 in lanes without an image. weight and bias (channels) may be null.
+struct GroupNormKernels {
+  // z may be x.
+  void (*forward)(const Blocked& shape, std::int64_t parts, const float* x, const float* weight, const float* bias,
+                  float eps, float* z, float* mean, float* inv_std, int threads);
+  // grad_x may be grad; grad_weight and grad_bias (channels) may be null: not wanted.
+  void (*backward)(const Blocked& shape, std::int64_t parts, const float* grad, const float* x, const float* weight,
+                   const float* mean, const float* inv_std, float* grad_x, float* grad_weight, float* grad_bias,
+                   int threads);
 };
 
 }  // namespace fedsparse

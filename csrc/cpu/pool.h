@@ -15,11 +15,13 @@ struct Window {
 struct PoolKernels {
   // The winner's place in its window, ky * kernel_w + kx, goes to `winner` (one byte per output element, so a window
   // has at most 256 places); the first of equals wins and NaN wins over all, as in torch. winner may be null.
-  void (*max_pool)(const Blocked& shape, const Window& window, const float* x, float* y, std::uint8_t* winner, int threads);
+  void (*max_pool)(const Blocked& shape, const Window& window, const float* x, float* y, std::uint8_t* winner,
+                   int threads);
   void (*max_pool_backward)(const Blocked& shape, const Window& window, const float* grad, const std::uint8_t* winner,
                             float* grad_x, int threads);
   // divisor: 0 counts the pixels inside the picture (count_include_pad=False), otherwise the number to divide by.
-  void (*average_pool)(const Blocked& shape, const Window& window, std::int64_t divisor, const float* x, float* y, int threads);
+  void (*average_pool)(const Blocked& shape, const Window& window, std::int64_t divisor, const float* x, float* y,
+                       int threads);
   void (*average_pool_backward)(const Blocked& shape, const Window& window, std::int64_t divisor, const float* grad,
                                 float* grad_x, int threads);
 };

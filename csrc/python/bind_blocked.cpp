@@ -31,6 +31,13 @@ Term term(const std::array<Address, 3>& a) {
   return {at<const float>(a[0]), at<const float>(a[1]), at<const float>(a[2]), false};
 }
 
+// The order of Window's fields.
+Window window(const std::array<std::int64_t, 10>& w) {
+  return {w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9]};
+}
+
+const PoolKernels& pool_of(const std::string& isa) { return kernels_named(isa.c_str()).pool; }
+
 const NormKernels& norm_of(const std::string& isa) { return kernels_named(isa.c_str()).norm; }
 
 std::vector<std::pair<std::string, int>> available_lanes() {
@@ -83,9 +90,73 @@ void bind_norm(py::module_& m) {
       release());
 }
 
+void bind_group_norm(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "group_norm",
+      [](const std::string& isa, const Sizes& sizes, std::int64_t parts, const std::array<Address, 3>& x, float eps,
+         Address z, Address mean, Address inv_std, int threads) {
+        const Term affine = term(x);
+        kernels_named(isa.c_str())
+            .group_norm.forward(blocked(sizes), parts, affine.data, affine.scale, affine.shift, eps, at<float>(z),
+                                at<float>(mean), at<float>(inv_std), threads);
+      },
+      release());
+  // inputs: grad, x, weight, mean, inv_std. outputs: grad_x, grad_weight, grad_bias.
+  m.def(
+      "group_norm_backward",
+      [](const std::string& isa, const Sizes& sizes, std::int64_t parts, const std::array<Address, 5>& inputs,
+         const std::array<Address, 3>& outputs, int threads) {
+        const auto in = [&](int i) { return at<const float>(inputs[i]); };
+        const auto out = [&](int i) { return at<float>(outputs[i]); };
+        kernels_named(isa.c_str())
+            .group_norm.backward(blocked(sizes), parts, in(0), in(1), in(2), in(3), in(4), out(0), out(1), out(2),
+                                 threads);
+      },
+      release());
+}
+
+void bind_pool(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using WindowSizes = std::array<std::int64_t, 10>;
+  m.def(
+      "max_pool",
+      [](const std::string& isa, const Sizes& sizes, const WindowSizes& w, Address x, Address y, Address winner,
+         int threads) {
+        pool_of(isa).max_pool(blocked(sizes), window(w), at<const float>(x), at<float>(y), at<std::uint8_t>(winner),
+                              threads);
+      },
+      release());
+  m.def(
+      "max_pool_backward",
+      [](const std::string& isa, const Sizes& sizes, const WindowSizes& w, Address grad, Address winner,
+         Address grad_x, int threads) {
+        pool_of(isa).max_pool_backward(blocked(sizes), window(w), at<const float>(grad),
+                                       at<const std::uint8_t>(winner), at<float>(grad_x), threads);
+      },
+      release());
+  m.def(
+      "average_pool",
+      [](const std::string& isa, const Sizes& sizes, const WindowSizes& w, std::int64_t divisor, Address x, Address y,
+         int threads) {
+        pool_of(isa).average_pool(blocked(sizes), window(w), divisor, at<const float>(x), at<float>(y), threads);
+      },
+      release());
+  m.def(
+      "average_pool_backward",
+      [](const std::string& isa, const Sizes& sizes, const WindowSizes& w, std::int64_t divisor, Address grad,
+         Address grad_x, int threads) {
+        pool_of(isa).average_pool_backward(blocked(sizes), window(w), divisor, at<const float>(grad),
+                                           at<float>(grad_x), threads);
+      },
+      release());
+}
+
 }  // namespace
 
 void bind_blocked(py::module_& m) {
   m.def("lanes", &available_lanes, "(instruction set, lanes) of the sets that run here, best first.");
   bind_norm(m);
+  bind_group_norm(m);
+  bind_pool(m);
 }

@@ -136,6 +136,8 @@ PYBIND11_MODULE(_C, m) {
 
   bind_blocked(m);
 
+  bind_blocked(m);
+
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);
   m.def("memory_peak", &memory_peak);

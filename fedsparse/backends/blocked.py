@@ -18,9 +18,16 @@ from fedsparse.errors import BackendError
 
 __all__ = [
     "NormGradients",
+    "Window",
+    "average_pool",
+    "average_pool_backward",
     "channel_sums",
     "combine",
+    "group_norm",
+    "group_norm_backward",
     "isa_of",
+    "max_pool",
+    "max_pool_backward",
     "moments",
     "norm_backward",
 ]
@@ -153,6 +160,143 @@ def channel_sums(grad: Tensor, batch: int) -> Tensor:
         isa_of(grad.shape[-1]), _sizes(grad, batch), address(grad), address(sums), torch.get_num_threads()
     )
     return sums
+
+
+def group_norm(
+    x: Tensor, batch: int, parts: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every image normalised over the pixels of `parts` equal ranges of channels, then `* weight + bias` (channels,).
+
+    Returns:
+        z of the shape of x; mean and 1 / std (groups, parts, lanes), for `group_norm_backward`.
+    """
+    z = torch.empty_like(x)
+    mean, inv_std = x.new_empty((2, x.shape[0], parts, x.shape[-1]))
+    _native.extension().group_norm(
+        isa_of(x.shape[-1]),
+        _sizes(x, batch),
+        parts,
+        _term(x, weight, bias),
+        eps,
+        address(z),
+        address(mean),
+        address(inv_std),
+        torch.get_num_threads(),
+    )
+    return z, mean, inv_std
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    batch: int,
+    parts: int,
+    weight: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    *,
+    want_affine: bool = True,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, and of weight and bias (channels,) if wanted; with `in_place` that of x overwrites `grad`."""
+    grad_x = grad if in_place else torch.empty_like(grad)
+    grad_weight = torch.empty(x.shape[1]) if want_affine else None
+    grad_bias = torch.empty(x.shape[1]) if want_affine else None
+    inputs = tuple(map(address, (grad, x, weight, mean, inv_std)))
+    outputs = tuple(map(address, (grad_x, grad_weight, grad_bias)))
+    _native.extension().group_norm_backward(
+        isa_of(x.shape[-1]), _sizes(x, batch), parts, inputs, outputs, torch.get_num_threads()
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+class Window(NamedTuple):
+    """Pooling windows, (vertical, horizontal) each; a window of `max_pool` has at most 256 places.
+
+    `output` is given, so that ceil mode is the caller's affair; every window must touch the picture.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    output: tuple[int, int]
+
+
+def max_pool(x: Tensor, batch: int, window: Window, *, want_winner: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Largest number of every window, NaN above all, and its place.
+
+    Returns:
+        y (groups, channels, *window.output, lanes) and, with `want_winner`, uint8 places of the same shape, counted in
+        reading order inside the window: what `max_pool_backward` asks for.
+    """
+    y = _pooled(x, window)
+    winner = torch.empty_like(y, dtype=torch.uint8) if want_winner else None
+    _native.extension().max_pool(
+        isa_of(x.shape[-1]),
+        _sizes(x, batch),
+        _flat(window),
+        address(x),
+        address(y),
+        address(winner),
+        torch.get_num_threads(),
+    )
+    return y, winner
+
+
+def max_pool_backward(grad: Tensor, winner: Tensor, batch: int, window: Window, size: tuple[int, int]) -> Tensor:
+    """Gradient of the input of `max_pool`, whose pictures were `size` = (height, width) pixels."""
+    grad_x = _unpooled(grad, size)
+    _native.extension().max_pool_backward(
+        isa_of(grad.shape[-1]),
+        _sizes(grad_x, batch),
+        _flat(window),
+        address(grad),
+        address(winner),
+        address(grad_x),
+        torch.get_num_threads(),
+    )
+    return grad_x
+
+
+def average_pool(x: Tensor, batch: int, window: Window, divisor: int = 0) -> Tensor:
+    """Sum of every window over `divisor`; 0 stands for the number of its pixels inside the picture.
+
+    Returns:
+        y (groups, channels, *window.output, lanes).
+    """
+    y = _pooled(x, window)
+    _native.extension().average_pool(
+        isa_of(x.shape[-1]), _sizes(x, batch), _flat(window), divisor, address(x), address(y), torch.get_num_threads()
+    )
+    return y
+
+
+def average_pool_backward(grad: Tensor, batch: int, window: Window, size: tuple[int, int], divisor: int = 0) -> Tensor:
+    """Gradient of the input of `average_pool`, whose pictures were `size` = (height, width) pixels."""
+    grad_x = _unpooled(grad, size)
+    _native.extension().average_pool_backward(
+        isa_of(grad.shape[-1]),
+        _sizes(grad_x, batch),
+        _flat(window),
+        divisor,
+        address(grad),
+        address(grad_x),
+        torch.get_num_threads(),
+    )
+    return grad_x
+
+
+def _flat(window: Window) -> tuple[int, ...]:
+    return tuple(number for pair in window for number in pair)
+
+
+def _pooled(x: Tensor, window: Window) -> Tensor:
+    return x.new_empty((*x.shape[:2], *window.output, x.shape[-1]))
+
+
+def _unpooled(grad: Tensor, size: tuple[int, int]) -> Tensor:
+    return grad.new_empty((*grad.shape[:2], *size, grad.shape[-1]))
 
 
 def _sizes(x: Tensor, batch: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "../blocked.h"
@@ -48,6 +47,11 @@ inline Vec first_lanes(Vec v, int lanes) {
   return v;
 }
 
+// A channel's entry of a vector that may be missing, in every lane.
+inline Vec of_channel(const float* vector, std::int64_t channel, float otherwise) {
+  return broadcast(vector ? vector[channel] : otherwise);
+}
+
 inline Vec add_chains(const Vec* chain) { return (chain[0] + chain[1]) + (chain[2] + chain[3]); }
 
 // Each lane's sum in float64.
@@ -80,36 +84,54 @@ struct Moments {
   double variance() const { return std::max(squares / count, 0.0); }
 };
 
-struct LaneMoments {
-  Moments lane[kLanes];
+// The same for each lane; the lanes share their count, so that no lane divides.
+class LaneMoments {
+ public:
+  double count = 0.0, mean[kLanes] = {}, squares[kLanes] = {};
 
-  // Two looks at every chunk: the first finds about its mean, distances from which are summed in the second.
+  // Sums distances from about the mean so far; where a chunk lies far from it, the distance itself makes the variance,
+  // so nothing cancels. The first chunk has to be looked at twice.
   void add(const float* x, std::int64_t first, std::int64_t lines) {
-    each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) { add_chunk(x + at, some); });
+    each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) {
+      if (count == 0.0) center_ = mean_of(x + at, some);
+      add_chunk(x + at, some);
+    });
   }
 
   void merge_into(Moments& all, int lanes) const {
-    for (int i = 0; i < lanes; ++i) all.merge(lane[i].count, lane[i].mean, lane[i].squares);
+    for (int i = 0; i < lanes; ++i) all.merge(count, mean[i], squares[i]);
   }
 
  private:
-  void add_chunk(const float* x, std::int64_t lines) {
-    Vec sum[kChains] = {}, square[kChains] = {};
+  Vec center_ = {};
+
+  static Vec mean_of(const float* x, std::int64_t lines) {
+    Vec sum[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) { sum[c] += load(x + i * kLanes); });
-    const Vec center = add_chains(sum) / static_cast<float>(lines);
-    for (Vec& s : sum) s = Vec{};
+    return add_chains(sum) / static_cast<float>(lines);
+  }
+
+  void add_chunk(const float* x, std::int64_t lines) {
+    const Vec center = center_;
+    Vec sum[kChains] = {}, square[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) {
       const Vec distance = load(x + i * kLanes) - center;
       sum[c] += distance;
       square[c] += distance * distance;
     });
-    const Vec sums = add_chains(sum), squares = add_chains(square);
-    const double count = static_cast<double>(lines);
+    merge_chunk(static_cast<double>(lines), add_chains(sum), add_chains(square));
+  }
+
+  void merge_chunk(double lines, Vec sum, Vec square) {
+    const double total = count + lines, share = lines / total, weight = count * share, each = 1.0 / lines;
     for (int i = 0; i < kLanes; ++i) {
-      const double off = static_cast<double>(sums[i]) / count;
-      lane[i].merge(count, static_cast<double>(center[i]) + off,
-                    static_cast<double>(squares[i]) - off * off * count);
+      const double off = static_cast<double>(sum[i]) * each;
+      const double distance = static_cast<double>(center_[i]) + off - mean[i];
+      mean[i] += distance * share;
+      squares[i] += static_cast<double>(square[i]) - off * off * lines + distance * distance * weight;
+      center_[i] = static_cast<float>(mean[i]);
     }
+    count = total;
   }
 };
 

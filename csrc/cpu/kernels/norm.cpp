@@ -9,10 +9,6 @@ namespace {
 using fedsparse::NormBackward;
 using fedsparse::Term;
 
-inline Vec of_channel(const float* vector, std::int64_t channel, float otherwise) {
-  return broadcast(vector ? vector[channel] : otherwise);
-}
-
 void moments(const Blocked& shape, const float* x, float* mean, float* variance, int threads) {
   const std::int64_t last = shape.groups(kLanes) - 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -168,5 +164,5 @@ void sums(const Blocked& shape, const float* grad, float* sums, int threads) {
 
 namespace fedsparse::FEDSPARSE_ISA {
 extern const NormKernels norm;
-const NormKernels norm = {moments, combine, backward, sums, nullptr, nullptr};
+const NormKernels norm = {moments, combine, backward, sums};
 }  // namespace fedsparse::FEDSPARSE_ISA
