@@ -8,6 +8,7 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
+#include "bind_topk.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -119,6 +120,8 @@ PYBIND11_MODULE(_C, m) {
                            at<float>(gradients), at<void>(workspace));
       },
       release());
+
+  bind_topk(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);
