@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../cpu/kernels.h"
+#include "../cpu/topk.h"
 
 namespace py = pybind11;
 using namespace fedsparse;
@@ -44,6 +45,14 @@ void bind_topk(py::module_& m) {
         return kernels_named(isa.c_str())
             .weight_gradient.rows(conv_shape(shape), at<const float>(grad_y), term(x, relu), first, last,
                                   at<float>(out), at<void>(workspace), threads);
+      },
+      release());
+  m.def(
+      "topk_pruned_blocked",
+      [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t k,
+         Address positions, Address gradients, Address workspace) {
+        return topk_pruned_blocked(problem, at<const float>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
+                                   at<float>(gradients), at<void>(workspace));
       },
       release());
 }

@@ -71,10 +71,42 @@ def check(isa: str, product: ProductCase, **arguments) -> None:
     assert error < 2e-6, f"off by {error:.1e} for {product}"
 
 
-def everything_kept(shape: tuple[int, ...], size: tuple[int, ...], **moves) -> ProductCase:
-    pattern = Pattern.from_mask(torch.ones(shape, dtype=torch.bool))
+def topk(isa, product: ProductCase, grad, x, k, scale=None, shift=None, relu=False) -> tuple[Tensor, Tensor]:
+    """Positions and gradients by the streaming kernel."""
+    problem = problem_of(isa, product)
+    grad, x = blocked(grad, isa, 0.0), blocked(x, isa, 3.0)
+    positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
+    term = address(x), address(scale), address(shift)
+    arguments = problem, address(grad), term, relu, k, address(positions), address(gradients)
+    workspace = torch.empty(native.topk_pruned_blocked(*arguments, 0), dtype=torch.uint8)
+    native.topk_pruned_blocked(*arguments, address(workspace))
+    return positions, gradients
+
+
+def problem_of(isa: str, product: ProductCase) -> object:
+    case, threads = product.case, torch.get_num_threads()
+    if case.geometry is None:
+        return native.linear_problem(isa, product.pattern.view, case.input[0], threads)
+    return native.conv2d_problem(isa, product.pattern.view, sizes(case), threads)
+
+
+def best_of(gradients: Tensor, pattern: Pattern, k: int) -> tuple[Tensor, Tensor]:
+    """What a stable sort of all pruned gradients by magnitude, NaN first, puts first."""
+    pruned = (~pattern.mask()).view(-1).nonzero().squeeze(1)
+    candidates = gradients.view(-1)[pruned]
+    order = torch.sort(candidates.abs(), descending=True, stable=True).indices[:k]
+    return pruned[order], candidates[order]
+
+
+def kept_at(density: float, shape: tuple[int, ...], size: tuple[int, ...], **moves) -> ProductCase:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(7)) < density
+    pattern = Pattern.from_mask(mask)
     geometry = Geometry(**{"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, **moves})
     return ProductCase(Case(shape, size, pattern.nnz, geometry, torch.float32), pattern, False, 0)
+
+
+def everything_kept(shape: tuple[int, ...], size: tuple[int, ...], **moves) -> ProductCase:
+    return kept_at(2.0, shape, size, **moves)
 
 
 @SETS
@@ -136,3 +168,79 @@ def test_same_bits_for_any_range_and_threads(isa, rng):
             first, last = np.sort(rng.choice(case.shape[0] + 1, 2, replace=False)).tolist()
             assert torch.equal(dense(isa, case, grad, x), whole), product
             assert torch.equal(dense(isa, case, grad, x, rows=(first, last)), whole[first:last]), product
+
+
+@SETS
+@pytest.mark.parametrize("integers", [False, True], ids=["normal", "ties"])
+def test_topk_is_a_stable_sort_of_the_gradient(isa, integers, rng):
+    for number, product in enumerate(product_cases(rng, 120)):
+        torch.set_num_threads(1 + number % 2)
+        x, _, _, grad = product.operands(integers=integers)
+        gradients = dense(isa, product.case, grad, x)
+        pruned = product.pattern.size - product.pattern.nnz
+        for k in {0, min(1, pruned), pruned // 3, pruned}:
+            got, wanted = topk(isa, product, grad, x, k), best_of(gradients, product.pattern, k)
+            assert torch.equal(got[0], wanted[0]), product
+            assert torch.equal(got[1], wanted[1]), product
+
+
+@SETS
+@pytest.mark.parametrize("k", [1, 70, 3000, 60_000])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
+def test_topk_of_many_chunks(isa, density, k):
+    """Three chunks, whose whole numbers tie everywhere, with dead channels that tie at zero."""
+    product = kept_at(density, (150, 128, 3, 3), (9, 128, 3, 3))
+    k = min(k, product.pattern.size - product.pattern.nnz)
+    x, _, _, grad = product.operands(integers=True)
+    x[:, 3::4] = 0
+    grad[:, :40] = 0
+    got = topk(isa, product, grad, x, k)
+    wanted = best_of(dense(isa, product.case, grad, x), product.pattern, k)
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1], wanted[1])
+
+
+@SETS
+@pytest.mark.parametrize("grad_is_zero", [False, True])
+def test_topk_takes_nan_first_and_zeros_in_order(isa, grad_is_zero):
+    product = kept_at(0.2, (40, 30, 3, 3), (6, 30, 5, 5))
+    x, _, _, grad = product.operands()
+    if grad_is_zero:
+        grad.zero_()
+    grad[:, 30] = torch.nan
+    got = topk(isa, product, grad, x, 500)
+    wanted = best_of(dense(isa, product.case, grad, x), product.pattern, 500)
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1].isnan(), wanted[1].isnan())
+    assert got[1].isnan().any()
+
+
+@SETS
+def test_topk_reads_x_as_a_term_and_agrees_with_float64(isa, rng, generator):
+    for product in product_cases(rng, 30):
+        x, values, _, grad = product.operands()
+        k = (product.pattern.size - product.pattern.nnz) // 4
+        scale, shift = (torch.randn(x.shape[1], generator=generator) for _ in range(2))
+        positions, gradients = topk(isa, product, grad, x, k, scale=scale, shift=shift, relu=True)
+        across = -1, *[1] * (x.dim() - 2)
+        read = (x.double() * scale.double().view(across) + shift.double().view(across)).relu()
+        truth = product.truth(Operands(read, values, None, grad)).grad_weight
+        terms = product.truth(Operands(read, values, None, grad.abs())).grad_weight
+        # A gradient may change places with one that differs by less than the rounding of either.
+        slack = 2e-6 * float(terms.max())
+        wanted = best_of(truth, product.pattern, k)[1]
+        assert torch.allclose(gradients.double(), truth.view(-1)[positions], rtol=2e-6, atol=slack), product
+        assert torch.allclose(gradients.double().abs(), wanted.abs(), rtol=2e-6, atol=slack), product
+
+
+@SETS
+def test_topk_memory_does_not_grow_with_the_weight(isa):
+    """Neither with the rows nor, beyond a chunk, with anything else but k."""
+    torch.set_num_threads(1)
+
+    def bytes_for(rows: int, k: int) -> int:
+        product = kept_at(0.1, (rows, 128, 3, 3), (16, 128, 4, 4))
+        return native.topk_pruned_blocked(problem_of(isa, product), 0, (0, 0, 0), False, k, 0, 0, 0)
+
+    assert bytes_for(100, 100) == bytes_for(400, 100)
+    assert bytes_for(400, 60_000) - bytes_for(400, 10_000) == 2 * 16 * 50_000

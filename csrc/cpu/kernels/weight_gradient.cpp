@@ -175,8 +175,8 @@ struct Packer {
 
 // Gradient lines of `tile` rows, next to each other for every pixel.
 void pack_gradient(const float* plane, std::int64_t plane_floats, std::int64_t pixels, std::int64_t tile, float* to) {
-  for (std::int64_t r = 0; r < tile; ++r)
-    for (std::int64_t p = 0; p < pixels; ++p) store(to + (p * tile + r) * kLanes, load(plane + r * plane_floats + p * kLanes));
+  for (std::int64_t r = 0; r < tile; ++r, plane += plane_floats)
+    for (std::int64_t p = 0; p < pixels; ++p) store(to + (p * tile + r) * kLanes, load(plane + p * kLanes));
 }
 
 // ---- the product
@@ -322,7 +322,8 @@ void run_task(const Task& task, const float* grad_y, const Term& x, const Scratc
 // Tasks of rows [first, last): every conv group, in `parts` of its rows, times every panel of columns. Which rows
 // share a task or a tile decides nothing about the order in which a sum is taken.
 struct Schedule {
-  std::int64_t first, last, group_begin, groups, parts, part_rows;
+  std::int64_t first, last, group_begin, groups, parts;
+  std::int64_t most_rows;  // of a task; never more for a shorter range, and so is the workspace
 
   Schedule(const Plan& plan, std::int64_t from, std::int64_t to, int threads)
       : first(from), last(to), group_begin(from / plan.rows_of_group) {
@@ -331,7 +332,7 @@ struct Schedule {
     const std::int64_t fit = std::max<std::int64_t>(kSumFloats / (plan.taps * kBlocks * kLanes), kTileRows);
     const std::int64_t even = whole >= 4 * threads ? 1 : threads / std::gcd<std::int64_t>(whole, threads);
     parts = std::max(divide_up(rows, fit), std::min(even, divide_up(rows, kTileRows)));
-    part_rows = divide_up(rows, parts);
+    most_rows = std::min(rows, fit);
   }
 
   std::int64_t tasks(const Plan& plan) const { return groups * plan.panels * parts; }
@@ -349,13 +350,13 @@ std::int64_t rows(const ConvShape& shape, const float* grad_y, const Term& x, st
   const Plan plan(shape);
   const Schedule schedule(plan, first, last, threads);
   Arena measure;
-  Scratch(plan, schedule.part_rows, measure);
+  Scratch(plan, schedule.most_rows, measure);
   const std::int64_t size = measure.used();
   if (!workspace) return size * threads;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int t = 0; t < threads; ++t) {
     Arena own(static_cast<std::byte*>(workspace) + size * t);
-    const Scratch scratch(plan, schedule.part_rows, own);
+    const Scratch scratch(plan, schedule.most_rows, own);
     for (std::int64_t i = t; i < schedule.tasks(plan); i += threads) {
       const Task task = schedule.task(plan, i);
       run_task(task, grad_y, x, scratch, out + (task.rows.begin - first) * plan.columns * plan.taps);
