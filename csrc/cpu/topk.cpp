@@ -113,6 +113,25 @@ ConvShape blocked_shape(const Problem& problem) {
   return problem.linear ? ConvShape{s.batch, s.in_channels, 1, 1, s.out_channels, 1, 1, 1, 1, 0, 0, 1, 1, 1} : s;
 }
 
+// (batch, channels, height, width) to the layout of blocked.h, zeros in lanes without an image.
+void block(const Blocked& shape, const float* from, int lanes, float* to, int threads) {
+  const std::int64_t pixels = shape.pixels(), picture = shape.channels * pixels;
+  const std::int64_t planes = shape.groups(lanes) * shape.channels;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t plane = 0; plane < planes; ++plane) {
+    const std::int64_t first = plane / shape.channels * lanes;
+    const std::int64_t images = std::min<std::int64_t>(shape.batch - first, lanes);
+    const float* source = from + first * picture + plane % shape.channels * pixels;
+    float* line = to + plane * pixels * lanes;
+    for (std::int64_t p = 0; p < pixels; ++p, line += lanes)
+      for (std::int64_t i = 0; i < lanes; ++i) line[i] = i < images ? source[i * picture + p] : 0.0f;
+  }
+}
+
+float* take_blocked(const Blocked& shape, int lanes, Arena& arena) {
+  return arena.take<float>(shape.groups(lanes) * shape.channels * shape.pixels() * lanes);
+}
+
 }  // namespace
 
 std::int64_t topk_pruned_blocked(const Problem& problem, const float* grad_y, const Term& x, std::int64_t k,
@@ -137,6 +156,26 @@ std::int64_t topk_pruned_blocked(const Problem& problem, const float* grad_y, co
       offer_row(pattern, row, columns, chunk + (row - first) * columns, best);
   }
   best.finish(positions, gradients);
+  return arena.used();
+}
+
+std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const float* x, std::int64_t k,
+                         std::int64_t* positions, float* gradients, void* workspace) {
+  const ConvShape s = blocked_shape(problem);
+  const int lanes = problem.kernels->lanes;
+  const Blocked in{s.batch, s.in_channels, s.height, s.width};
+  const Blocked out{s.batch, s.out_channels, s.out_height(), s.out_width()};
+  Arena arena(workspace);
+  float* const blocked_x = take_blocked(in, lanes, arena);
+  float* const blocked_grad = take_blocked(out, lanes, arena);
+  Term term;
+  term.data = blocked_x;
+  void* const rest = arena.take<std::byte>(
+      topk_pruned_blocked(problem, blocked_grad, term, k, positions, gradients, nullptr));
+  if (!workspace || k == 0) return arena.used();
+  block(in, x, lanes, blocked_x, problem.threads);
+  block(out, grad_y, lanes, blocked_grad, problem.threads);
+  topk_pruned_blocked(problem, blocked_grad, term, k, positions, gradients, rest);
   return arena.used();
 }
 
