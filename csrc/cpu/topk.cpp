@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "arena.h"
 #include "kernels.h"
@@ -15,7 +16,7 @@ constexpr std::int64_t kChunk = 64 * 1024;
 // Candidates gathered beyond 2k before the worst are dropped: makes that rare where k is small.
 constexpr std::int64_t kSlack = 4096;
 // Gradients that one test passes over when none is large enough.
-constexpr std::int64_t kGlance = 64;
+constexpr std::int64_t kGlance = 32;
 
 // Orders gradients by magnitude, NaN first: the bits without the sign.
 std::int32_t magnitude_of(float gradient) {
@@ -25,24 +26,55 @@ std::int32_t magnitude_of(float gradient) {
 }
 
 struct Candidate {
-  std::int32_t magnitude;
   float gradient;
   std::int64_t position;
 
-  bool operator<(const Candidate& b) const {  // "comes before"
-    return magnitude != b.magnitude ? magnitude > b.magnitude : position < b.position;
-  }
+  std::int32_t magnitude() const { return magnitude_of(gradient); }
 };
 
-// The best k of the positions offered, which must come in rising order.
+// How many candidates have each value of a digit of their magnitudes, which have three digits.
+struct Histogram {
+  static constexpr int kBits = 11, kDigits = 3, kSize = 1 << kBits;
+  std::int64_t count[kSize] = {};
+
+  static int digit(std::int32_t magnitude, int which) { return magnitude >> (which * kBits) & (kSize - 1); }
+};
+
+// Magnitude of the k-th largest of some candidates, 1 <= k <= count.
+std::int32_t kth_magnitude(const Candidate* candidates, std::int64_t count, std::int64_t k) {
+  std::int32_t known = 0;  // digits found so far, the others zero
+  for (int d = Histogram::kDigits - 1; d >= 0; --d) {
+    Histogram h;
+    const int above = (d + 1) * Histogram::kBits;  // first bit of the digits found so far; magnitudes have 31
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int32_t m = candidates[i].magnitude();
+      if (above > 31 || m >> above == known >> above) ++h.count[Histogram::digit(m, d)];
+    }
+    int value = Histogram::kSize - 1;
+    while (h.count[value] < k) k -= h.count[value--];
+    known |= value << (d * Histogram::kBits);
+  }
+  return known;
+}
+
+// One pass of a radix sort: larger digits first, otherwise in the order they were.
+void sort_by_digit(const Candidate* from, std::int64_t count, int which, Candidate* to) {
+  Histogram h;
+  for (std::int64_t i = 0; i < count; ++i) ++h.count[Histogram::digit(from[i].magnitude(), which)];
+  std::int64_t before = 0;
+  for (int value = Histogram::kSize - 1; value >= 0; --value) before += std::exchange(h.count[value], before);
+  for (std::int64_t i = 0; i < count; ++i) to[h.count[Histogram::digit(from[i].magnitude(), which)]++] = from[i];
+}
+
+// The best k of the positions offered. They must come in rising order and are held in that order, so every tie goes to
+// the lower position.
 class BestK {
  public:
-  // `room` holds room_for(k, positions) candidates.
-  BestK(Candidate* room, std::int64_t k, std::int64_t positions)
-      : held_(room), k_(k), room_(room_for(k, positions)) {}
+  // `room` holds room_for(k) candidates.
+  BestK(Candidate* room, std::int64_t k) : held_(room), k_(k) {}
 
-  // k >= 1 and all there will be, or enough that each drop of the worst is paid for by as many offers.
-  static std::int64_t room_for(std::int64_t k, std::int64_t positions) { return std::min(2 * k + kSlack, positions); }
+  // Twice k: each drop of the worst is paid for by as many offers, and the final sort has somewhere to go.
+  static std::int64_t room_for(std::int64_t k) { return 2 * k + kSlack; }
 
   // Whether gradients of zero are turned away from now on.
   bool picky() const { return floor_ >= 0; }
@@ -50,18 +82,18 @@ class BestK {
   void offer(const float* gradient, std::int64_t count, std::int64_t position) {
     std::int64_t i = 0;
     for (; i + kGlance <= count; i += kGlance)
-      if (any_above(gradient + i))
-        for (std::int64_t j = i; j < i + kGlance; ++j) offer_one(gradient[j], position + j);
-    for (; i < count; ++i) offer_one(gradient[i], position + i);
+      if (any_above(gradient + i)) take(gradient + i, kGlance, position + i);
+    take(gradient + i, count - i, position + i);
   }
 
   // The best k, best first.
   void finish(std::int64_t* positions, float* gradients) {
     drop_worst();
-    std::sort(held_, held_ + count_);
+    Candidate *from = held_, *to = held_ + k_;
+    for (int d = 0; d < Histogram::kDigits; ++d, std::swap(from, to)) sort_by_digit(from, count_, d, to);
     for (std::int64_t i = 0; i < count_; ++i) {
-      positions[i] = held_[i].position;
-      gradients[i] = held_[i].gradient;
+      positions[i] = from[i].position;
+      gradients[i] = from[i].gradient;
     }
   }
 
@@ -71,21 +103,33 @@ class BestK {
     for (std::int64_t i = 0; i < kGlance; ++i) above |= magnitude_of(gradient[i]) > floor_;
     return above != 0;
   }
-  void offer_one(float gradient, std::int64_t position) {
-    const std::int32_t magnitude = magnitude_of(gradient);
-    if (magnitude <= floor_) return;
-    held_[count_++] = {magnitude, gradient, position};
-    if (count_ == room_) drop_worst();
+  // At most kGlance. Without branches, which would be mispredicted often where k is large.
+  void take(const float* gradient, std::int64_t count, std::int64_t position) {
+    if (count_ + count > room_for(k_)) drop_worst();
+    std::int64_t end = count_;
+    for (std::int64_t i = 0; i < count; ++i) {
+      held_[end] = {gradient[i], position + i};
+      end += magnitude_of(gradient[i]) > floor_;
+    }
+    count_ = end;
   }
   void drop_worst() {
     if (count_ < k_) return;
-    std::nth_element(held_, held_ + k_ - 1, held_ + count_);
-    count_ = k_;
-    floor_ = held_[k_ - 1].magnitude;
+    floor_ = kth_magnitude(held_, count_, k_);
+    std::int64_t ties = k_;
+    for (std::int64_t i = 0; i < count_; ++i) ties -= held_[i].magnitude() > floor_;
+    std::int64_t end = 0;
+    for (std::int64_t i = 0; i < count_; ++i) {
+      const std::int32_t magnitude = held_[i].magnitude();
+      const bool stays = magnitude > floor_ || (magnitude == floor_ && ties-- > 0);
+      held_[end] = held_[i];
+      end += stays;
+    }
+    count_ = end;
   }
 
   Candidate* const held_;
-  const std::int64_t k_, room_;
+  const std::int64_t k_;
   std::int64_t count_ = 0;
   // Magnitude of the k-th best. A later position needs more than that, for it loses ties.
   std::int32_t floor_ = -1;
@@ -139,12 +183,12 @@ std::int64_t topk_pruned_blocked(const Problem& problem, const float* grad_y, co
   const ConvShape shape = blocked_shape(problem);
   const PatternView& pattern = problem.pattern;
   const WeightGradientKernels& kernels = problem.kernels->weight_gradient;
-  const std::int64_t columns = pattern.inputs * pattern.taps, pruned = pattern.rows * columns - pattern.nnz;
+  const std::int64_t columns = pattern.inputs * pattern.taps;
   const std::int64_t chunk_rows = std::clamp<std::int64_t>(std::max(kChunk, k) / columns, 1, pattern.rows);
 
   Arena arena(workspace);
   float* const chunk = arena.take<float>(chunk_rows * columns);
-  BestK best(arena.take<Candidate>(BestK::room_for(k, pruned)), k, pruned);
+  BestK best(arena.take<Candidate>(BestK::room_for(k)), k);
   std::byte* const scratch = arena.take<std::byte>(
       kernels.rows(shape, grad_y, x, 0, chunk_rows, chunk, nullptr, problem.threads));
   if (!workspace || k == 0) return arena.used();

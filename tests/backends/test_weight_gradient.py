@@ -131,7 +131,7 @@ def test_agrees_with_float64(isa, rng):
         everything_kept((300, 20, 3, 3), (3, 20, 4, 4)),  # more rows than a task holds
         everything_kept((9, 1, 3, 3), (19, 9, 10, 10), groups=9),
     ],
-    ids=str,
+    ids=lambda product: "x".join(map(str, product.case.shape)),
 )
 def test_agrees_with_float64_beyond_one_tile(isa, product):
     torch.set_num_threads(2)
