@@ -25,7 +25,7 @@ constexpr int kTileRows = kLanes == 16 ? 12 : 6;
 constexpr std::int64_t kBlockFloats = kLanes * kLanes;  // a packed pixel of one block: kLanes images, then columns
 
 // What one core keeps in its L2 cache: a packed band, and the sums of one task.
-constexpr std::int64_t kBandFloats = 96 * 1024;
+constexpr std::int64_t kBandFloats = 64 * 1024;
 constexpr std::int64_t kSumFloats = 64 * 1024;
 // Output pixels of a band. They also bound the length of a chain of additions, and so its rounding error.
 constexpr std::int64_t kBandPixels = 128;
