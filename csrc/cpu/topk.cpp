@@ -32,23 +32,27 @@ struct Candidate {
   std::int32_t magnitude() const { return magnitude_of(gradient); }
 };
 
-// How many candidates have each value of a digit of their magnitudes, which have three digits.
+// How many candidates have each value of a digit of their magnitudes. Those have three digits: 10 bits, 10 bits, and
+// the highest 11, so that a value of the last one is shared by few.
 struct Histogram {
-  static constexpr int kBits = 11, kDigits = 3, kSize = 1 << kBits;
+  static constexpr int kBits = 10, kTop = 2, kSize = 2 << kBits;
   std::int64_t count[kSize] = {};
 
-  static int digit(std::int32_t magnitude, int which) { return magnitude >> (which * kBits) & (kSize - 1); }
+  static int digit(std::int32_t magnitude, int which) {
+    const std::int32_t from = magnitude >> (which * kBits);
+    return which == kTop ? from : from & ((1 << kBits) - 1);
+  }
 };
 
 // Magnitude of the k-th largest of some candidates, 1 <= k <= count.
 std::int32_t kth_magnitude(const Candidate* candidates, std::int64_t count, std::int64_t k) {
   std::int32_t known = 0;  // digits found so far, the others zero
-  for (int d = Histogram::kDigits - 1; d >= 0; --d) {
+  for (int d = Histogram::kTop; d >= 0; --d) {
     Histogram h;
-    const int above = (d + 1) * Histogram::kBits;  // first bit of the digits found so far; magnitudes have 31
+    const int above = (d + 1) * Histogram::kBits;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int32_t m = candidates[i].magnitude();
-      if (above > 31 || m >> above == known >> above) ++h.count[Histogram::digit(m, d)];
+      if (d == Histogram::kTop || m >> above == known >> above) ++h.count[Histogram::digit(m, d)];
     }
     int value = Histogram::kSize - 1;
     while (h.count[value] < k) k -= h.count[value--];
@@ -90,7 +94,7 @@ class BestK {
   void finish(std::int64_t* positions, float* gradients) {
     drop_worst();
     Candidate *from = held_, *to = held_ + k_;
-    for (int d = 0; d < Histogram::kDigits; ++d, std::swap(from, to)) sort_by_digit(from, count_, d, to);
+    for (int d = 0; d <= Histogram::kTop; ++d, std::swap(from, to)) sort_by_digit(from, count_, d, to);
     for (std::int64_t i = 0; i < count_; ++i) {
       positions[i] = from[i].position;
       gradients[i] = from[i].gradient;
@@ -119,11 +123,11 @@ class BestK {
     std::int64_t ties = k_;
     for (std::int64_t i = 0; i < count_; ++i) ties -= held_[i].magnitude() > floor_;
     std::int64_t end = 0;
-    for (std::int64_t i = 0; i < count_; ++i) {
-      const std::int32_t magnitude = held_[i].magnitude();
-      const bool stays = magnitude > floor_ || (magnitude == floor_ && ties-- > 0);
+    for (std::int64_t i = 0; i < count_; ++i) {  // without branches, as above
+      const int equal = held_[i].magnitude() == floor_;
       held_[end] = held_[i];
-      end += stays;
+      end += static_cast<int>(held_[end].magnitude() > floor_) | (equal & static_cast<int>(ties > 0));
+      ties -= equal;
     }
     count_ = end;
   }
