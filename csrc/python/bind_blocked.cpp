@@ -40,14 +40,6 @@ const PoolKernels& pool_of(const std::string& isa) { return kernels_named(isa.c_
 
 const NormKernels& norm_of(const std::string& isa) { return kernels_named(isa.c_str()).norm; }
 
-std::vector<std::pair<std::string, int>> available_lanes() {
-  int count = 0;
-  const Kernels* const* list = instruction_sets(&count);
-  std::vector<std::pair<std::string, int>> sets;
-  for (int i = 0; i < count; ++i) sets.emplace_back(list[i]->name, list[i]->lanes);
-  return sets;
-}
-
 // inputs: grad, gate, mean, inv_std, center. outputs: grad_x, grad_gated, grad_weight, grad_bias.
 void norm_backward(const std::string& isa, const Sizes& sizes, const std::array<Address, 3>& x, bool gate_by_x,
                    const std::array<Address, 5>& inputs, const std::array<Address, 4>& outputs, int threads) {
@@ -155,7 +147,6 @@ void bind_pool(py::module_& m) {
 }  // namespace
 
 void bind_blocked(py::module_& m) {
-  m.def("lanes", &available_lanes, "(instruction set, lanes) of the sets that run here, best first.");
   bind_norm(m);
   bind_group_norm(m);
   bind_pool(m);

@@ -10,6 +10,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
 #include "bind_blocked.h"
+#include "bind_topk.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -137,6 +138,8 @@ PYBIND11_MODULE(_C, m) {
   bind_blocked(m);
 
   bind_blocked(m);
+
+  bind_topk(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);

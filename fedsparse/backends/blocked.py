@@ -40,7 +40,7 @@ def isa_of(lanes: int) -> str:
     Raises:
         BackendError: none that runs here does.
     """
-    known: dict[int, str] = {count: name for name, count in reversed(_native.extension().lanes())}
+    known: dict[int, str] = {count: name for name, count in reversed(_native.instruction_sets().items())}
     if lanes not in known:
         choices = ", ".join(f"{count} ({name})" for count, name in known.items())
         raise BackendError(f"no instruction set has {lanes} lanes; block activations by one of: {choices}")

@@ -11,11 +11,11 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import address
 from fedsparse.backends.base import Backend, Case, Gradients
-from fedsparse.backends.masked import MaskedBackend
+from fedsparse.backends.blocked import isa_of
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["CpuBackend", "Term", "blocked_shape", "from_blocked", "isa_of", "lanes", "to_blocked"]
+__all__ = ["CpuBackend", "Term", "blocked_shape", "from_blocked", "lanes", "to_blocked"]
 
 _LIMIT = 1 << 31
 _SET = "FEDSPARSE_ISA"
@@ -24,21 +24,15 @@ _SET = "FEDSPARSE_ISA"
 @cache
 def _best() -> str:
     """The instruction set in use: the best one, or the one that the environment variable FEDSPARSE_ISA names."""
-    known = _native.instruction_sets()
-    wanted = os.environ.get(_SET, next(iter(known)))
-    if wanted not in known:
-        raise BackendError(f"{_SET}={wanted} does not run here; this processor has {', '.join(known)}")
-    return wanted
+    return os.environ.get(_SET) or next(iter(_native.instruction_sets()))
 
 
 def lanes(isa: str | None = None) -> int:
     """Images that a line of blocked activations holds."""
-    return _native.instruction_sets()[isa or _best()]
-
-
-def isa_of(blocked: Tensor) -> str:
-    """The instruction set whose lines blocked activations have."""
-    return next(name for name, count in _native.instruction_sets().items() if count == blocked.shape[-1])
+    known, isa = _native.instruction_sets(), isa or _best()
+    if isa not in known:
+        raise BackendError(f"instruction set {isa!r} does not run here; this processor has: {', '.join(known)}")
+    return known[isa]
 
 
 class Term(NamedTuple):
@@ -77,7 +71,7 @@ def from_blocked(blocked: Tensor, shape: tuple[int, ...]) -> Tensor:
     x = blocked.new_empty(shape)
     size = x.numel() // shape[0]
     _native.extension().from_blocked(
-        isa_of(blocked), shape[0], size, address(blocked), address(x), torch.get_num_threads()
+        isa_of(blocked.shape[-1]), shape[0], size, address(blocked), address(x), torch.get_num_threads()
     )
     return x
 
@@ -117,7 +111,14 @@ class CpuBackend:
         return Gradients(None if found.x is None else from_blocked(found.x, case.input), found.values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
+        native, problem = _native.extension(), self._problem(pattern, case)
+        blocked_grad, blocked_x = to_blocked(grad, self.isa), to_blocked(x, self.isa)
+        positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
+        view = Term(blocked_x).view
+        arguments = (address(blocked_grad), view[:3], view[3], k, address(positions), address(gradients))
+        workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
+        native.topk_pruned(problem, *arguments, address(workspace))
+        return positions, gradients
 
     # ---- blocked activations
     def forward_blocked(self, x: Term, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:

@@ -12,7 +12,7 @@ from fedsparse.errors import BackendError
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-LANES = [lanes for _, lanes in _native.extension().lanes()]
+LANES = list(_native.instruction_sets().values())
 BATCHES = (1, 7, 16, 33)
 CHANNELS = (1, 3, 17)
 PICTURES = ((1, 1), (3, 5), (8, 8))

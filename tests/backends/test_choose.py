@@ -76,7 +76,7 @@ def test_unknown_name():
 
 def test_unknown_instruction_set():
     pattern = Pattern.from_flat((10, 20), torch.arange(20) * 10)
-    with pytest.raises(ValueError, match=r"'sse9' does not run here; this processor has: .*baseline"):
+    with pytest.raises(BackendError, match=r"'sse9' does not run here; this processor has: .*baseline"):
         CpuBackend("sse9").forward(torch.zeros(4, 20), torch.zeros(20), pattern, None, LINEAR)
 
 

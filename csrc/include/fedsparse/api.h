@@ -45,6 +45,12 @@ std::int64_t forward(const Problem& problem, const Term& x, const float* values,
 std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace);
 
+// The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position, NaN before all: flat
+// positions and signed gradients (k each). k must not exceed the number of pruned positions. The dense gradient is never
+// held: memory grows with k, not with the weight.
+std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const Term& x, std::int64_t k,
+                         std::int64_t* positions, float* gradients, void* workspace);
+
 // Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads);
 void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads);

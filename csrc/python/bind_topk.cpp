@@ -1,0 +1,57 @@
+// Python's way to the dense weight gradient and the streaming top-k on blocked activations. An address of 0 stands
+// for an array that is not there.
+#include "bind_topk.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+
+#include "../cpu/kernels.h"
+#include "fedsparse/api.h"
+
+namespace py = pybind11;
+using namespace fedsparse;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (data, scale, shift)
+Term term(const std::array<Address, 3>& a, bool relu) {
+  return {at<const float>(a[0]), at<const float>(a[1]), at<const float>(a[2]), relu};
+}
+
+// The order of ConvShape's fields.
+ConvShape conv_shape(const std::array<std::int64_t, 14>& s) {
+  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]};
+}
+
+}  // namespace
+
+void bind_topk(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "weight_gradient_rows",
+      [](const std::string& isa, const std::array<std::int64_t, 14>& shape, Address grad_y,
+         const std::array<Address, 3>& x, bool relu, std::int64_t first, std::int64_t last, Address out,
+         Address workspace, int threads) {
+        return kernels_named(isa.c_str())
+            .weight_gradient.rows(conv_shape(shape), at<const float>(grad_y), term(x, relu), first, last,
+                                  at<float>(out), at<void>(workspace), threads);
+      },
+      release());
+  m.def(
+      "topk_pruned",
+      [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t k,
+         Address positions, Address gradients, Address workspace) {
+        return topk_pruned(problem, at<const float>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
+                                   at<float>(gradients), at<void>(workspace));
+      },
+      release());
+}
