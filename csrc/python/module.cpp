@@ -16,6 +16,8 @@
 namespace py = pybind11;
 using namespace fedsparse;
 
+void bind_select(py::module_&);
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -119,6 +121,8 @@ PYBIND11_MODULE(_C, m) {
                            at<float>(gradients), at<void>(workspace));
       },
       release());
+
+  bind_select(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);

@@ -46,4 +46,17 @@ std::int64_t backward(const Problem& problem, const float* grad_y, const float* 
 std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const float* x, std::int64_t k,
                          std::int64_t* positions, float* gradients, void* workspace);
 
+// ---- selection
+struct Scores {
+  const float* data;          // (size), size < 2^31
+  const std::uint8_t* among;  // (size) 0 where a position may not be taken; null when all may
+  std::int64_t size;
+  std::int64_t candidates;  // positions that may be taken
+};
+enum class SelectOrder { largest, largest_magnitude, smallest_magnitude };
+// Ascending positions of the k scores that come first in `order`, ties to the lowest position; the same for any
+// number of threads. k must not exceed the candidates. Returns how many candidates are NaN: if any, none is taken.
+std::int64_t select_top(const Scores& scores, std::int64_t k, SelectOrder order, int threads, std::int64_t* positions,
+                        void* workspace);
+
 }  // namespace fedsparse
