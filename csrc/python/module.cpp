@@ -76,19 +76,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv2d_problem", &conv2d_problem);
   m.def("linear_problem", &linear_problem);
 
-  m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start) {
-    return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start));
+  m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, int threads) {
+    return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start), threads);
   });
-  m.def("list_columns", [](Address mask, std::int64_t rows, std::int64_t columns, Address column, bool wide) {
-    list_columns(at<const std::uint8_t>(mask), rows, columns, at<void>(column), wide);
+  m.def("list_columns", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, Address column,
+                           bool wide, int threads) {
+    list_columns(at<const std::uint8_t>(mask), rows, columns, at<const std::int32_t>(row_start), at<void>(column),
+                 wide, threads);
   });
   m.def("transpose_pattern", [](const PatternView& pattern, Address column_start, Address entry, bool entry_wide,
-                                Address rank, bool rank_wide, Address next) {
+                                Address rank, bool rank_wide, Address scratch, int threads) {
     transpose_pattern(pattern, at<std::int32_t>(column_start), at<void>(entry), entry_wide, at<void>(rank), rank_wide,
-                      at<std::int32_t>(next));
+                      at<std::int32_t>(scratch), threads);
   });
-  m.def("carry", [](const PatternView& from, const PatternView& to, Address places) {
-    carry(from, to, at<std::int32_t>(places));
+  m.def("carry", [](const PatternView& from, const PatternView& to, Address places, int threads) {
+    carry(from, to, at<std::int32_t>(places), threads);
   });
   m.def("scatter_words", [](const PatternView& pattern, Address values, Address dense) {
     scatter_words(pattern, at<const std::uint32_t>(values), at<std::uint32_t>(dense));

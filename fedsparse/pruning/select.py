@@ -59,7 +59,7 @@ def _native_top(scores: Tensor, k: int, among: Tensor | None, order: Order) -> T
     candidates = scores.numel()
     if among is not None:
         among, starts = among.contiguous(), torch.empty(2, dtype=torch.int32)
-        candidates = native.count_kept(address(among), 1, scores.numel(), address(starts))
+        candidates = native.count_kept(address(among), 1, scores.numel(), address(starts), 1)
     _check(k, candidates, 0)
     positions = torch.empty(k, dtype=torch.int64)
     sizes = (scores.numel(), candidates, k, getattr(native.SelectOrder, order), torch.get_num_threads())
