@@ -9,8 +9,7 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
-#include "bind_blocked.h"
-#include "bind_topk.h"
+#include "bind.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -18,6 +17,7 @@
 
 namespace py = pybind11;
 using namespace fedsparse;
+
 
 namespace {
 
@@ -85,19 +85,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv2d_problem", &conv2d_problem);
   m.def("linear_problem", &linear_problem);
 
-  m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start) {
-    return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start));
+  m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, int threads) {
+    return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start), threads);
   });
-  m.def("list_columns", [](Address mask, std::int64_t rows, std::int64_t columns, Address column, bool wide) {
-    list_columns(at<const std::uint8_t>(mask), rows, columns, at<void>(column), wide);
+  m.def("list_columns", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, Address column,
+                           bool wide, int threads) {
+    list_columns(at<const std::uint8_t>(mask), rows, columns, at<const std::int32_t>(row_start), at<void>(column),
+                 wide, threads);
   });
   m.def("transpose_pattern", [](const PatternView& pattern, Address column_start, Address entry, bool entry_wide,
-                                Address rank, bool rank_wide, Address next) {
+                                Address rank, bool rank_wide, Address scratch, int threads) {
     transpose_pattern(pattern, at<std::int32_t>(column_start), at<void>(entry), entry_wide, at<void>(rank), rank_wide,
-                      at<std::int32_t>(next));
+                      at<std::int32_t>(scratch), threads);
   });
-  m.def("carry", [](const PatternView& from, const PatternView& to, Address places) {
-    carry(from, to, at<std::int32_t>(places));
+  m.def("carry", [](const PatternView& from, const PatternView& to, Address places, int threads) {
+    carry(from, to, at<std::int32_t>(places), threads);
   });
   m.def("scatter_words", [](const PatternView& pattern, Address values, Address dense) {
     scatter_words(pattern, at<const std::uint32_t>(values), at<std::uint32_t>(dense));
@@ -137,9 +139,9 @@ PYBIND11_MODULE(_C, m) {
 
   bind_blocked(m);
 
-  bind_blocked(m);
-
   bind_topk(m);
+
+  bind_select(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsparse import _native
+from fedsparse._native import address
 from fedsparse.errors import PatternError
 from fedsparse.pattern.granularity import Element, Granularity, parse
 
@@ -39,6 +40,10 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise PatternError(f"a weight needs at least two non-empty axes (out, in, ...), got shape {shape}")
     if size >= 1 << 31:
         raise PatternError(f"a weight of {size} positions is too large; at most {(1 << 31) - 1} are supported")
+
+
+def _starts(lists: int) -> Tensor:
+    return torch.empty(lists + 1, dtype=torch.int32)
 
 
 def _index(size: int, largest: int) -> Tensor:
@@ -90,10 +95,12 @@ class Pattern:
         _check_shape(tuple(mask.shape))
         mask = mask.detach().cpu().contiguous()
         rows, columns = mask.shape[0], mask[0].numel()
-        row_start = torch.empty(rows + 1, dtype=torch.int32)
-        nnz = _native.extension().count_kept(mask.data_ptr(), rows, columns, row_start.data_ptr())
+        native, threads, row_start = _native.extension(), torch.get_num_threads(), _starts(rows)
+        nnz = native.count_kept(address(mask), rows, columns, address(row_start), threads)
         column = _index(nnz, columns - 1)
-        _native.extension().list_columns(mask.data_ptr(), rows, columns, column.data_ptr(), column.dtype == torch.int32)
+        native.list_columns(
+            address(mask), rows, columns, address(row_start), address(column), column.dtype == torch.int32, threads
+        )
         return cls.from_rows(tuple(mask.shape), row_start, column, granularity)
 
     @classmethod
@@ -105,15 +112,14 @@ class Pattern:
         """
         _check_shape(shape)
         size = math.prod(shape)
-        flat = flat.detach().cpu().to(torch.int64)
-        if flat.numel() and (flat[0] < 0 or flat[-1] >= size or not bool((flat[1:] > flat[:-1]).all())):
+        flat = flat.detach().cpu().to(torch.int64).contiguous()
+        columns, row_start = size // shape[0], _starts(shape[0])
+        column = _index(flat.numel(), columns - 1)
+        lists = (address(row_start), address(column), column.dtype == torch.int32)
+        if not _native.extension().list_flat(address(flat), flat.numel(), shape[0], columns, *lists):
             raise PatternError(
                 f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}"
             )
-        columns = size // shape[0]
-        row_start = torch.searchsorted(flat, torch.arange(shape[0] + 1) * columns).to(torch.int32)
-        column = _index(flat.numel(), columns - 1)
-        column.copy_(flat % columns)
         return cls.from_rows(tuple(shape), row_start, column, granularity)
 
     @classmethod
@@ -123,20 +129,40 @@ class Pattern:
         """Pattern from its row list alone; the transposed list is derived. The lists are trusted."""
         rows, inputs, taps = shape[0], shape[1], math.prod(shape[2:])
         longest = int((row_start[1:] - row_start[:-1]).max())
-        column_start = torch.empty(inputs + 1, dtype=torch.int32)
+        column_start, threads = _starts(inputs), torch.get_num_threads()
         entry, rank = _index(column.numel(), rows * taps - 1), _index(column.numel(), max(longest - 1, 0))
         pattern = cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
-        scratch = torch.empty(inputs, dtype=torch.int32)
+        scratch = torch.empty(threads * inputs, dtype=torch.int32)
         _native.extension().transpose_pattern(
             pattern.view,
-            column_start.data_ptr(),
-            entry.data_ptr(),
+            address(column_start),
+            address(entry),
             entry.dtype == torch.int32,
-            rank.data_ptr(),
+            address(rank),
             rank.dtype == torch.int32,
-            scratch.data_ptr(),
+            address(scratch),
+            threads,
         )
         return pattern
+
+    def exchanged(self, dropped: Tensor, grown: Tensor) -> "Pattern":
+        """Pattern without the values number `dropped` `(d,)` and with the flat positions `grown` `(g,)`.
+
+        Both are int64 and ascend without repetition; grown positions are not kept. This is trusted. On the CPU.
+        """
+        old, row_start = self.to("cpu"), _starts(self.shape[0])
+        column = old.column.new_empty(self.nnz - dropped.numel() + grown.numel())
+        _native.extension().exchange(
+            old.view,
+            address(dropped),
+            dropped.numel(),
+            address(grown),
+            grown.numel(),
+            address(row_start),
+            address(column),
+            torch.get_num_threads(),
+        )
+        return Pattern.from_rows(self.shape, row_start, column, self.granularity)
 
     # ---- sizes
     @property
@@ -250,7 +276,7 @@ class Pattern:
         if new.shape != self.shape:
             raise PatternError(f"values cannot move from a weight of shape {self.shape} to one of shape {new.shape}")
         places = torch.empty(new.nnz, dtype=torch.int32)
-        _native.extension().carry(self.to("cpu").view, new.to("cpu").view, places.data_ptr())
+        _native.extension().carry(self.to("cpu").view, new.to("cpu").view, address(places), torch.get_num_threads())
         return places.to(self.column.device)
 
     def moved(self, values: Tensor, new: "Pattern", *, grown: float = 0.0) -> Tensor:
@@ -281,5 +307,10 @@ def carried(entries: Tensor, places: Tensor, grown: float) -> Tensor:
     """`entries[places]`, with `grown` where a place is -1 (see `Pattern.carry_to`)."""
     if entries.numel() == 0:
         return entries.new_full(places.shape, grown)
+    if _is_plain_words(entries) and places.device.type == "cpu":
+        taken, fill, entries = entries.new_empty(places.shape), entries.new_tensor(grown), entries.contiguous()
+        sizes = (places.numel(), address(fill), address(taken), torch.get_num_threads())
+        _native.extension().carry_words(address(entries), address(places), *sizes)
+        return taken
     places = places.to(entries.device, torch.int64)
     return torch.where(places >= 0, entries[places.clamp(min=0)], entries.new_tensor(grown))

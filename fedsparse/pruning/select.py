@@ -1,43 +1,83 @@
 """Exact selection of the highest scores, per layer or over all layers. Ties go to the lowest position."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedsparse import _native
+from fedsparse._native import address
 from fedsparse.errors import PatternError
 
-__all__ = ["globally", "layerwise", "top"]
+__all__ = ["Order", "globally", "layerwise", "top"]
+
+# What comes first: the largest score, the largest |score| or the smallest |score|.
+Order = Literal["largest", "largest_magnitude", "smallest_magnitude"]
+
+_NATIVE_LIMIT = 1 << 31  # positions of the compiled selection have 32 bits
 
 
-def top(scores: Tensor, k: int, *, among: Tensor | None = None) -> Tensor:
-    """Flat positions of the `k` largest scores, `(k,)` int64, in ascending order of position.
+def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
+    """Flat positions of the `k` scores that come first in `order`, `(k,)` int64, in ascending order of position.
 
-    The result equals the first k of a stable descending sort: of equal scores the lowest positions are taken.
+    The result equals the first k of a stable sort: of equal scores the lowest positions are taken.
     The cost is linear in the number of scores.
 
     Args:
-        scores: any shape and any real dtype; infinities are ordered as usual.
+        scores: any shape and any real dtype; infinities are ordered as usual, -0.0 equals 0.0.
         among: bool mask shaped like `scores`; only its True positions may be taken.
+        order: `largest`, `largest_magnitude` or `smallest_magnitude`.
 
     Raises:
         PatternError: k is negative or above the number of candidates, a score is NaN, `among` does not fit.
     """
-    if among is None:
-        return _top(scores.detach().reshape(-1), k)
-    if among.dtype != torch.bool or among.shape != scores.shape:
+    if among is not None and (among.dtype != torch.bool or among.shape != scores.shape):
         raise PatternError(
             f"among must be a bool mask of shape {tuple(scores.shape)}, got {among.dtype} of shape {tuple(among.shape)}"
         )
-    positions = among.reshape(-1).nonzero().squeeze(1)
-    return positions[_top(scores.detach().reshape(-1)[positions], k)]
+    scores = scores.detach().reshape(-1)
+    if among is not None:
+        among = among.reshape(-1)
+    if scores.dtype == torch.float32 and scores.device.type == "cpu" and scores.numel() < _NATIVE_LIMIT:
+        return _native_top(scores, k, None if among is None else among.cpu(), order)
+    if among is None:
+        return _torch_top(_ranked(scores, order), k)
+    positions = among.nonzero().squeeze(1)
+    return positions[_torch_top(_ranked(scores[positions], order), k)]
 
 
-def _top(scores: Tensor, k: int) -> Tensor:
-    if not 0 <= k <= scores.numel():
-        raise PatternError(f"cannot take the {k} highest of {scores.numel()} scores")
-    if scores.is_floating_point() and bool(scores.isnan().any()):
-        raise PatternError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN and have no order")
+def _check(k: int, candidates: int, nans: int) -> None:
+    if not 0 <= k <= candidates:
+        raise PatternError(f"cannot take the {k} highest of {candidates} scores")
+    if nans:
+        raise PatternError(f"{nans} of {candidates} scores are NaN and have no order")
+
+
+def _native_top(scores: Tensor, k: int, among: Tensor | None, order: Order) -> Tensor:
+    native, scores = _native.extension(), scores.contiguous()
+    candidates = scores.numel()
+    if among is not None:
+        among, starts = among.contiguous(), torch.empty(2, dtype=torch.int32)
+        candidates = native.count_kept(address(among), 1, scores.numel(), address(starts), 1)
+    _check(k, candidates, 0)
+    positions = torch.empty(k, dtype=torch.int64)
+    sizes = (scores.numel(), candidates, k, getattr(native.SelectOrder, order), torch.get_num_threads())
+    arguments = (address(scores), address(among), *sizes, address(positions))
+    workspace = torch.empty(native.select_top(*arguments, 0), dtype=torch.uint8)
+    _check(k, candidates, native.select_top(*arguments, address(workspace)))
+    return positions
+
+
+def _ranked(scores: Tensor, order: Order) -> Tensor:
+    """Numbers whose descending order is `order`."""
+    if order == "largest":
+        return scores
+    return scores.abs() if order == "largest_magnitude" else -scores.abs()
+
+
+def _torch_top(scores: Tensor, k: int) -> Tensor:
+    _check(k, scores.numel(), int(scores.isnan().sum()) if scores.is_floating_point() else 0)
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.kthvalue(scores, scores.numel() - k + 1).values

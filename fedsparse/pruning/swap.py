@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fedsparse import _native
+from fedsparse._native import address
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Pattern
 from fedsparse.pruning.select import top
@@ -27,16 +29,34 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     """
     values, candidates, scores = values.detach().cpu(), candidates.cpu(), scores.detach().cpu()
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
-    kept = pattern.to("cpu").flat
-    candidates, order = candidates.sort()
-    _check_candidates(pattern, kept, candidates)
+    candidates, scores = _ascending(pattern, candidates, scores)
+    _check_candidates(pattern.to("cpu"), candidates)
     count = min(count, candidates.numel(), pattern.nnz - 1)
     if count <= 0:
         return pattern
-    grown = candidates[top(scores[order].abs(), count)]
-    stays = torch.ones(pattern.nnz, dtype=torch.bool)
-    stays[top(-values.abs(), count)] = False
-    return Pattern.from_flat(pattern.shape, torch.cat([kept[stays], grown]).sort().values, pattern.granularity)
+    grown = candidates[top(scores, count, order="largest_magnitude")]
+    dropped = top(values, count, order="smallest_magnitude")
+    return pattern.exchanged(dropped, grown)
+
+
+def _ascending(pattern: Pattern, candidates: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Candidates in ascending order, refused where out of range, and their scores."""
+    if candidates.numel() == 0:
+        return candidates, scores
+    lowest, highest = (int(bound) for bound in candidates.aminmax())
+    if lowest < 0 or highest >= pattern.size:
+        raise PatternError(
+            f"candidates must lie in [0, {pattern.size}) for a weight of shape {pattern.shape}, "
+            f"got positions from {lowest} to {highest}"
+        )
+    if bool((candidates[1:] >= candidates[:-1]).all()):
+        return candidates.contiguous(), scores
+    native, candidates = _native.extension(), candidates.clone(memory_format=torch.contiguous_format)
+    order = torch.empty_like(candidates)
+    arguments = (address(candidates), address(order), candidates.numel(), pattern.size)
+    workspace = torch.empty(native.sort_positions(*arguments, 0), dtype=torch.uint8)
+    native.sort_positions(*arguments, address(workspace))
+    return candidates, scores[order]
 
 
 def _check_sizes(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor, count: int) -> None:
@@ -55,20 +75,13 @@ def _check_sizes(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores
         raise PatternError(f"the number of weights to swap cannot be negative, got {count}")
 
 
-def _check_candidates(pattern: Pattern, kept: Tensor, candidates: Tensor) -> None:
-    """Refuse ascending candidates that are out of range, repeated or kept."""
-    if candidates.numel() == 0:
-        return
-    if candidates[0] < 0 or candidates[-1] >= pattern.size:
-        raise PatternError(
-            f"candidates must lie in [0, {pattern.size}) for a weight of shape {pattern.shape}, "
-            f"got positions from {int(candidates[0])} to {int(candidates[-1])}"
-        )
+def _check_candidates(pattern: Pattern, candidates: Tensor) -> None:
+    """Refuse ascending candidates that are repeated or kept."""
     repeated = candidates[1:] == candidates[:-1]
     if bool(repeated.any()):
         raise PatternError(f"candidate {int(candidates[1:][repeated][0])} is given more than once")
-    active = torch.isin(candidates, kept, assume_unique=True)
-    if bool(active.any()):
-        raise PatternError(
-            f"candidate {int(candidates[active][0])} is kept already; only pruned positions can be grown"
-        )
+    kept = _native.extension().first_kept(
+        pattern.view, address(candidates), candidates.numel(), torch.get_num_threads()
+    )
+    if kept >= 0:
+        raise PatternError(f"candidate {kept} is kept already; only pruned positions can be grown")

@@ -131,10 +131,58 @@ def test_carry_and_move(pair):
     assert torch.equal(carried(values, places, 0.5), expected)
 
 
+@given(two_masks(), st.data())
+def test_exchanged_positions(pair, data):
+    old, grown = Pattern.from_mask(pair[0]), (pair[1] & ~pair[0]).reshape(-1).nonzero().squeeze(1)
+    dropped = torch.tensor(sorted(data.draw(st.sets(st.integers(0, max(old.nnz - 1, 0)), max_size=old.nnz))))
+    dropped = dropped.to(torch.int64)
+    expected = pair[0].reshape(-1).clone()
+    expected[old.flat[dropped]] = False
+    expected[grown] = True
+    new = old.exchanged(dropped, grown)
+    for found, wanted in zip(new.index, Pattern.from_mask(expected.view(new.shape)).index, strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(70, 60, 3, 3), (90, 40, 1, 5), (300, 400), (3, 70_000)])
+def test_lists_are_the_same_for_any_number_of_threads(shape, generator):
+    masks = [torch.rand(shape, generator=generator) < 0.6 for _ in range(2)]
+    dropped = torch.arange(0, int(masks[0].sum()), 3)
+    grown = (~masks[0]).reshape(-1).nonzero().squeeze(1)[::2].contiguous()
+
+    def everything():
+        old, new = map(Pattern.from_mask, masks)
+        moved = old.moved(numbers(old), new, grown=0.5)
+        changed, listed = old.exchanged(dropped, grown), Pattern.from_flat(shape, old.flat)
+        return [*old.index, *changed.index, *listed.index, old.carry_to(new), moved]
+
+    torch.set_num_threads(1)
+    alone = everything()
+    flat = masks[0].reshape(-1).nonzero().squeeze(1)
+    assert torch.equal(Pattern.from_mask(masks[0]).flat, flat)
+    after = torch.cat([flat[torch.arange(len(flat)) % 3 > 0], grown]).sort().values
+    assert torch.equal(Pattern.from_mask(masks[0]).exchanged(dropped, grown).flat, after)
+    inputs = (flat % math.prod(shape[1:])) // math.prod(shape[2:])
+    rank = torch.cat([torch.arange(int(row.sum())) for row in masks[0].reshape(shape[0], -1)])
+    assert torch.equal(alone[4].long(), rank[inputs.argsort(stable=True)])
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(alone, everything(), strict=True))
+
+
+def test_flat_positions_come_in_any_strides():
+    flat = torch.tensor([[1, 5, 8], [0, 0, 0]]).T[:, 0]
+    assert Pattern.from_flat((3, 4), flat).flat.tolist() == [1, 5, 8]
+    assert Pattern.from_flat((3, 4), flat.to(torch.int32)).flat.tolist() == [1, 5, 8]
+
+
 def test_carried_by_hand():
     entries = torch.tensor([10.0, 20.0, 30.0])
     places = torch.tensor([2, -1, 0], dtype=torch.int32)
     assert carried(entries, places, -5.0).tolist() == [30.0, -5.0, 10.0]
+    assert carried(entries.int(), places, -5).tolist() == [30, -5, 10]
+    assert carried(entries.double(), places, -5.0).tolist() == [30.0, -5.0, 10.0]
     assert carried(torch.empty(0, dtype=torch.float64), places, 2.0).dtype == torch.float64
     assert carried(entries[:0], torch.tensor([-1, -1], dtype=torch.int32), 2.0).tolist() == [2.0, 2.0]
 

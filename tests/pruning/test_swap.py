@@ -66,6 +66,42 @@ def test_against_the_dense_definition(seed, nnz, count):
     assert set(new.flat.tolist()) == set(kept.tolist()) - set(dropped) | set(grown)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("ascending", [False, True])
+def test_a_whole_layer_is_the_same_for_any_number_of_threads(ties, ascending, generator):
+    mask = torch.rand((128, 64, 3, 3), generator=generator) < 0.5
+    pattern, pruned = Pattern.from_mask(mask), (~mask).reshape(-1).nonzero().squeeze(1)
+    candidates = pruned[torch.randperm(len(pruned), generator=generator)[:20_000]]
+    if ascending:
+        candidates = candidates.sort().values
+    values, scores = torch.randn(pattern.nnz, generator=generator), torch.randn(20_000, generator=generator)
+    if ties:
+        values, scores = values.round(), scores.round()
+    count = 7000
+    order = candidates.argsort()
+    best = torch.argsort(scores[order].abs(), descending=True, stable=True)[:count]
+    expected = mask.reshape(-1).clone()
+    expected[pattern.flat[torch.argsort(values.abs(), stable=True)[:count]]] = False
+    expected[candidates[order][best]] = True
+    given = candidates.clone()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        new = swap(pattern, values, candidates, scores=scores, count=count)
+        assert torch.equal(new.mask().reshape(-1), expected)
+    assert torch.equal(candidates, given)  # sorted elsewhere
+
+
+def test_the_lowest_wrong_candidate_is_named(generator):
+    pattern = Pattern.from_mask(torch.arange(60_000).view(300, 200) % 2 == 0)
+    odd = torch.arange(1, 60_000, 2)
+    candidates = torch.cat([odd, torch.tensor([5000, 46, 30_002])])[torch.randperm(30_003, generator=generator)]
+    with pytest.raises(PatternError, match="candidate 46 is kept already"):
+        swap(pattern, torch.ones(30_000), candidates, scores=torch.ones(30_003), count=1)
+    candidates = torch.cat([odd, odd[[700, 200, 900]]])[torch.randperm(30_003, generator=generator)]
+    with pytest.raises(PatternError, match="candidate 401 is given more than once"):
+        swap(pattern, torch.ones(30_000), candidates, scores=torch.ones(30_003), count=1)
+
+
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [

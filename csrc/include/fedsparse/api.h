@@ -15,14 +15,16 @@ struct Term;
 
 // ---- patterns
 // Kept positions of `mask` (rows * inputs * taps bytes, 0 or not): counts per row into row_start (rows + 1).
-std::int64_t count_kept(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, std::int32_t* row_start);
+std::int64_t count_kept(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, std::int32_t* row_start,
+                        int threads);
 // The columns of a mask whose row_start is known.
-void list_columns(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, void* column, bool wide);
-// column_start, entry and rank of `pattern` from its row_start and column. `next` is scratch (inputs).
+void list_columns(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, const std::int32_t* row_start,
+                  void* column, bool wide, int threads);
+// column_start, entry and rank of `pattern` from its row_start and column. `scratch` (threads * inputs).
 void transpose_pattern(const PatternView& pattern, std::int32_t* column_start, void* entry, bool entry_wide,
-                       void* rank, bool rank_wide, std::int32_t* next);
+                       void* rank, bool rank_wide, std::int32_t* scratch, int threads);
 // For each kept position of `to`, its place among the values of `from`, or -1. Same shape.
-void carry(const PatternView& from, const PatternView& to, std::int32_t* places);
+void carry(const PatternView& from, const PatternView& to, std::int32_t* places, int threads);
 // Between values and a dense weight of 4-byte numbers; scatter writes zeros elsewhere.
 void scatter_words(const PatternView& pattern, const std::uint32_t* values, std::uint32_t* dense);
 void gather_words(const PatternView& pattern, const std::uint32_t* dense, std::uint32_t* values);
@@ -54,5 +56,36 @@ std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const Term
 // Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads);
 void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads);
+
+// ---- selection
+struct Scores {
+  const float* data;          // (size), size < 2^31
+  const std::uint8_t* among;  // (size) 0 where a position may not be taken; null when all may
+  std::int64_t size;
+  std::int64_t candidates;  // positions that may be taken
+};
+enum class SelectOrder { largest, largest_magnitude, smallest_magnitude };
+// Ascending positions of the k scores that come first in `order`, ties to the lowest position; the same for any
+// number of threads. k must not exceed the candidates. Returns how many candidates are NaN: if any, none is taken.
+std::int64_t select_top(const Scores& scores, std::int64_t k, SelectOrder order, int threads, std::int64_t* positions,
+                        void* workspace);
+
+// ---- changes of a pattern
+// row_start (rows + 1) and column (nnz) of flat positions; false, and the lists void, unless these ascend without
+// repetition inside [0, rows * columns).
+bool list_flat(const std::int64_t* flat, std::int64_t nnz, std::int64_t rows, std::int64_t columns,
+               std::int32_t* row_start, void* column, bool wide);
+// Ascending order of positions inside [0, size), in place, and where each stood before.
+std::int64_t sort_positions(std::int64_t* positions, std::int64_t* order, std::int64_t count, std::int64_t size,
+                            void* workspace);
+// The lowest of ascending flat positions that `pattern` keeps, -1 where it keeps none.
+std::int64_t first_kept(const PatternView& pattern, const std::int64_t* flat, std::int64_t count, int threads);
+// row_start and column (as wide as the pattern's) without the values number `dropped` and with the flat positions
+// `grown`. Both ascend; a grown position is not kept.
+void exchange(const PatternView& pattern, const std::int64_t* dropped, std::int64_t drops, const std::int64_t* grown,
+              std::int64_t grows, std::int32_t* row_start, void* column, int threads);
+// out[i] = words[places[i]], or `fill` where the place is -1.
+void carry_words(const std::uint32_t* words, const std::int32_t* places, std::int64_t count, std::uint32_t fill,
+                 std::uint32_t* out, int threads);
 
 }  // namespace fedsparse
