@@ -3,6 +3,7 @@
 
 #include "gather.h"
 #include "norm.h"
+#include "peak.h"
 #include "pool.h"
 #include "weight_gradient.h"
 
@@ -13,6 +14,7 @@ struct Kernels {
   int lanes;
   GatherKernels gather;
   NormKernels norm;
+  PeakKernels peak;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
 };

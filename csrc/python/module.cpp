@@ -8,6 +8,7 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
+#include "bind_peak.h"
 #include "fedsparse/api.h"
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -68,6 +69,7 @@ std::vector<std::string> available_sets() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fedsparse.";
   m.def("instruction_sets", &available_sets, "Instruction sets that run here, best first.");
+  bind_peak(m);
 
   py::class_<PatternView>(m, "PatternView").def(py::init(&view));
   py::class_<Problem>(m, "Problem");

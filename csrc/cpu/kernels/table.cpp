@@ -6,12 +6,13 @@ namespace fedsparse::FEDSPARSE_ISA {
 
 extern const GatherKernels gather;
 extern const NormKernels norm;
+extern const PeakKernels peak;
 extern const PoolKernels pool;
 extern const WeightGradientKernels weight_gradient;
 
 #define FEDSPARSE_STRING2(x) #x
 #define FEDSPARSE_STRING(x) FEDSPARSE_STRING2(x)
 extern const Kernels kernels;
-const Kernels kernels = {FEDSPARSE_STRING(FEDSPARSE_ISA), kLanes, gather, norm, pool, weight_gradient};
+const Kernels kernels = {FEDSPARSE_STRING(FEDSPARSE_ISA), kLanes, gather, norm, peak, pool, weight_gradient};
 
 }  // namespace fedsparse::FEDSPARSE_ISA
