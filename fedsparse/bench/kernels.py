@@ -76,6 +76,7 @@ class KernelRow:
         ratios: for each way to use fedsparse, the best time of each peer over its own.
         peak_fraction: for each way to use fedsparse, its share of the machine's arithmetic.
         skipped: peers that were not timed, and why.
+        wrong: what was not timed because it computes something else, by engine and its way to compute.
     """
 
     case: LayerCase
@@ -85,6 +86,7 @@ class KernelRow:
     ratios: Mapping[str, Mapping[str, float]]
     peak_fraction: Mapping[str, float]
     skipped: Mapping[str, str]
+    wrong: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -138,6 +140,7 @@ def measure(settings: KernelSettings, *, watch: Watch = lambda _: None) -> Repor
         [status(peer) for peer in PEERS],
         [row.to_json() for row in rows],
         {"geometric_means": means, "break_even": [asdict(one) for one in found]},
+        [f"{name} on {row.case}: left out, {why}" for row in rows for name, why in row.wrong.items()],
         [*_row_tables(rows), *_mean_tables(means), *_break_even_tables(found)],
     )
 
@@ -157,22 +160,7 @@ def measure_case(
         BackendError: fedsparse computes a wrong answer.
     """
     operands = Operands(case)
-    skipped: dict[str, str] = {}
-    trials: dict[str, dict[str, Trial]] = {}
-    for engine in (*ways, *peers):
-        reason = engine.available() or engine.refuse(case)
-        built = {} if reason else dict(engine.build(operands))
-        for name in list(built):
-            error = built[name].results().error(operands.truth)
-            if not error <= TOLERANCE:
-                reason = f"wrong answer: relative error {error:.1e} against float64 (at most {TOLERANCE:g})"
-                del built[name]
-        if built:
-            trials[engine.name] = built
-        elif engine in ways:
-            raise BackendError(f"{engine.name} cannot be timed on {case}: {reason}")
-        else:
-            skipped[engine.name] = str(reason)
+    skipped, wrong, trials = _prepared(operands, ways, peers)
     seconds, best = _timed(trials, rounds)
     flops = case.flops(operands.nnz)
     names = [way.name for way in ways]
@@ -184,16 +172,59 @@ def measure_case(
         {way: {peer: time / best[way] for peer, time in best.items() if peer not in names} for way in names},
         {way: flops / best[way] / peak for way in names},
         skipped,
+        wrong,
     )
 
 
-def _timed(trials: Mapping[str, Mapping[str, Trial]], rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
+Trials = dict[str, dict[str, Trial]]
+
+
+def _prepared(
+    operands: Operands, ways: Sequence[Engine], peers: Sequence[Engine]
+) -> tuple[dict[str, str], dict[str, str], Trials]:
+    """Reasons against engines, errors of trials, and by engine the trials that give the right answer."""
+    skipped: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    trials: Trials = {}
+    for engine in (*ways, *peers):
+        reason = engine.available() or engine.refuse(operands.case)
+        if reason is None:
+            right, errors = _checked(engine, operands)
+            wrong |= errors
+            reason = None if right else "; ".join(errors.values())
+        if reason is None:
+            trials[engine.name] = right
+        elif engine in ways:
+            raise BackendError(f"{engine.name} cannot be timed on {operands.case}: {reason}")
+        else:
+            skipped[engine.name] = reason
+    return skipped, wrong, trials
+
+
+def _checked(engine: Engine, operands: Operands) -> tuple[dict[str, Trial], dict[str, str]]:
+    """Trials of an engine that give the right answer, and what is wrong with the others, by their full name."""
+    right: dict[str, Trial] = {}
+    errors: dict[str, str] = {}
+    for name, trial in engine.build(operands).items():
+        error = trial.results().error(operands.truth)
+        if error <= TOLERANCE:
+            right[name] = trial
+        else:
+            errors[_full(engine.name, name)] = (
+                f"wrong answer: relative error {error:.1e} against float64 (at most {TOLERANCE:g})"
+            )
+    return right, errors
+
+
+def _full(engine: str, name: str) -> str:
+    return f"{engine} {name}".strip()
+
+
+def _timed(trials: Trials, rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
     """Times of all trials, and the best median of each engine."""
-    flat = {f"{engine} {name}".strip(): trial for engine, built in trials.items() for name, trial in built.items()}
+    flat = {_full(engine, name): trial for engine, built in trials.items() for name, trial in built.items()}
     seconds = interleave(flat, rounds=rounds)
-    best = {
-        engine: min(seconds[f"{engine} {name}".strip()].median for name in built) for engine, built in trials.items()
-    }
+    best = {e: min(seconds[_full(e, name)].median for name in built) for e, built in trials.items()}
     return seconds, best
 
 
@@ -239,8 +270,7 @@ def break_even(case: LayerCase, way: Engine, scanned: Sequence[float], *, rounds
         scan.append((density, row.ratios[way.name][DENSE.name]))
         if len(scan) > 1 and max(ratio for _, ratio in scan[-2:]) < 1:
             break
-    density, outside = crossing(scan)
-    return BreakEven(case.shape, way.name, density, outside, scan)
+    return BreakEven(case.shape, way.name, *crossing(scan), scan)
 
 
 def crossing(scan: Sequence[tuple[float, float]]) -> tuple[float | None, str | None]:

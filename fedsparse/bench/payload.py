@@ -89,9 +89,9 @@ def measure(settings: PayloadSettings, *, watch: Watch = lambda _: None) -> Repo
         rows = [_row("dense", dense, known=False, whole=whole, rounds=settings.rounds)]
         for density in settings.densities:
             weights = read_weights(sparsify(resnet18(), density, distribution="uniform"))
-            for known in (False, True):
-                rows.append(_row(f"uniform {density:g}", weights, known=known, whole=whole, rounds=settings.rounds))
-            watch(f"uniform {density:g}: {rows[-2].bytes} bytes, {rows[-1].bytes} with known patterns")
+            name = f"uniform {density:g}"
+            rows += [_row(name, weights, known=k, whole=whole, rounds=settings.rounds) for k in (False, True)]
+            watch(f"{name}: {rows[-2].bytes} bytes, {rows[-1].bytes} with known patterns")
         origin = provenance("wall clock, medians and quartiles of messages in turn; lengths of encoded messages")
     return Report("payload", origin, asdict(settings), [], [row.to_json() for row in rows], tables=[_table(rows)])
 

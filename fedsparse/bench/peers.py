@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsparse.bench.cases import DenseLayer, LayerCase, Operands, Results
 from fedsparse.experiment.environment import version
 from fedsparse.nn import SparseConv2d, SparseLinear
+from fedsparse.nn.layer import SparseLayer
 
 __all__ = [
     "DENSE",
@@ -93,21 +94,11 @@ class LayerTrial:
         *,
         kept: Callable[[Tensor], Tensor] = lambda gradient: gradient,
         memory_format: torch.memory_format = torch.contiguous_format,
-        grad_like_output: bool = True,
     ) -> "LayerTrial":
-        """A trial on the numbers of `operands`.
-
-        Args:
-            operands: input and gradient.
-            product: see above.
-            weight: see above.
-            kept: see above.
-            memory_format: of the input.
-            grad_like_output: lay the gradient out as the output is, as the next layer would; else contiguous.
-        """
+        """A trial on the numbers of `operands`, its input in `memory_format`."""
         x = operands.x.contiguous(memory_format=memory_format).requires_grad_()
         with torch.no_grad():
-            grad = torch.empty_like(product(x)).copy_(operands.grad) if grad_like_output else operands.grad
+            grad = torch.empty_like(product(x)).copy_(operands.grad)  # laid out as the next layer would
         return cls(product, x, grad, weight, kept)
 
     def __call__(self) -> object:
@@ -132,8 +123,11 @@ class FedsparseLayer:
         return None
 
     def build(self, operands: Operands) -> Mapping[str, Trial]:
-        kind = SparseLinear if isinstance(operands.dense, nn.Linear) else SparseConv2d
-        layer = kind.from_dense(operands.dense, operands.kept)
+        layer: SparseLayer
+        if isinstance(operands.dense, nn.Linear):
+            layer = SparseLinear.from_dense(operands.dense, operands.kept)
+        else:
+            layer = SparseConv2d.from_dense(operands.dense, operands.kept)
         layer.set_backend("cpu")
         return {"": LayerTrial.of(operands, layer, layer.values)}
 
@@ -180,7 +174,8 @@ class TorchCSR:
             weight = operands.dense.weight.detach().to_sparse_csr().requires_grad_()
 
         def product(x: Tensor) -> Tensor:
-            return torch.sparse.mm(weight, x.t()).t()
+            y: Tensor = torch.sparse.mm(weight, x.t()).t()
+            return y
 
         return {"": LayerTrial.of(operands, product, weight, kept=lambda gradient: gradient.values())}
 
@@ -205,8 +200,6 @@ class SparseProp:
 
     name = "SparseProp"
     package = "sparseprop"
-    # Reads the gradient of the output as contiguous whatever its layout, and is wrong where it is not.
-    OVER_WIDTH = "over width"
 
     def available(self) -> str | None:
         return _problem(self.package)
@@ -216,21 +209,24 @@ class SparseProp:
 
     def build(self, operands: Operands) -> Mapping[str, Trial]:
         layers = self.layers(operands.dense)
-        return {
-            name: LayerTrial.of(operands, layer, layer.W_val, grad_like_output=name != self.OVER_WIDTH)
-            for name, layer in layers.items()
-        }
+        return {name: LayerTrial.of(operands, layer, layer.W_val) for name, layer in layers.items()}
 
-    def layers(self, dense: DenseLayer) -> dict[str, nn.Module]:
+    def layers(self, dense: DenseLayer) -> dict[str, Any]:
         """Its ways to compute a layer whose pruned weights are 0."""
         modules: Any = importlib.import_module("sparseprop.modules")
         if isinstance(dense, nn.Linear):
             return {"": modules.SparseLinear.from_dense(dense)}
-        kind = modules.SparseConv2d
-        return {
-            "over batch": kind.from_dense(dense, vectorizing_over_on=False),
-            self.OVER_WIDTH: kind.from_dense(dense, vectorizing_over_on=True),
-        }
+        over_batch, over_width = (
+            modules.SparseConv2d.from_dense(dense, vectorizing_over_on=width) for width in (False, True)
+        )
+        # This way reads input and gradient as contiguous whatever their layout, and would be wrong where they are not.
+        over_width.register_forward_pre_hook(_contiguous)
+        over_width.register_full_backward_pre_hook(_contiguous)
+        return {"over batch": over_batch, "over width": over_width}
+
+
+def _contiguous(_layer: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors)
 
 
 class SparseLab:

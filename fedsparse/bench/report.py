@@ -44,6 +44,7 @@ class Report:
         peers: what fedsparse is compared with; `unavailable` says why one is left out.
         rows: one object a case, in seconds, bytes and ratios.
         summary: numbers over several cases, by name.
+        remarks: what else was left out, and why.
         tables: rows and summary for people.
     """
 
@@ -53,6 +54,7 @@ class Report:
     peers: Sequence[Mapping[str, Any]]
     rows: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     tables: Sequence[TextTable] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -64,11 +66,13 @@ class Report:
             "peers": [dict(peer) for peer in self.peers],
             "rows": [dict(row) for row in self.rows],
             **self.summary,
+            "remarks": list(self.remarks),
         }
 
     def notes(self) -> list[str]:
-        """A sentence for each peer that is left out."""
-        return [f"{peer['name']}: left out, {peer['unavailable']}" for peer in self.peers if peer["unavailable"]]
+        """A sentence for each peer that is left out, and the remarks."""
+        missing = [f"{peer['name']}: left out, {peer['unavailable']}" for peer in self.peers if peer["unavailable"]]
+        return [*missing, *self.remarks]
 
     def write(self, path: Path) -> None:
         """Writes the JSON form to `path`."""
