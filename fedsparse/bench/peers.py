@@ -220,13 +220,18 @@ class SparseProp:
             modules.SparseConv2d.from_dense(dense, vectorizing_over_on=width) for width in (False, True)
         )
         # This way reads input and gradient as contiguous whatever their layout, and would be wrong where they are not.
-        over_width.register_forward_pre_hook(_contiguous)
-        over_width.register_full_backward_pre_hook(_contiguous)
+        over_width.register_forward_pre_hook(_contiguous_inputs)
+        over_width.register_forward_hook(_contiguous_gradient)
         return {"over batch": over_batch, "over width": over_width}
 
 
-def _contiguous(_layer: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)
+def _contiguous_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs)
+
+
+def _contiguous_gradient(_layer: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> None:
+    if y.requires_grad:
+        y.register_hook(Tensor.contiguous)
 
 
 class SparseLab:
