@@ -75,7 +75,7 @@ class KernelRow:
         best: fastest median of each engine.
         ratios: for each way to use fedsparse, the best time of each peer over its own.
         peak_fraction: for each way to use fedsparse, its share of the machine's arithmetic.
-        skipped: peers that were not timed, and why.
+        skipped: engines that were not timed, and why.
         wrong: what was not timed because it computes something else, by engine and its way to compute.
     """
 
@@ -163,13 +163,13 @@ def measure_case(
     skipped, wrong, trials = _prepared(operands, ways, peers)
     seconds, best = _timed(trials, rounds)
     flops = case.flops(operands.nnz)
-    names = [way.name for way in ways]
+    names = [way.name for way in ways if way.name in best]
     return KernelRow(
         case,
         operands.nnz,
         seconds,
         best,
-        {way: {peer: time / best[way] for peer, time in best.items() if peer not in names} for way in names},
+        {way: {peer.name: best[peer.name] / best[way] for peer in peers if peer.name in best} for way in names},
         {way: flops / best[way] / peak for way in names},
         skipped,
         wrong,
@@ -188,16 +188,23 @@ def _prepared(
     trials: Trials = {}
     for engine in (*ways, *peers):
         reason = engine.available() or engine.refuse(operands.case)
-        if reason is None:
-            right, errors = _checked(engine, operands)
-            wrong |= errors
-            reason = None if right else "; ".join(errors.values())
-        if reason is None:
-            trials[engine.name] = right
-        elif engine in ways:
-            raise BackendError(f"{engine.name} cannot be timed on {operands.case}: {reason}")
-        else:
+        if reason is not None:
             skipped[engine.name] = reason
+            continue
+        try:
+            right, errors = _checked(engine, operands)
+        except Exception as error:  # whatever a peer raises on a machine or with a torch it was not made for
+            if engine in ways:
+                raise
+            skipped[engine.name] = f"fails with {type(error).__name__}: {error}"
+            continue
+        if errors and engine in ways:
+            raise BackendError(f"{engine.name} cannot be timed on {operands.case}: {'; '.join(errors.values())}")
+        wrong |= errors
+        if right:
+            trials[engine.name] = right
+        else:
+            skipped[engine.name] = "; ".join(errors.values())
     return skipped, wrong, trials
 
 
@@ -241,7 +248,7 @@ def geometric_means(rows: Iterable[KernelRow]) -> list[dict[str, object]]:
     for density, group in itertools.groupby(alike, key=lambda row: row.case.density):
         same = list(group)
         for way, peer in _pairs(same[0]):
-            ratios = [row.ratios[way][peer] for row in same if peer in row.ratios[way]]
+            ratios = [row.ratios[way][peer] for row in same if peer in row.ratios.get(way, {})]
             if len(ratios) == len(same):
                 mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
                 means.append({"density": density, "way": way, "peer": peer, "ratio": mean, "shapes": len(ratios)})
@@ -256,7 +263,7 @@ def _pairs(row: KernelRow) -> list[tuple[str, str]]:
 def _break_evens(settings: KernelSettings, watch: Watch) -> Iterable[BreakEven]:
     for case in settings.cases:
         if settings.scanned and case.kernel == 3 and case.size is not None:
-            for way in WAYS:
+            for way in (way for way in WAYS if way.refuse(case) is None):
                 found = break_even(replace(case, batch=settings.batch), way, settings.scanned, rounds=settings.rounds)
                 watch(f"{case.shape}: {way.name} breaks even at {_density(found)}")
                 yield found
@@ -296,7 +303,7 @@ def _density(found: BreakEven) -> str:
 
 # ---- tables
 def _row_tables(rows: Sequence[KernelRow]) -> list[TextTable]:
-    ways = list(rows[0].ratios)
+    ways = [way.name for way in WAYS]
     present = {peer for row in rows for ratios in row.ratios.values() for peer in ratios}
     peers = [peer.name for peer in PEERS if peer.name in present]
     headings = ["layer"]
@@ -308,8 +315,8 @@ def _row_tables(rows: Sequence[KernelRow]) -> list[TextTable]:
 def _cells(row: KernelRow, ways: Sequence[str], peers: Sequence[str]) -> list[str]:
     cells = [str(row.case)]
     for way in ways:
-        cells += [milliseconds(row.best[way]), percent(row.peak_fraction[way])]
-        cells += [times_faster(row.ratios[way].get(peer)) for peer in peers]
+        cells += [milliseconds(row.best.get(way)), percent(row.peak_fraction.get(way))]
+        cells += [times_faster(row.ratios.get(way, {}).get(peer)) for peer in peers]
     return cells
 
 

@@ -99,6 +99,42 @@ def test_a_wrong_peer_is_left_out_and_a_wrong_product_of_ours_is_an_error():
         measure_case(case, rounds=1, ways=[Wrong(FedsparseLayer())], peers=[DENSE])
 
 
+class Broken(TorchDense):
+    """Raises whatever it is asked."""
+
+    name = "broken"
+
+    def build(self, operands):
+        raise OSError(f"no {operands.case.shape} here")
+
+
+def test_a_peer_that_raises_is_left_out():
+    row = measure_case(replace(TINY[2], batch=4), rounds=1, peers=[Broken(), DENSE])
+    assert row.skipped == {"broken": "fails with OSError: no linear 7->5 here"}
+    assert set(row.ratios["fedsparse layer"]) == {"torch dense"}
+
+
+class Elsewhere(FedsparseLayer):
+    """A way to use fedsparse that has convolutions alone."""
+
+    name = "fedsparse elsewhere"
+
+    def refuse(self, case):
+        return None if case.size is not None else "no linear layers"
+
+
+def test_every_way_to_use_fedsparse_is_measured_where_it_can_be(monkeypatch):
+    monkeypatch.setattr(kernels, "WAYS", (*WAYS, Elsewhere()))
+    ways = kernels.WAYS
+    rows = [measure_case(replace(case, batch=4), rounds=1, peak=1e9, ways=ways, peers=[DENSE]) for case in TINY]
+    assert [set(row.ratios) for row in rows] == [{way.name for way in ways}] * 2 + [{"fedsparse layer"}]
+    assert rows[2].skipped == {"fedsparse elsewhere": "no linear layers"}
+    (mean, other) = geometric_means(rows)
+    assert (mean["way"], other["way"]) == ("fedsparse layer", "fedsparse elsewhere")
+    (table,) = kernels._row_tables(rows)
+    assert table.rows[2][4:] == ["-", "-", "-"]
+
+
 # ---- the report
 @pytest.fixture(scope="module")
 def report():
