@@ -28,8 +28,9 @@ RANKS = {
     "federated": 6,
     "experiment": 7,
     "testing": 7,
-    "cli": 8,
-    "fedsparse": 9,  # the package itself, which gathers the public names
+    "bench": 8,
+    "cli": 9,
+    "fedsparse": 10,  # the package itself, which gathers the public names
 }
 ALSO = {("_native", "errors"), ("_native", "_C"), ("functional", "ops")}
 # Parts that see less than their rank allows.
@@ -41,7 +42,7 @@ ONLY = {
 }
 # Parts that only these may import.
 RESERVED = {
-    "_native": {"pattern", "measure", "backends", "experiment", "testing", "cli"},
+    "_native": {"pattern", "measure", "backends", "experiment", "testing", "bench", "cli"},
     "kernels": {"backends", "ops", "optim", "experiment", "testing", "cli"},
     "_C": {"_native"},
 }
@@ -100,7 +101,7 @@ def reason_against(importer, imported):
         return None
     if here in ONLY and there not in ONLY[here]:
         return f"{here} may import {sorted(ONLY[here]) or 'nothing of ours'} only"
-    if here not in RANKS or RANKS.get(there, 9) >= RANKS[here]:
+    if here not in RANKS or RANKS.get(there, RANKS["fedsparse"]) >= RANKS[here]:
         return f"{there} is not below {here}"
     if here not in RESERVED.get(there, {here}):
         return f"only {sorted(RESERVED[there])} may"

@@ -4,6 +4,7 @@
 #include "gather.h"
 #include "layout.h"
 #include "norm.h"
+#include "peak.h"
 #include "pool.h"
 #include "weight_gradient.h"
 
@@ -16,6 +17,7 @@ struct Kernels {
   LayoutKernels layout;
   NormKernels norm;
   GroupNormKernels group_norm;
+  PeakKernels peak;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
 };

@@ -1,6 +1,6 @@
 // Python's way to the kernels on blocked activations: sizes are (batch, channels, height, width), an address of 0
 // stands for a tensor that is not there.
-#include "bind_blocked.h"
+#include "bind.h"
 
 #include <pybind11/stl.h>
 

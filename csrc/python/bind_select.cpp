@@ -1,5 +1,5 @@
 // Selection of the highest scores and changes of a pattern, for Python.
-#include <pybind11/pybind11.h>
+#include "bind.h"
 
 #include "fedsparse/api.h"
 

@@ -1,6 +1,6 @@
 // Python's way to the dense weight gradient and the streaming top-k on blocked activations. An address of 0 stands
 // for an array that is not there.
-#include "bind_topk.h"
+#include "bind.h"
 
 #include <pybind11/stl.h>
 

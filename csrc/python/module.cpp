@@ -138,10 +138,9 @@ PYBIND11_MODULE(_C, m) {
       release());
 
   bind_blocked(m);
-
-  bind_topk(m);
-
   bind_select(m);
+  bind_topk(m);
+  bind_peak(m);
 
   m.def("memory_counted", &memory_counted);
   m.def("memory_level", &memory_level);

@@ -28,6 +28,8 @@ OPTIONAL = {
     "pyarrow": ("data sets in parquet files", "data"),
     "PIL": ("data sets of encoded images", "data"),
     "triton": ("the Triton kernels", "triton"),
+    "sparseprop": ("comparisons of `fedsparse bench`", "bench"),
+    "sparselab": ("comparisons of `fedsparse bench`", "bench"),
 }
 
 

@@ -19,13 +19,17 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Timing":
-        low, median, high = statistics.quantiles(seconds, n=4)
+        """What describes some measurements; a single one is all three."""
+        if len(seconds) == 1:
+            return cls(seconds[0], seconds[0], seconds[0])
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         return cls(median, low, high)
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
     """Runs every candidate once per round, in turn, and returns the times of the counted rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
@@ -36,5 +40,6 @@ def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, w
                 if round_ >= warmup:
                     seconds[name].append(time.perf_counter() - start)
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
     return {name: Timing.of(s) for name, s in seconds.items()}
