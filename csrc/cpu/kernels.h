@@ -17,9 +17,9 @@ struct Kernels {
   LayoutKernels layout;
   NormKernels norm;
   GroupNormKernels group_norm;
-  PeakKernels peak;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
+  PeakKernels peak;
 };
 
 // Best first. Never empty; an entry is present only where the processor can run it.

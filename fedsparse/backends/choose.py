@@ -39,7 +39,8 @@ def explain(case: Case, *, blocked: bool = False) -> dict[str, str]:
     reasons["cpu"] = cpu.refuse(case) or (
         "chosen"
         if case.density <= break_even(case, blocked=blocked)
-        else f"density {case.density:.2f} is above break-even, {break_even(case, blocked=blocked):.2f} for a batch of {case.input[0]}"
+        else f"density {case.density:.2f} is above break-even, "
+        f"{break_even(case, blocked=blocked):.2f} for a batch of {case.input[0]}"
     )
     reasons["masked"] = "not needed" if reasons["cpu"] == "chosen" else "chosen"
     return reasons

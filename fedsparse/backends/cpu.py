@@ -60,14 +60,12 @@ def to_blocked(x: Tensor, isa: str | None = None) -> Tensor:
     x, isa = x.contiguous(), isa or _best()
     blocked = x.new_empty(blocked_shape(tuple(x.shape), lanes(isa)))
     size = x.numel() // x.shape[0]
-    _native.extension().to_blocked(
-        isa, x.shape[0], size, address(x), address(blocked), torch.get_num_threads()
-    )
+    _native.extension().to_blocked(isa, x.shape[0], size, address(x), address(blocked), torch.get_num_threads())
     return blocked
 
 
 def from_blocked(blocked: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Blocked activations as a contiguous tensor of `shape`, `(batch, channels, height, width)` or `(batch, features)`."""
+    """Blocked activations as a contiguous tensor of `shape`, `(batch, channels, height, width)` or 2-D."""
     x = blocked.new_empty(shape)
     size = x.numel() // shape[0]
     _native.extension().from_blocked(

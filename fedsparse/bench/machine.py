@@ -58,7 +58,7 @@ def computing_with(*, threads: int | None = None, isa: str | None = None) -> Ite
         torch.set_num_threads(threads or threads_before)
         if isa is not None:
             BACKENDS["cpu"] = CpuBackend(isa)
-        yield isa or sets[0]
+        yield isa or next(iter(sets))
     finally:
         torch.set_num_threads(threads_before)
         BACKENDS["cpu"] = cpu_before

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fedsparse.backends import Case
-from fedsparse.backends.blocked import NormGradients, channel_sums, combine, norm_backward
+from fedsparse.backends.blocked import NormGradients, channel_sums, combine, isa_of, norm_backward
 from fedsparse.backends.cpu import CpuBackend, Term, from_blocked, to_blocked
 from fedsparse.errors import DoubleBackwardError
 from fedsparse.pattern import Pattern
 
-__all__ = ["Activate", "Combine", "Enter", "Leave", "Norm", "Product", "Read"]
+__all__ = ["Activate", "Combine", "Enter", "Leave", "Norm", "Product", "Read", "apply", "final"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Norm:
     own: bool
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, own: bool) -> "Norm":
+    def of(
+        cls, mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, own: bool
+    ) -> "Norm":
         """The norm that these statistics make."""
         with torch.no_grad():
             inv_std = (variance + eps).rsqrt()
@@ -53,6 +55,12 @@ class Norm:
 def alias(data: Tensor) -> Tensor:
     """Another tensor on the same memory, with a history of its own."""
     return data.new_empty(0).set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
+
+
+def apply(function: type[Function], *args: Any) -> Tensor:
+    """`function.apply`, typed."""
+    result: Tensor = function.apply(*args)
+    return result
 
 
 class _Once(Function):
@@ -70,36 +78,37 @@ class _Once(Function):
         )
 
 
-def _final(grad: Tensor | None) -> Tensor | None:
+def final(grad: Tensor | None) -> Tensor | None:
+    """A gradient that refuses to be differentiated once more."""
     if grad is None or not torch.is_grad_enabled():
         return grad
-    once: Tensor = _Once.apply(grad.requires_grad_())
-    return once
+    return apply(_Once, grad.requires_grad_())
 
 
 class Enter(Function):
-    """Plain `(batch, ...)` -> blocked."""
+    """Plain `(batch, ...)` -> blocked, in lines of an instruction set."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, isa: str | None) -> Tensor:
         ctx.shape = tuple(x.shape)
-        return to_blocked(x)
+        return to_blocked(x, isa)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
-        return _final(from_blocked(grad.contiguous(), ctx.shape))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return final(from_blocked(grad.contiguous(), ctx.shape)), None
 
 
 class Leave(Function):
     """Blocked -> plain of `shape`."""
 
     @staticmethod
-    def forward(_ctx: Any, data: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, data: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.isa = isa_of(data.shape[-1])
         return from_blocked(data, shape)
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
-        return _final(to_blocked(grad)), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return final(to_blocked(grad, ctx.isa)), None
 
 
 class Product(Function):
@@ -107,11 +116,18 @@ class Product(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, data: Tensor, values: Tensor, bias: Tensor | None, term: Term, pattern: Pattern, case: Case
+        ctx: Any,
+        data: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        term: Term,
+        pattern: Pattern,
+        case: Case,
+        engine: CpuBackend,
     ) -> Tensor:
         ctx.save_for_backward(data, values, term.scale, term.shift)
-        ctx.has_bias, ctx.relu, ctx.pattern, ctx.case = bias is not None, term.relu, pattern, case
-        return CpuBackend().forward_blocked(term, values, pattern, bias, case)
+        ctx.has_bias, ctx.relu, ctx.pattern, ctx.case, ctx.engine = bias is not None, term.relu, pattern, case, engine
+        return engine.forward_blocked(term, values, pattern, bias, case)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -121,10 +137,10 @@ class Product(Function):
         grad_data = grad_values = None
         if want_data or want_values:
             term = Term(data, scale, shift, ctx.relu) if want_values else None
-            found = CpuBackend().backward_blocked(grad, term, values, ctx.pattern, want_data, ctx.case)
+            found = ctx.engine.backward_blocked(grad, term, values, ctx.pattern, want_data, ctx.case)
             grad_data, grad_values = found
         grad_bias = channel_sums(grad, ctx.case.input[0]) if ctx.has_bias and want_bias else None
-        return _final(grad_data), _final(grad_values), _final(grad_bias), None, None, None
+        return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None
 
 
 class Read(Function):
@@ -136,7 +152,7 @@ class Read(Function):
 
     @staticmethod
     def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
-        return _final(grad), None
+        return final(grad), None
 
 
 class Activate(Function):
@@ -234,4 +250,4 @@ def _backward(
 
 
 def _wanted(ctx: Any, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    return [_final(g) if want else None for g, want in zip(grads, ctx.needs_input_grad, strict=False)]
+    return [final(g) if want else None for g, want in zip(grads, ctx.needs_input_grad, strict=False)]

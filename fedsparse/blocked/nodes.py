@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsparse.backends.cpu import Term
-from fedsparse.blocked.functions import Activate, Combine, Leave, Norm, Read
+from fedsparse.blocked.functions import Activate, Combine, Leave, Norm, Read, apply
 
 __all__ = ["Activated", "Node", "Normed", "Stored", "Sum", "add", "leave", "operand", "relu", "store"]
 
@@ -57,10 +57,10 @@ def relu(node: Node, batch: int) -> Node:
     """relu(node), put off as long as possible."""
     match node:
         case Normed(data, norm):
-            alias = Activate.apply(data, norm.weight, norm.bias, norm, batch)
+            alias = apply(Activate, data, norm.weight, norm.bias, norm, batch)
             return Activated(alias, Term(alias.detach(), norm.scale, norm.shift, relu=True))
         case Stored(data):
-            alias = Activate.apply(data, None, None, None, batch)
+            alias = apply(Activate, data, None, None, None, batch)
             return Activated(alias, Term(alias.detach(), relu=True))
         case Activated():
             return node
@@ -79,8 +79,7 @@ def store(node: Node, batch: int) -> Tensor:
         case Stored(data):
             return data
         case Activated(data, term):
-            stored: Tensor = Read.apply(data, term)
-            return stored
+            return apply(Read, data, term)
         case Normed() | Sum():
             return _combine(node, batch, relu=False)
 
@@ -95,8 +94,7 @@ def operand(node: Node, batch: int) -> tuple[Tensor, Term]:
 
 def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     """A node as an ordinary tensor of `shape`."""
-    plain: Tensor = Leave.apply(store(node, shape[0]), shape)
-    return plain
+    return apply(Leave, store(node, shape[0]), shape)
 
 
 def _addend(node: Node, batch: int) -> Stored | Normed:
@@ -107,8 +105,7 @@ def _combine(node: Normed | Sum, batch: int, *, relu: bool) -> Tensor:
     left, right = (node, None) if isinstance(node, Normed) else (node.left, node.right)
     x, norm = _parts(left)
     r, r_norm = _parts(right)
-    stored: Tensor = Combine.apply(x, *_learned(norm), r, *_learned(r_norm), (norm, r_norm), relu, batch)
-    return stored
+    return apply(Combine, x, *_learned(norm), r, *_learned(r_norm), (norm, r_norm), relu, batch)
 
 
 def _parts(node: Stored | Normed | None) -> tuple[Tensor | None, Norm | None]:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsparse import backends
-from fedsparse.backends import Case
 from fedsparse.backends.cpu import CpuBackend, Term
-from fedsparse.blocked.functions import Enter, Product
+from fedsparse.blocked.functions import Enter, Product, apply
 from fedsparse.blocked.nodes import Stored, operand
 from fedsparse.blocked.region import inside
 from fedsparse.blocked.tensor import Blocked
@@ -27,15 +26,16 @@ def blocked_product(
     if not inside():
         return None
     case = read_case(x, pattern.shape, values.numel(), geometry)
-    if not isinstance(backends.backend(backend, case, blocked=True), CpuBackend):
+    engine = backends.backend(backend, case, blocked=True)
+    if not isinstance(engine, CpuBackend):
         return None
     check_parameters(x, values, bias, pattern.index, pattern.shape[0])
     node = x.node if isinstance(x, Blocked) else None
     if node is None:
-        data = Enter.apply(x.plain() if isinstance(x, Blocked) else x)
+        data = apply(Enter, x.plain() if isinstance(x, Blocked) else x, engine.isa)
         term = Term(data.detach())
     else:
         data, term = operand(node, case.input[0])
     bias = None if bias is None else bias.contiguous()
-    y = Product.apply(data, values.contiguous(), bias, term, pattern, case)
+    y = apply(Product, data, values.contiguous(), bias, term, pattern, case, engine)
     return Blocked(Stored(y), case.output)

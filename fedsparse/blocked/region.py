@@ -1,7 +1,7 @@
 """Where a network begins and ends: between the two, its sparse layers exchange blocked tensors."""
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -10,17 +10,18 @@ from fedsparse.blocked.tensor import plain
 
 __all__ = ["inside", "keep_blocked", "leave_blocked"]
 
+_Model = TypeVar("_Model", bound=nn.Module)
 _depth: ContextVar[int] = ContextVar("fedsparse_blocked_depth", default=0)
 
 
 def inside() -> bool:
     """Whether a network that keeps its activations blocked is running, and nothing traces or transforms it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return _depth.get() > 0 and not torch.is_autocast_enabled("cpu")
 
 
-def keep_blocked(model: nn.Module) -> nn.Module:
+def keep_blocked(model: _Model) -> _Model:
     """Lets the sparse layers of `model` exchange activations in the layout of the cpu kernels; returns the model.
 
     What enters and leaves the model stays ordinary. `sparsify` does this for the models it changes.
@@ -31,7 +32,7 @@ def keep_blocked(model: nn.Module) -> nn.Module:
     return model
 
 
-def leave_blocked(model: nn.Module) -> nn.Module:
+def leave_blocked(model: _Model) -> _Model:
     """Undoes `keep_blocked`: every layer gets and gives ordinary tensors. Returns the model."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_enter, _exit)]:

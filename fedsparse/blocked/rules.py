@@ -1,4 +1,4 @@
-"""How functions of torch are carried out on blocked tensors. A rule returns NotImplemented for what it does not cover."""
+"""How functions of torch are carried out on blocked tensors; NotImplemented is what a rule does not cover."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.backends.blocked import moments
-from fedsparse.blocked.functions import Norm
+from fedsparse.backends.blocked import Window, moments
+from fedsparse.blocked.functions import Norm, apply
+from fedsparse.blocked.layers import AveragePool, GroupNorm, MaxPool
 from fedsparse.blocked.nodes import Normed, Stored, add, relu, store
 from fedsparse.blocked.tensor import Blocked, rule
 
@@ -105,7 +106,8 @@ def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 # Only functions whose slope is finite at every finite number: lanes without an image go through them as well.
-for _function, _names in {
+_Functions = dict[Callable[..., Any], tuple[Any, ...]]
+_SMOOTH: _Functions = {
     F.gelu: (F.gelu,),
     F.silu: (F.silu,),
     F.leaky_relu: (F.leaky_relu,),
@@ -120,7 +122,8 @@ for _function, _names in {
     torch.sub: (torch.sub, Tensor.sub, Tensor.__sub__),
     torch.neg: (torch.neg, Tensor.neg, Tensor.__neg__),
     torch.detach: (torch.detach, Tensor.detach),
-}.items():
+}
+for _function, _names in _SMOOTH.items():
     rule(*_names)(_elementwise(_function))
 
 
@@ -156,3 +159,91 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
 @rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
 def _requires_grad(x: Blocked) -> Any:
     return _data(x).requires_grad if _stays(x) else NotImplemented
+
+
+# ---- pooling and group norm
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else tuple(value)
+    return first, second
+
+
+def _window(x: Blocked, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Window | None:
+    """The window over a picture, or None where torch should look at the arguments."""
+    k, p, d = _pair(kernel), _pair(padding), _pair(dilation)
+    s = _pair(stride) if stride not in (None, [], ()) else k
+    size = (x.shape[2], x.shape[3])
+    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, k, s, p, d, strict=True)]
+    if min(out) < 1 or any(2 * pad > side for pad, side in zip(p, k, strict=True)):
+        return None
+    return Window(k, s, p, d, (out[0], out[1]))
+
+
+def _pooled(x: Blocked, window: Window, data: Tensor) -> Blocked:
+    return Blocked(Stored(data), (*x.shape[:2], *window.output))
+
+
+@rule(torch.max_pool2d, F.max_pool2d)
+def _max_pool2d(
+    x: Blocked,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    window = _window(x, kernel_size, stride, padding, dilation) if _stays(x) and x.ndim == 4 else None
+    if window is None or ceil_mode or return_indices or window.kernel[0] * window.kernel[1] > 256:
+        return NotImplemented
+    return _pooled(x, window, apply(MaxPool, _data(x), window, _batch(x)))
+
+
+@rule(F.avg_pool2d)
+def _avg_pool2d(
+    x: Blocked,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    window = _window(x, kernel_size, stride, padding) if _stays(x) and x.ndim == 4 else None
+    if window is None or ceil_mode or divisor_override is not None:
+        return NotImplemented
+    divisor = window.kernel[0] * window.kernel[1] if count_include_pad else 0
+    return _pooled(x, window, apply(AveragePool, _data(x), window, divisor, _batch(x)))
+
+
+@rule(F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(x: Blocked, output_size: Any) -> Any:
+    if not _stays(x) or x.ndim != 4:
+        return NotImplemented
+    size = (x.shape[2], x.shape[3])
+    out = [n if o is None else o for n, o in zip(size, _pair(output_size), strict=True)]
+    if any(o < 1 or n % o for n, o in zip(size, out, strict=True)):
+        return NotImplemented  # windows of different sizes
+    kernel = (size[0] // out[0], size[1] // out[1])
+    return _avg_pool2d(x, kernel)
+
+
+@rule(torch.mean, Tensor.mean)
+def _mean(x: Blocked, dim: Any = None, keepdim: bool = False) -> Any:
+    if not _stays(x) or x.ndim != 4 or dim is None or {d % 4 for d in _axes(dim)} != {2, 3}:
+        return NotImplemented
+    pooled = _adaptive_avg_pool2d(x, 1)
+    return pooled if keepdim else _flatten(pooled, 1)
+
+
+def _axes(dim: Any) -> tuple[int, ...]:
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+@rule(F.group_norm)
+def _group_norm(
+    x: Blocked, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Any:
+    fits = _stays(x) and num_groups > 0 and x.shape[1] % num_groups == 0 and _all_float32(weight, bias)
+    if not fits or x.numel() // (x.shape[0] * num_groups) < 2:
+        return NotImplemented
+    return Blocked(Stored(apply(GroupNorm, _data(x), weight, bias, num_groups, eps, _batch(x))), x.shape)

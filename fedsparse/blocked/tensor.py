@@ -38,7 +38,7 @@ class Blocked(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, shape: Sequence[int]) -> "Blocked":
-        blocked: Blocked = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=torch.float32)  # type: ignore[attr-defined]
+        blocked: Blocked = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=torch.float32)
         blocked._node = node
         blocked._plain = None
         return blocked
@@ -78,8 +78,8 @@ class Blocked(Tensor):
         return function(*plain(tuple(args)), **plain(kwargs))
 
     @classmethod
-    def __torch_dispatch__(
-        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, _types: Any, _args: Sequence[Any] = (), _kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Reached only around torch's Python functions, where a history would be lost.
         raise NotImplementedError(
