@@ -10,6 +10,7 @@
 
 #include "arena.h"
 #include "fedsparse/api.h"
+#include "kernels/simd.h"
 
 namespace fedsparse {
 namespace {
@@ -20,6 +21,22 @@ constexpr Key kSign = 0x80000000u, kMagnitude = 0x7fffffffu, kInfinity = 0x7f800
 constexpr Key kNan = 0xffffffffu;  // above every number: a NaN always reaches the lists, where it is counted
 constexpr Key kBarred = 0;         // below every number: a position that may not be taken
 
+// Scores that are tested at once, by a register. The compiler makes no such code of a plain loop over a block.
+constexpr std::int64_t kBlock = 16;
+static_assert(kBlock % kLanes == 0);
+using Mask = decltype(Vec{} < Vec{});
+typedef std::int64_t Halves __attribute__((vector_size(sizeof(Vec))));
+
+float magnitude(float x) { return std::fabs(x); }
+Vec magnitude(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(x) & static_cast<int>(kMagnitude)); }
+
+bool all(Mask mask) {
+  const Halves halves = reinterpret_cast<Halves>(mask);
+  std::int64_t every = -1;
+  for (std::size_t i = 0; i < sizeof(Vec) / sizeof(std::int64_t); ++i) every &= halves[i];
+  return every == -1;
+}
+
 // ---- orders: key of a score's bits, bits of a key, and whether a score comes after `bound` for sure (not so for NaN)
 struct Largest {
   static Key key(Key bits) {
@@ -29,7 +46,10 @@ struct Largest {
     return magnitude > kInfinity ? kNan : order;
   }
   static Key bits(Key key) { return key & kSign ? key ^ kSign : ~key; }
-  static bool after(float x, float bound) { return x < bound; }
+  template <typename T>
+  static auto after(T x, T bound) {
+    return x < bound;
+  }
 };
 
 struct LargestMagnitude {
@@ -38,7 +58,10 @@ struct LargestMagnitude {
     return magnitude > kInfinity ? kNan : magnitude + 1;
   }
   static Key bits(Key key) { return key - 1; }
-  static bool after(float x, float bound) { return std::fabs(x) < bound; }
+  template <typename T>
+  static auto after(T x, T bound) {
+    return magnitude(x) < bound;
+  }
 };
 
 struct SmallestMagnitude {
@@ -47,7 +70,10 @@ struct SmallestMagnitude {
     return magnitude > kInfinity ? kNan : kInfinity - magnitude + 1;
   }
   static Key bits(Key key) { return kInfinity - (key - 1); }
-  static bool after(float x, float bound) { return std::fabs(x) > bound; }
+  template <typename T>
+  static auto after(T x, T bound) {
+    return magnitude(x) > bound;
+  }
 };
 
 Key bits_of(float x) {
@@ -89,9 +115,16 @@ struct Lists {
   static constexpr std::int64_t kFew = 1 << 14;
 };
 
-constexpr std::int64_t kBlock = 16;          // scores that are tested together
-constexpr std::int64_t kGrain = 1 << 17;     // scores a thread is worth starting for
-constexpr std::int64_t kMaxSample = 1 << 14;
+constexpr std::int64_t kGrain = 1 << 17;  // scores a thread is worth starting for
+constexpr std::int64_t kMaxSample = 1 << 13;
+
+template <typename Order>
+bool block_after(const float* x, float bound) {
+  const Vec bounds = broadcast(bound);
+  Mask after = Order::after(load_loose(x), bounds);
+  for (std::int64_t i = kLanes; i < kBlock; i += kLanes) after &= Order::after(load_loose(x + i), bounds);
+  return all(after);
+}
 
 template <typename Order>
 void list_all(const Scores& scores, List& list) {
@@ -115,11 +148,7 @@ bool list_some(const Scores& scores, float bound, List& list) {
   std::int64_t kept = 0;
   for (std::int64_t i = 0; i < list.size; i += kBlock) {
     const std::int64_t block = std::min(kBlock, list.size - i);
-    if (block == kBlock) {
-      int after = 0;
-      for (std::int64_t j = 0; j < kBlock; ++j) after += Order::after(x[i + j], bound);
-      if (after == kBlock) continue;
-    }
+    if (block == kBlock && block_after<Order>(x + i, bound)) continue;
     if (kept + block > room) return false;
     for (std::int64_t j = i; j < i + block; ++j) {
       list.positions[kept] = static_cast<std::uint32_t>(list.first + j);

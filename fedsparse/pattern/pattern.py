@@ -164,6 +164,12 @@ class Pattern:
         )
         return Pattern.from_rows(self.shape, row_start, column, self.granularity)
 
+    def first_kept(self, flat: Tensor) -> int | None:
+        """The lowest of ascending, distinct flat positions `(n,)` int64 that this pattern keeps, or None."""
+        arguments = (address(flat), flat.numel(), torch.get_num_threads())
+        lowest: int = _native.extension().first_kept(self.to("cpu").view, *arguments)
+        return None if lowest < 0 else lowest
+
     # ---- sizes
     @property
     def nnz(self) -> int:

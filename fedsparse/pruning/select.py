@@ -1,21 +1,14 @@
 """Exact selection of the highest scores, per layer or over all layers. Ties go to the lowest position."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedsparse import _native
-from fedsparse._native import address
 from fedsparse.errors import PatternError
+from fedsparse.pattern.positions import Order, counted, first_in_order, selectable
 
-__all__ = ["Order", "globally", "layerwise", "top"]
-
-# What comes first: the largest score, the largest |score| or the smallest |score|.
-Order = Literal["largest", "largest_magnitude", "smallest_magnitude"]
-
-_NATIVE_LIMIT = 1 << 31  # positions of the compiled selection have 32 bits
+__all__ = ["globally", "layerwise", "top"]
 
 
 def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
@@ -39,8 +32,8 @@ def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "
     scores = scores.detach().reshape(-1)
     if among is not None:
         among = among.reshape(-1)
-    if scores.dtype == torch.float32 and scores.device.type == "cpu" and scores.numel() < _NATIVE_LIMIT:
-        return _native_top(scores, k, None if among is None else among.cpu(), order)
+    if selectable(scores):
+        return _compiled_top(scores, k, None if among is None else among.cpu(), order)
     if among is None:
         return _torch_top(_ranked(scores, order), k)
     positions = among.nonzero().squeeze(1)
@@ -54,18 +47,12 @@ def _check(k: int, candidates: int, nans: int) -> None:
         raise PatternError(f"{nans} of {candidates} scores are NaN and have no order")
 
 
-def _native_top(scores: Tensor, k: int, among: Tensor | None, order: Order) -> Tensor:
-    native, scores = _native.extension(), scores.contiguous()
-    candidates = scores.numel()
-    if among is not None:
-        among, starts = among.contiguous(), torch.empty(2, dtype=torch.int32)
-        candidates = native.count_kept(address(among), 1, scores.numel(), address(starts), 1)
+def _compiled_top(scores: Tensor, k: int, among: Tensor | None, order: Order) -> Tensor:
+    among = None if among is None else among.contiguous()
+    candidates = scores.numel() if among is None else counted(among)
     _check(k, candidates, 0)
-    positions = torch.empty(k, dtype=torch.int64)
-    sizes = (scores.numel(), candidates, k, getattr(native.SelectOrder, order), torch.get_num_threads())
-    arguments = (address(scores), address(among), *sizes, address(positions))
-    workspace = torch.empty(native.select_top(*arguments, 0), dtype=torch.uint8)
-    _check(k, candidates, native.select_top(*arguments, address(workspace)))
+    positions, nans = first_in_order(scores.contiguous(), k, candidates, among, order)
+    _check(k, candidates, nans)
     return positions
 
 

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from fedsparse import _native
-from fedsparse._native import address
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Pattern
+from fedsparse.pattern.positions import ascending
 from fedsparse.pruning.select import top
 
 __all__ = ["swap"]
@@ -30,7 +29,7 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     values, candidates, scores = values.detach().cpu(), candidates.cpu(), scores.detach().cpu()
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
     candidates, scores = _ascending(pattern, candidates, scores)
-    _check_candidates(pattern.to("cpu"), candidates)
+    _check_candidates(pattern, candidates)
     count = min(count, candidates.numel(), pattern.nnz - 1)
     if count <= 0:
         return pattern
@@ -51,11 +50,7 @@ def _ascending(pattern: Pattern, candidates: Tensor, scores: Tensor) -> tuple[Te
         )
     if bool((candidates[1:] >= candidates[:-1]).all()):
         return candidates.contiguous(), scores
-    native, candidates = _native.extension(), candidates.clone(memory_format=torch.contiguous_format)
-    order = torch.empty_like(candidates)
-    arguments = (address(candidates), address(order), candidates.numel(), pattern.size)
-    workspace = torch.empty(native.sort_positions(*arguments, 0), dtype=torch.uint8)
-    native.sort_positions(*arguments, address(workspace))
+    candidates, order = ascending(candidates, pattern.size)
     return candidates, scores[order]
 
 
@@ -80,8 +75,6 @@ def _check_candidates(pattern: Pattern, candidates: Tensor) -> None:
     repeated = candidates[1:] == candidates[:-1]
     if bool(repeated.any()):
         raise PatternError(f"candidate {int(candidates[1:][repeated][0])} is given more than once")
-    kept = _native.extension().first_kept(
-        pattern.view, address(candidates), candidates.numel(), torch.get_num_threads()
-    )
-    if kept >= 0:
+    kept = pattern.first_kept(candidates)
+    if kept is not None:
         raise PatternError(f"candidate {kept} is kept already; only pruned positions can be grown")

@@ -171,6 +171,13 @@ def test_lists_are_the_same_for_any_number_of_threads(shape, generator):
         assert all(torch.equal(a, b) for a, b in zip(alone, everything(), strict=True))
 
 
+@given(two_masks())
+def test_first_kept(pair):
+    pattern, flat = Pattern.from_mask(pair[0]), pair[1].reshape(-1).nonzero().squeeze(1)
+    shared = [position for position in flat.tolist() if pair[0].reshape(-1)[position]]
+    assert pattern.first_kept(flat) == (shared[0] if shared else None)
+
+
 def test_flat_positions_come_in_any_strides():
     flat = torch.tensor([[1, 5, 8], [0, 0, 0]]).T[:, 0]
     assert Pattern.from_flat((3, 4), flat).flat.tolist() == [1, 5, 8]
