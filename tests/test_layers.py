@@ -22,15 +22,16 @@ RANKS = {
     "wire": 2,
     "ops": 3,
     "functional": 3,
-    "nn": 4,
-    "optim": 4,
-    "methods": 5,
-    "federated": 6,
-    "experiment": 7,
-    "testing": 7,
-    "bench": 8,
-    "cli": 9,
-    "fedsparse": 10,  # the package itself, which gathers the public names
+    "blocked": 4,
+    "nn": 5,
+    "optim": 5,
+    "methods": 6,
+    "federated": 7,
+    "experiment": 8,
+    "testing": 8,
+    "bench": 9,
+    "cli": 10,
+    "fedsparse": 11,  # the package itself, which gathers the public names
 }
 ALSO = {("_native", "errors"), ("_native", "_C"), ("functional", "ops")}
 # Parts that see less than their rank allows.
