@@ -25,7 +25,7 @@ def test_operations_are_counted(isa):
 def test_threads_and_instruction_set_hold_for_the_block():
     torch.set_num_threads(2)
     before = BACKENDS["cpu"]
-    last = _native.instruction_sets()[-1]
+    last = list(_native.instruction_sets())[-1]
     with computing_with(threads=1, isa=last) as isa:
         assert (isa, torch.get_num_threads(), BACKENDS["cpu"].isa) == (last, 1, last)
     assert torch.get_num_threads() == 2
