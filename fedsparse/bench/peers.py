@@ -13,7 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedsparse.backends.choose import BACKENDS
+from fedsparse.backends.cpu import from_blocked, to_blocked
 from fedsparse.bench.cases import DenseLayer, LayerCase, Operands, Results
+from fedsparse.blocked import Blocked
+from fedsparse.blocked.nodes import Stored
+from fedsparse.blocked.region import network
 from fedsparse.experiment.environment import version
 from fedsparse.nn import SparseConv2d, SparseLinear
 from fedsparse.nn.layer import SparseLayer
@@ -24,6 +29,7 @@ __all__ = [
     "WAYS",
     "Engine",
     "FedsparseLayer",
+    "FedsparseNetwork",
     "LayerTrial",
     "SparseLab",
     "SparseProp",
@@ -123,13 +129,57 @@ class FedsparseLayer:
         return None
 
     def build(self, operands: Operands) -> Mapping[str, Trial]:
-        layer: SparseLayer
-        if isinstance(operands.dense, nn.Linear):
-            layer = SparseLinear.from_dense(operands.dense, operands.kept)
-        else:
-            layer = SparseConv2d.from_dense(operands.dense, operands.kept)
-        layer.set_backend("cpu")
+        layer = _sparse(operands)
         return {"": LayerTrial.of(operands, layer, layer.values)}
+
+
+class FedsparseNetwork:
+    """The same layer between others of its kind: activations come and go in the layout of the kernels."""
+
+    name = "fedsparse network"
+
+    def available(self) -> str | None:
+        return None
+
+    def refuse(self, case: LayerCase) -> str | None:
+        return None
+
+    def build(self, operands: Operands) -> Mapping[str, Trial]:
+        return {"": NetworkTrial(operands, _sparse(operands))}
+
+
+class NetworkTrial:
+    """A sparse layer whose input and output gradient are blocked before the clock starts."""
+
+    def __init__(self, operands: Operands, layer: SparseLayer) -> None:
+        self._layer, self._shape = layer, tuple(operands.x.shape)
+        self._out = tuple(operands.grad.shape)
+        isa = getattr(BACKENDS["cpu"], "isa", None)
+        self._x, self._grad = to_blocked(operands.x, isa).requires_grad_(), to_blocked(operands.grad, isa)
+
+    def _forward(self) -> Tensor:
+        with network():
+            y = self._layer(Blocked(Stored(self._x), self._shape))
+        assert isinstance(y.node, Stored)
+        return y.node.data
+
+    def __call__(self) -> object:
+        return torch.autograd.grad(self._forward(), (self._x, self._layer.values), self._grad)
+
+    def results(self) -> Results:
+        y = self._forward()
+        grad_x, grad_values = torch.autograd.grad(y, (self._x, self._layer.values), self._grad)
+        return Results(from_blocked(y.detach(), self._out), from_blocked(grad_x, self._shape), grad_values)
+
+
+def _sparse(operands: Operands) -> SparseLayer:
+    layer: SparseLayer
+    if isinstance(operands.dense, nn.Linear):
+        layer = SparseLinear.from_dense(operands.dense, operands.kept)
+    else:
+        layer = SparseConv2d.from_dense(operands.dense, operands.kept)
+    layer.set_backend("cpu")
+    return layer
 
 
 # ---- torch
@@ -275,7 +325,7 @@ def _share_threads(package: Path) -> None:
 DENSE = TorchDense()
 PEERS: tuple[Engine, ...] = (DENSE, TorchCSR(), SparseProp(), SparseLab())
 # How a sparse layer can be used. Each is measured as an engine of its own.
-WAYS: tuple[Engine, ...] = (FedsparseLayer(),)
+WAYS: tuple[Engine, ...] = (FedsparseLayer(), FedsparseNetwork())
 
 
 def status(peer: Engine) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """Where a network begins and ends: between the two, its sparse layers exchange blocked tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -8,7 +10,7 @@ from torch import nn
 
 from fedsparse.blocked.tensor import plain
 
-__all__ = ["inside", "keep_blocked", "leave_blocked"]
+__all__ = ["inside", "keep_blocked", "leave_blocked", "network"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _depth: ContextVar[int] = ContextVar("fedsparse_blocked_depth", default=0)
@@ -19,6 +21,16 @@ def inside() -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return _depth.get() > 0 and not torch.is_autocast_enabled("cpu")
+
+
+@contextmanager
+def network() -> Iterator[None]:
+    """Inside it, sparse layers exchange blocked tensors: what `keep_blocked` does around a model's forward pass."""
+    _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.set(_depth.get() - 1)
 
 
 def keep_blocked(model: _Model) -> _Model:

@@ -31,7 +31,7 @@ def test_threads_and_instruction_set_hold_for_the_block():
     assert torch.get_num_threads() == 2
     assert BACKENDS["cpu"] is before
     with computing_with() as isa:
-        assert isa == _native.instruction_sets()[0]
+        assert isa == next(iter(_native.instruction_sets()))
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"threads": 0}, "threads = 0"), ({"isa": "mmx"}, "isa = 'mmx'")])
