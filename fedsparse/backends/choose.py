@@ -1,5 +1,7 @@
 """Which backend computes a case."""
 
+import math
+
 from fedsparse.backends.base import Backend, Case
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.masked import MaskedBackend
@@ -10,8 +12,11 @@ __all__ = ["backend", "break_even", "choose", "explain", "names"]
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
 
-_BREAK_EVEN = {"conv2d": 0.45, "linear": 0.2}
-_BREAK_EVEN_BLOCKED = {"conv2d": 1.0, "linear": 0.5}
+# By a layer itself, conversions between layouts included, and between others of its kind.
+_BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}
+_BREAK_EVEN_BLOCKED = {"conv2d": 0.7, "linear": 0.25}
+# Leaving the kernels' layout for one dense product costs about what this many weights per output channel cost.
+_CONVERSION = 300
 _LANES = 16  # samples per register with AVX-512
 
 
@@ -23,12 +28,14 @@ def names() -> tuple[str, ...]:
 def break_even(case: Case, *, blocked: bool = False) -> float:
     """Density up to which the cpu kernels beat a dense product of the same case, forward and backward together.
 
-    A rule read off measurements (benchmarks/RESULTS.md, "Break-even density"), on the careful side: kernels gain
-    until about half of a convolution's weights are kept and a fifth of a linear layer's, as long as all lanes of a
-    register hold a sample; work on empty lanes is lost.
+    A rule read off measurements (benchmarks/RESULTS.md, "Products"), on the careful side, as long as all lanes of a
+    register hold a sample; work on empty lanes is lost. With `blocked`, the layer stands in a network whose activations
+    are in the kernels' layout already: then the dense product pays for leaving and entering it.
     """
     batch = case.input[0]
     full = max(-(-batch // _LANES), 1) * _LANES
+    if blocked and case.op == "conv2d" and math.prod(case.shape[1:]) < _CONVERSION:
+        return batch / full
     return (_BREAK_EVEN_BLOCKED if blocked else _BREAK_EVEN)[case.op] * batch / full
 
 
