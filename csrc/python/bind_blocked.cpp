@@ -16,13 +16,7 @@ using namespace fedsparse;
 
 namespace {
 
-using Address = std::uintptr_t;
 using Sizes = std::array<std::int64_t, 4>;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 Blocked blocked(const Sizes& s) { return {s[0], s[1], s[2], s[3]}; }
 

@@ -6,17 +6,6 @@
 namespace py = pybind11;
 using namespace fedsparse;
 
-namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
-
 void bind_select(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   py::enum_<SelectOrder>(m, "SelectOrder")

@@ -15,21 +15,9 @@ using namespace fedsparse;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
 // (data, scale, shift)
 Term term(const std::array<Address, 3>& a, bool relu) {
   return {at<const float>(a[0]), at<const float>(a[1]), at<const float>(a[2]), relu};
-}
-
-// The order of ConvShape's fields.
-ConvShape conv_shape(const std::array<std::int64_t, 14>& s) {
-  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]};
 }
 
 }  // namespace
@@ -51,7 +39,7 @@ void bind_topk(py::module_& m) {
       [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t k,
          Address positions, Address gradients, Address workspace) {
         return topk_pruned(problem, at<const float>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
-                                   at<float>(gradients), at<void>(workspace));
+                           at<float>(gradients), at<void>(workspace));
       },
       release());
 }

@@ -18,15 +18,7 @@
 namespace py = pybind11;
 using namespace fedsparse;
 
-
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // (rows, inputs, taps, nnz), five addresses, three widths: the order of Pattern's fields.
 PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Address, 5>& data,
@@ -54,11 +46,7 @@ Term term(const TermView& v) {
 
 Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
                        int threads) {
-  return {&kernels_named(isa.c_str()),
-          {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]},
-          false,
-          pattern,
-          threads};
+  return {&kernels_named(isa.c_str()), conv_shape(s), false, pattern, threads};
 }
 
 Problem linear_problem(const std::string& isa, const PatternView& pattern, std::int64_t batch, int threads) {

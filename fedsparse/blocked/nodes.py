@@ -11,12 +11,13 @@ activations next, a convolution or one fused pass over memory, computes them on 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedsparse.backends.cpu import Term
 from fedsparse.blocked.functions import Activate, Combine, Leave, Norm, Read, apply
 
-__all__ = ["Activated", "Node", "Normed", "Stored", "Sum", "add", "leave", "operand", "relu", "store"]
+__all__ = ["Activated", "Node", "Normed", "Stored", "Sum", "add", "leave", "operand", "relu", "requires_grad", "store"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,18 @@ def operand(node: Node, batch: int) -> tuple[Tensor, Term]:
 def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     """A node as an ordinary tensor of `shape`."""
     return apply(Leave, store(node, shape[0]), shape)
+
+
+def requires_grad(node: Node) -> bool:
+    """Whether gradients flow through a node; nothing is computed to tell."""
+    match node:
+        case Sum(left, right):
+            return requires_grad(left) or requires_grad(right)
+        case Normed(data, norm):
+            learned = any(t is not None and t.requires_grad for t in _learned(norm))
+            return data.requires_grad or (learned and torch.is_grad_enabled())
+        case Stored(data) | Activated(data):
+            return data.requires_grad
 
 
 def _addend(node: Node, batch: int) -> Stored | Normed:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsparse.backends.blocked import Window, moments
 from fedsparse.blocked.functions import Norm, apply
 from fedsparse.blocked.layers import AveragePool, GroupNorm, MaxPool
-from fedsparse.blocked.nodes import Normed, Stored, add, relu, store
+from fedsparse.blocked.nodes import Normed, Stored, add, relu, requires_grad, store
 from fedsparse.blocked.tensor import Blocked, rule
 
 __all__: list[str] = []
@@ -158,7 +158,7 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
 
 @rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
 def _requires_grad(x: Blocked) -> Any:
-    return _data(x).requires_grad if _stays(x) else NotImplemented
+    return requires_grad(x.node) if x.node is not None else NotImplemented
 
 
 # ---- pooling and group norm
