@@ -19,7 +19,16 @@ namespace fedsparse {
 
 struct Entry {
   float weight;
-  std::int32_t offset;  // floats
+  std::int32_t offset;  // bytes, a multiple of 16, plus the tap's Edge
+};
+
+// Which pixels a tap leaves out where the tile is the whole picture, because they would read outside: along each axis
+// none, the first or the last. That is a third of all products of a 3x3 kernel on 4x4 pixels. In pictures of more
+// tiles it is too little to pay for telling the taps apart.
+struct Edge {
+  static constexpr int kNone = 0, kFirst = 1, kLast = 2;
+  static constexpr int kCount = 9, kMask = 15;
+  static constexpr int of(int vertical, int horizontal) { return vertical * 3 + horizontal; }
 };
 
 // Entries of all targets. Segment (class, block, target) is contiguous and found in `segment`; a block is a range
@@ -31,6 +40,7 @@ struct Program {
   std::int32_t* load = nullptr;     // (targets + 1) running number of entries a target has, to share out the work
   std::int64_t count = 0, targets = 0, blocks = 1, classes = 1;
   std::int64_t block_channels = 0;  // source channels of a block
+  bool trimmed = false;             // entries carry their tap's edge, and those of a tap stand together in a segment
 };
 
 // How lines lie in memory, distances in floats. Pictures lie as blocked.h says. A linear layer has no pixels: its batch

@@ -17,7 +17,7 @@ from fedsparse.pattern import Pattern
 
 __all__ = ["CpuBackend", "Term", "blocked_shape", "from_blocked", "lanes", "to_blocked"]
 
-_LIMIT = 1 << 31
+_LIMIT = 1 << 29  # floats whose distance in bytes has 32 bits
 _SET = "FEDSPARSE_ISA"
 
 

@@ -132,7 +132,7 @@ class Pattern:
         column_start, threads = _starts(inputs), torch.get_num_threads()
         entry, rank = _index(column.numel(), rows * taps - 1), _index(column.numel(), max(longest - 1, 0))
         pattern = cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
-        scratch = torch.empty(threads * inputs, dtype=torch.int32)
+        scratch = torch.empty(threads * inputs * taps, dtype=torch.int32)
         _native.extension().transpose_pattern(
             pattern.view,
             address(column_start),

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,6 +13,7 @@
 
 namespace {
 
+using fedsparse::Edge;
 using fedsparse::Entry;
 using fedsparse::Gather;
 using fedsparse::Grid;
@@ -25,6 +27,8 @@ constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 constexpr int kTileColumns = 4;
 // What the slopes of one entry cost in all stripes, in copied lines.
 constexpr std::int64_t kSlopeCost = 8;
+// Entries and slopes of large layers stream from the L3 cache.
+constexpr int kEntriesAhead = 48, kSlopesAhead = 64;
 
 // The pixels of one class inside one tile, or the part of them that one kernel call takes.
 struct Piece {
@@ -62,9 +66,11 @@ struct SlopeRing {
   Vec waiting[kLanes];
   int held = 0;
 
-  void push(Vec partial) {
-    waiting[held] = partial;
-    if (++held < kLanes) return;
+  int room() const { return kLanes - held; }
+
+  void settle() {
+    if (held < kLanes) return;
+    __builtin_prefetch(slope + kSlopesAhead, 1);
     Vec rows[kLanes];  // a copy that can live in registers
     std::copy(waiting, waiting + kLanes, rows);
     store_loose(slope, load_loose(slope) + sum_each(rows));
@@ -89,16 +95,34 @@ inline void fetch_tile(const float* line, const Piece& t) {
   for (int i = 0; i < ROWS * COLS; ++i) __builtin_prefetch(line + i / COLS * t.target_row + i % COLS * t.target_col, 1);
 }
 
+// Calls f with the edge as a constant.
+template <typename F>
+__attribute__((always_inline)) inline void on_edge(int edge, F&& f) {
+  switch (edge) {
+    case 0: return f(std::integral_constant<int, 0>{});
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    case 5: return f(std::integral_constant<int, 5>{});
+    case 6: return f(std::integral_constant<int, 6>{});
+    case 7: return f(std::integral_constant<int, 7>{});
+    case 8: return f(std::integral_constant<int, 8>{});
+    default: __builtin_unreachable();
+  }
+}
+
 // ROWS x COLS pixels. STEP is the column step in lines where it is known at compile time (else 0): then every
-// load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency.
-template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE>
+// load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency. With TRIM,
+// the pixels that a tap's edge leaves out are not computed.
+template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE, bool TRIM>
 void gather_tile(const Gather& g, const Piece& t, float* slope) {
   constexpr int kPixels = ROWS * COLS;
   constexpr int kChains = CORRELATE || kPixels >= 8 ? 1 : kPixels >= 4 ? 2 : 4;
   const std::int64_t step = STEP ? STEP * kLanes : t.source_col;
   const Entry* const entries = g.program.entries;
   // In locals, where stores through vector pointers cannot touch them.
-  const float* const source = t.source;
+  const char* const source = reinterpret_cast<const char*>(t.source);
   const std::int64_t source_row = t.source_row, target_row = t.target_row, target_col = t.target_col;
   const auto at = [&](int i) __attribute__((always_inline)) { return i / COLS * target_row + i % COLS * target_col; };
   SlopeRing ring;
@@ -143,28 +167,51 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
       }
     }
 
-    const auto visit = [&](const Entry& entry, Vec* acc) __attribute__((always_inline)) {
-      const float* p = source + entry.offset;
+    const auto visit = [&](const Entry& entry, Vec* acc, auto edge) __attribute__((always_inline)) {
+      constexpr int kVertical = decltype(edge)::value / 3, kHorizontal = decltype(edge)::value % 3;
+      constexpr int kTop = kVertical == Edge::kFirst, kBottom = ROWS - (kVertical == Edge::kLast);
+      constexpr int kLeft = kHorizontal == Edge::kFirst, kRight = COLS - (kHorizontal == Edge::kLast);
+      const std::int32_t offset = TRIM ? entry.offset & ~Edge::kMask : entry.offset;
+      const float* p = reinterpret_cast<const float*>(source + offset) + kTop * source_row;
       const Vec weight = broadcast(entry.weight);
       Vec part[4] = {};
 #pragma GCC unroll 4
-      for (int y = 0; y < ROWS; ++y, p += source_row) {
+      for (int y = kTop; y < kBottom; ++y, p += source_row) {
 #pragma GCC unroll 4
-        for (int x = 0; x < COLS; ++x) {
+        for (int x = kLeft; x < kRight; ++x) {
           Vec s = load(p + x * step);
           if constexpr (ACCUMULATE && CORRELATE) hold(s);
           if constexpr (ACCUMULATE) acc[y * COLS + x] += weight * s;
           if constexpr (CORRELATE) part[(y * COLS + x) % 4] += other[y * COLS + x] * s;
         }
       }
-      if constexpr (CORRELATE) ring.push((part[0] + part[1]) + (part[2] + part[3]));
+      if constexpr (CORRELATE) ring.waiting[ring.held++] = (part[0] + part[1]) + (part[2] + part[3]);
     };
+    constexpr std::integral_constant<int, Edge::kNone> kWhole{};
     if constexpr (kChains > 1) {
       for (; end - e >= kChains; e += kChains)
 #pragma GCC unroll 4
-        for (int c = 0; c < kChains; ++c) visit(e[c], sum[c]);
+        for (int c = 0; c < kChains; ++c) visit(e[c], sum[c], kWhole);
     }
-    for (; e != end; ++e) visit(*e, sum[0]);
+    while (e != end) {
+      const Entry* stop = end;
+      if constexpr (CORRELATE) {
+        stop = std::min(end, e + ring.room());
+        __builtin_prefetch(e + kEntriesAhead);
+        __builtin_prefetch(e + kEntriesAhead + kLanes / 2);
+      }
+      if constexpr (TRIM) {
+        const int tap_edge = e->offset & Edge::kMask;
+        on_edge(tap_edge, [&](auto edge) __attribute__((always_inline)) {
+          do visit(*e, sum[0], edge);
+          while (++e != stop && (e->offset & Edge::kMask) == tap_edge);
+        });
+      } else {
+        do visit(*e, sum[0], kWhole);
+        while (++e != stop);
+      }
+      if constexpr (CORRELATE) ring.settle();
+    }
 
     if constexpr (ACCUMULATE) {
       float* held = t.held_sum + target * kPixels * kLanes;
@@ -182,13 +229,16 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
 using TileFn = void (*)(const Gather&, const Piece&, float*);
 
 template <int ROWS, int COLS, bool ACCUMULATE, bool CORRELATE>
-TileFn tile_for_step(std::int64_t step) {
-  if constexpr (CORRELATE) {  // backward walks the source pixel by pixel
-    return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE>;
-  } else {
-    if (step == 1) return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE>;
-    if (step == 2 && ROWS * COLS == kTileRows * kTileColumns) return gather_tile<ROWS, COLS, 2, ACCUMULATE, CORRELATE>;
-    return gather_tile<ROWS, COLS, 0, ACCUMULATE, CORRELATE>;
+TileFn tile_for(std::int64_t step, bool trimmed) {
+  constexpr bool kFull = ROWS == kTileRows && COLS == kTileColumns;
+  // Backward walks the source pixel by pixel.
+  if (CORRELATE || step == 1) {
+    if (kFull && trimmed) return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, kFull>;
+    return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, false>;
+  }
+  if constexpr (!CORRELATE) {
+    if (step == 2 && kFull) return gather_tile<ROWS, COLS, 2, ACCUMULATE, CORRELATE, false>;
+    return gather_tile<ROWS, COLS, 0, ACCUMULATE, CORRELATE, false>;
   }
 }
 
@@ -196,28 +246,29 @@ TileFn tile_for_step(std::int64_t step) {
 struct TileSet {
   TileFn by_shape[3][3];
 
-  template <bool ACCUMULATE, bool CORRELATE>
-  void fill(std::int64_t step) {
-    fill_row<1, 0, ACCUMULATE, CORRELATE>(step);
-    fill_row<2, 1, ACCUMULATE, CORRELATE>(step);
-    if constexpr (kTileRows == 4) fill_row<4, 2, ACCUMULATE, CORRELATE>(step);
-  }
-
-  TileSet(std::int64_t step, bool accumulate, bool correlate) {
-    if (accumulate && correlate)
-      fill<true, true>(step);
-    else if (accumulate)
-      fill<true, false>(step);
+  explicit TileSet(const Gather& g) {
+    if (g.y && g.other.data)
+      fill<true, true>(g);
+    else if (g.y)
+      fill<true, false>(g);
     else
-      fill<false, true>(step);
+      fill<false, true>(g);
   }
 
  private:
+  template <bool ACCUMULATE, bool CORRELATE>
+  void fill(const Gather& g) {
+    fill_row<1, 0, ACCUMULATE, CORRELATE>(g);
+    fill_row<2, 1, ACCUMULATE, CORRELATE>(g);
+    if constexpr (kTileRows == 4) fill_row<4, 2, ACCUMULATE, CORRELATE>(g);
+  }
+
   template <int ROWS, int AT, bool ACCUMULATE, bool CORRELATE>
-  void fill_row(std::int64_t step) {
-    by_shape[AT][0] = tile_for_step<ROWS, 1, ACCUMULATE, CORRELATE>(step);
-    by_shape[AT][1] = tile_for_step<ROWS, 2, ACCUMULATE, CORRELATE>(step);
-    by_shape[AT][2] = tile_for_step<ROWS, 4, ACCUMULATE, CORRELATE>(step);
+  void fill_row(const Gather& g) {
+    const std::int64_t step = g.source_step_x;
+    by_shape[AT][0] = tile_for<ROWS, 1, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][1] = tile_for<ROWS, 2, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][2] = tile_for<ROWS, 4, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
   }
 };
 
@@ -414,7 +465,7 @@ inline void barrier() {
 void work(const Gather& g, Team team) {
   const Tiling tiling(g);
   const Program& program = g.program;
-  const TileSet tiles(g.source_step_x, g.y != nullptr, g.other.data != nullptr);
+  const TileSet tiles(g);
   const Scratch scratch(g, team.rank);
   const Split share = split(g);
   if (share.stripes > 1) {

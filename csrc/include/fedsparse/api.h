@@ -20,7 +20,7 @@ std::int64_t count_kept(const std::uint8_t* mask, std::int64_t rows, std::int64_
 // The columns of a mask whose row_start is known.
 void list_columns(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, const std::int32_t* row_start,
                   void* column, bool wide, int threads);
-// column_start, entry and rank of `pattern` from its row_start and column. `scratch` (threads * inputs).
+// column_start, entry and rank of `pattern` from its row_start and column. `scratch` (threads * inputs * taps).
 void transpose_pattern(const PatternView& pattern, std::int32_t* column_start, void* entry, bool entry_wide,
                        void* rank, bool rank_wide, std::int32_t* scratch, int threads);
 // For each kept position of `to`, its place among the values of `from`, or -1. Same shape.
