@@ -1,5 +1,6 @@
 """The only import of the compiled extension `fedsparse._C`: what was built, and why something is missing."""
 
+from functools import cache
 from types import ModuleType
 
 # torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
@@ -10,6 +11,7 @@ from fedsparse.errors import BackendError
 __all__ = ["address", "extension", "instruction_sets"]
 
 
+@cache
 def extension() -> ModuleType:
     """The module `fedsparse._C`.
 

@@ -61,9 +61,8 @@ class SparseLayer(nn.Module):
     @property
     def pattern(self) -> Pattern:
         """Kept positions of the weight."""
-        index = self.index
-        if index[1] is not self._pattern.column:  # the module has been moved or copied
-            self._pattern = Pattern.from_index(self._pattern.shape, index, self._pattern.granularity)
+        if self._buffers["column"] is not self._pattern.column:  # the module has been moved or copied
+            self._pattern = Pattern.from_index(self._pattern.shape, self.index, self._pattern.granularity)
         return self._pattern
 
     @property
