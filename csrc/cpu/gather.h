@@ -1,4 +1,4 @@
-// The one loop of the CPU engine: every sparse op is a gather over blocked activations (blocked.h).
+// The loop of sparse convolutions: forward and backward are gathers over blocked activations (blocked.h).
 //
 // The target's pixels are cut into tiles that fit the registers. For each tile, the source lines its pixels can reach
 // (the *halo*: the tile and what the kernel spans around it, zeros outside the picture) are copied next to each
@@ -43,8 +43,7 @@ struct Program {
   bool trimmed = false;             // entries carry their tap's edge, and those of a tap stand together in a segment
 };
 
-// How lines lie in memory, distances in floats. Pictures lie as blocked.h says. A linear layer has no pixels: its batch
-// groups take their place, so that a register tile holds as many images as it would hold pixels.
+// How the lines of pictures lie in memory (blocked.h), distances in floats.
 struct Lines {
   std::int64_t groups = 0, channels = 0, height = 0, width = 0;
   std::int64_t group = 0, channel = 0, row = 0, column = 0;

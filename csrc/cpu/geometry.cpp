@@ -19,21 +19,6 @@ Lines pictures(const ConvShape& s, std::int64_t channels, std::int64_t height, s
   return l;
 }
 
-// A linear layer's batch groups as the pixels of one picture, in rows of four where they fill them.
-Lines features(const ConvShape& s, std::int64_t channels, int lanes) {
-  Lines l;
-  const std::int64_t groups = (s.batch + lanes - 1) / lanes;
-  l.groups = 1;
-  l.channels = channels;
-  l.height = groups % 4 == 0 ? groups / 4 : 1;
-  l.width = groups / l.height;
-  l.channel = lanes;
-  l.column = channels * lanes;
-  l.row = l.width * l.column;
-  l.group = groups * l.column;
-  return l;
-}
-
 // One axis of either direction: the grids of the stride classes, and for each tap its class and source pixel.
 struct Axis {
   std::vector<Grid> grids;          // rows, y0 used
@@ -141,9 +126,8 @@ Geometry forward_geometry(const Problem& problem) {
   const ConvShape& s = problem.shape;
   const int lanes = problem.kernels->lanes;
   Geometry g;
-  g.source = problem.linear ? features(s, s.in_channels, lanes) : pictures(s, s.in_channels, s.height, s.width, lanes);
-  g.target = problem.linear ? features(s, s.out_channels, lanes)
-                            : pictures(s, s.out_channels, s.out_height(), s.out_width(), lanes);
+  g.source = pictures(s, s.in_channels, s.height, s.width, lanes);
+  g.target = pictures(s, s.out_channels, s.out_height(), s.out_width(), lanes);
   g.source_step_y = s.stride_h;
   g.source_step_x = s.stride_w;
   g.target_step_y = g.target_step_x = 1;

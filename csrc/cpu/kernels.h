@@ -3,6 +3,7 @@
 
 #include "gather.h"
 #include "layout.h"
+#include "linear.h"
 #include "norm.h"
 #include "peak.h"
 #include "pool.h"
@@ -14,6 +15,7 @@ struct Kernels {
   const char* name;
   int lanes;
   GatherKernels gather;
+  LinearKernels linear;
   LayoutKernels layout;
   NormKernels norm;
   GroupNormKernels group_norm;

@@ -33,15 +33,8 @@ void deliver_slopes(const Gather& g, std::int64_t stripes, float* to) {
   }
 }
 
-}  // namespace
-
-ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs) {
-  return {batch, inputs, 1, 1, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1};
-}
-
-std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
-                     void* workspace) {
-  Arena arena(workspace);
+std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+                          Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
   const Geometry geometry = forward_geometry(problem);
   Gather g = describe(problem, geometry);
@@ -50,13 +43,12 @@ std::int64_t forward(const Problem& problem, const Term& x, const float* values,
   g.y = y;
   g.bias = bias;
   g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
-  if (workspace) kernels.run(g);
+  if (g.scratch) kernels.run(g);
   return arena.used();
 }
 
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
-                      float* grad_values, void* workspace) {
-  Arena arena(workspace);
+std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Term& x, const float* values,
+                           float* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
   const Geometry geometry = backward_geometry(problem);
   Gather g = describe(problem, geometry);
@@ -67,10 +59,68 @@ std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
   g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
-  if (!workspace) return arena.used();
+  if (!g.scratch) return arena.used();
   kernels.run(g);
   if (grad_values) deliver_slopes(g, stripes, grad_values);
   return arena.used();
+}
+
+Linear describe(const Problem& problem, const float* values) {
+  Linear a;
+  a.pattern = problem.pattern;
+  a.groups = (problem.shape.batch + problem.kernels->lanes - 1) / problem.kernels->lanes;
+  a.values = values;
+  a.threads = problem.threads;
+  return a;
+}
+
+std::int64_t packed_floats(const Problem& problem, const Linear& a, std::int64_t features) {
+  return features * problem.kernels->linear.packed_width(a.groups) * problem.kernels->lanes;
+}
+
+std::int64_t linear_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+                            Arena& arena) {
+  const LinearKernels& kernels = problem.kernels->linear;
+  Linear a = describe(problem, values);
+  a.x = x;
+  a.bias = bias;
+  a.y = y;
+  a.packed = arena.take<float>(packed_floats(problem, a, problem.pattern.inputs));
+  if (a.packed) kernels.forward(a);
+  return arena.used();
+}
+
+std::int64_t linear_backward(const Problem& problem, const float* grad_y, const Term& x, const float* values,
+                             float* grad_x, float* grad_values, Arena& arena) {
+  const LinearKernels& kernels = problem.kernels->linear;
+  Linear a = describe(problem, values);
+  a.x = x;
+  a.grad_y = grad_y;
+  a.grad_x = grad_x;
+  a.grad_values = grad_values;
+  a.packed = arena.take<float>(packed_floats(problem, a, problem.pattern.rows));
+  if (a.packed) kernels.backward(a);
+  return arena.used();
+}
+
+}  // namespace
+
+ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs) {
+  return {batch, inputs, 1, 1, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1};
+}
+
+std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+                     void* workspace) {
+  Arena arena(workspace);
+  return problem.linear ? linear_forward(problem, x, values, bias, y, arena)
+                        : conv_forward(problem, x, values, bias, y, arena);
+}
+
+std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+                      float* grad_values, void* workspace) {
+  Arena arena(workspace);
+  return problem.linear ? linear_backward(problem, grad_y, x, values, grad_x, grad_values, arena)
+                        : conv_backward(problem, grad_y, x, values, grad_x, grad_values, arena);
 }
 
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads) {

@@ -5,6 +5,7 @@
 namespace fedsparse::FEDSPARSE_ISA {
 
 extern const GatherKernels gather;
+extern const LinearKernels linear;
 extern const LayoutKernels layout;
 extern const NormKernels norm;
 extern const GroupNormKernels group_norm;
@@ -15,7 +16,7 @@ extern const PeakKernels peak;
 #define FEDSPARSE_STRING2(x) #x
 #define FEDSPARSE_STRING(x) FEDSPARSE_STRING2(x)
 extern const Kernels kernels;
-const Kernels kernels = {FEDSPARSE_STRING(FEDSPARSE_ISA), kLanes, gather, layout, norm, group_norm, pool,
+const Kernels kernels = {FEDSPARSE_STRING(FEDSPARSE_ISA), kLanes, gather, linear, layout, norm, group_norm, pool,
                          weight_gradient, peak};
 
 }  // namespace fedsparse::FEDSPARSE_ISA
