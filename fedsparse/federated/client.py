@@ -84,6 +84,8 @@ class HostedClient:
         self, counts: Mapping[str, int], *, samples: Tensor | None = None
     ) -> dict[str, SparseVector]:
         """Gradients of the task loss alone, in training mode with the batch-norm statistics left as they are."""
+        if not any(counts.values()):
+            return {}
         data, batch_size = self.data if samples is None else self.data.subset(samples), self._plan.client.batch_size
         sgd.check_batch(self.model, data, batch_size)
         x, y = data.batch(next(sgd.batches(len(data), batch_size, self.rng("probe"))))

@@ -21,7 +21,9 @@ from fedsparse.nn import sparsify, topology
 from fedsparse.pattern import Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
 
-__all__ = ["DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
+__all__ = ["START_SCORES", "DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
+
+START_SCORES = ("magnitude", "random")  # by which first masks can be drawn
 
 _registered: dict[str, type["Method"]] = {}
 _Class = TypeVar("_Class", bound=type["Method"])

@@ -320,9 +320,7 @@ def test_without_batch_norm_the_losses_alone_decide():
 
 def test_a_selection_without_any_client_ends_the_run():
     plan = small_plan(small_method("fedtiny"), rounds=1, sizes=(1, 1), per_round=2)
-    with pytest.raises(
-        ClientError, match=r"^round 0: 0 of 2 clients delivered a usable update for 'adapt_batchnorm', "
-    ):
+    with pytest.raises(ClientError, match=r"^round 0: 0 of 2 clients delivered a usable update for 'adapt_batchnorm'"):
         go(plan)
 
 
