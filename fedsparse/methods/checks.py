@@ -37,7 +37,9 @@ def names(found: Mapping[str, object], wanted: Sequence[str], what: str) -> None
     """
     odd = sorted(found.keys() ^ set(wanted))
     if odd:
-        raise ClientError(f"the upload's {what} {'lack' if odd[0] in wanted else 'have an unasked'} {odd[0]!r}")
+        raise ClientError(
+            f"of the upload's {what}, {odd[0]!r} {'is missing' if odd[0] in wanted else 'was not asked for'}"
+        )
 
 
 def pruned_positions(

@@ -32,7 +32,7 @@ from tests.federated.small_run import (
     small_plan,
 )
 
-ALL = ("fedavg", "static", "fedtiny")
+ALL = ("fedavg", "static", "fedtiny", "feddst", "fedsgc")
 
 
 def records(folder, name="clients.jsonl"):

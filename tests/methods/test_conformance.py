@@ -93,7 +93,9 @@ def test_c2_pruned_weights_are_zero_in_the_model_and_absent_from_uploads(name):
         own_masks = method.client_masks and r.record["kind"] == "adjust"
         for upload in r.uploads:
             assert (upload.weights.topology == r.topology) is not own_masks
-            assert {n: p.shape for n, p in upload.weights.topology.items()} == {n: p.shape for n, p in r.topology.items()}
+            assert {n: p.shape for n, p in upload.weights.topology.items()} == {
+                n: p.shape for n, p in r.topology.items()
+            }
             assert {n: len(v) for n, v in upload.weights.values.items()} == r.topology.counts
     for weight_name, layer in sparse_layers(outcome.model).items():
         mask = outcome.weights.topology[weight_name].mask()
@@ -170,6 +172,17 @@ def test_c8_the_same_seed_gives_the_same_bits(name, tmp_path):
     again = go(small_plan(small_method(name), rounds=ROUNDS), folder=tmp_path)
     assert same_bits(outcome, again)
     assert exact(outcome.metrics) == exact(again.metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_c8_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path):
+    _, outcome, _ = watched(name)
+    plan = small_plan(small_method(name), rounds=ROUNDS)
+    for _ in range(2):  # before round 3, which adjusts nothing, and before round 6, which may
+        go(plan, folder=tmp_path, stop_after=3, resume=True)
+    resumed = go(plan, folder=tmp_path, resume=True)
+    assert same_bits(outcome, resumed)
+    assert exact(outcome.metrics) == exact(resumed.metrics)
 
 
 @pytest.mark.parametrize("name", NAMES)
