@@ -37,9 +37,8 @@ def names(found: Mapping[str, object], wanted: Sequence[str], what: str) -> None
     """
     odd = sorted(found.keys() ^ set(wanted))
     if odd:
-        raise ClientError(
-            f"of the upload's {what}, {odd[0]!r} {'is missing' if odd[0] in wanted else 'was not asked for'}"
-        )
+        fault = "is missing" if odd[0] in wanted else "was not asked for"
+        raise ClientError(f"of the upload's {what}, {odd[0]!r} {fault}")
 
 
 def pruned_positions(

@@ -98,7 +98,7 @@ def test_states_of_one_model_agree_whatever_is_pruned(weights):
         ({"a.bias": BIAS, "b.weight": torch.ones(3, 2), "c": BIAS}, "'c' is in yours only"),
         (
             {"a.bias": BIAS, "b.weight": torch.ones(2, 3)},
-            r"'b.weight' has shape \(3, 2\) in mine, but \(2, 3\) in yours",
+            r"'b.weight' has shape \(3, 2\) in mine, but \(2, 3\)",
         ),
     ],
 )
