@@ -33,7 +33,7 @@ from tests.federated.small_run import (
     small_plan,
 )
 
-ALL = ("fedavg", "static", "fedtiny", "feddst", "fedsgc")
+ALL = ("fedavg", "static", "fedtiny", "fedsgc")
 
 
 def records(folder, name="clients.jsonl"):
@@ -400,10 +400,9 @@ def test_masks_that_clients_change_come_back_in_full_and_are_not_taken_for_held(
 
 
 def test_a_run_whose_clients_change_masks_resumes_to_the_same_bits(tmp_path):
-    plan = small_plan(Roaming(density=0.2), rounds=5, per_round=3)
+    plan = small_plan(Roaming(density=0.2), rounds=4, per_round=2)
     wanted = go(plan)
-    for _ in range(2):
-        go(plan, folder=tmp_path, stop_after=2, resume=True)
+    go(plan, folder=tmp_path, stop_after=2)
     resumed = go(plan, folder=tmp_path, resume=True)
     assert same_bits(resumed, wanted)
     assert exact(resumed.metrics) == exact(wanted.metrics)
