@@ -54,15 +54,15 @@ def partition(
             f"clients={clients}, alpha={alpha}, min_samples={min_samples}, shards_per_client={shards_per_client}"
         )
     if labels.ndim > 1 and scheme in _BY_LABEL:
-        raise ConfigError(f"partition {scheme!r} goes by class labels, which text has not; use quantity, iid or natural")
+        raise ConfigError(f"partition {scheme!r} goes by class labels; for text use quantity, iid or natural")
     if groups is None and scheme == "natural":
-        raise ConfigError("partition 'natural' needs data with stories or speakers; use dirichlet, iid, quantity or shards")
+        raise ConfigError("partition 'natural' needs texts with stories or speakers; use one of the other schemes")
     if len(labels) < clients * min_samples:
         raise DataError(
             f"{len(labels)} samples cannot give {clients} clients at least {min_samples} each; "
             "use fewer clients, a smaller min_samples or more data"
         )
-    members = [np.array([i]) for i in range(len(labels))] if groups is None else _members(groups)
+    members = _members(np.arange(len(labels)) if groups is None else groups)
     if scheme == "natural":
         parts = _natural(members, clients, min_samples, generator)
     elif scheme == "quantity":

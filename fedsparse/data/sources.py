@@ -62,7 +62,7 @@ def load(
     image_size: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
-    cutting: Cutting = Cutting(),
+    cutting: Cutting | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and test set; pictures of both are normalised by the moments of the training pictures taken.
 
@@ -74,7 +74,7 @@ def load(
         generator: draws the test split of sets that have none, and the subsets.
         image_size: side pictures are resized to (bilinear, antialiased), in pixels.
         train_limit, test_limit: sizes of class-balanced subsets; of text sets the number of texts.
-        cutting: how the texts of a text set become samples.
+        cutting: how the texts of a text set become samples; None means blocks of 256 bytes.
 
     Raises:
         ConfigError: unknown name, a limit or size below 1, or `image_size` for data that are no pictures.
@@ -86,7 +86,7 @@ def load(
         if image_size is not None:
             raise ConfigError(f"image_size={image_size} needs pictures, {name} is a text set; leave it out")
         limits = {"train_limit": train_limit, "test_limit": test_limit}
-        return load_text(name, root or Path(), cutting, generator=generator, **limits)
+        return load_text(name, root or Path(), cutting or Cutting(), generator=generator, **limits)
     x, y, x_test, y_test = _read(name, root, generator)
     classes = _SOURCES[name].classes or int(max(y.max(), y_test.max())) + 1
     for labels in (y, y_test):

@@ -54,9 +54,7 @@ def load_text(
     encode, vocabulary = tokenizer(cutting.tokenizer)
     limits = zip(TEXTS[name](root, generator), (train_limit, test_limit), strict=True)
     train, test = (
-        blocks(
-            _some(texts, limit, generator), encode, vocabulary, context=cutting.context, truncate=cutting.truncate
-        )
+        blocks(_some(texts, limit, generator), encode, vocabulary, context=cutting.context, truncate=cutting.truncate)
         for texts, limit in limits
     )
     if not len(train) or not len(test):
@@ -85,9 +83,9 @@ def _tinystories(root: Path, generator: np.random.Generator) -> Texts:
         train, test = (_read(place / f"TinyStories-{part}.txt").split(_END) for part in ("train", "valid"))
         return _filled(train), _filled(test)
     stories = _filled(re.split(r"(?<!\n)\n(?!\n)", _read(place / "tiny_stories_excerpt.txt")))
-    held = np.zeros(len(stories), dtype=bool)
-    held[generator.permutation(len(stories))[: round(_HELD_OUT * len(stories))]] = True
-    return [s for s, h in zip(stories, held, strict=True) if not h], [s for s, h in zip(stories, held, strict=True) if h]
+    held = set(generator.permutation(len(stories))[: round(_HELD_OUT * len(stories))].tolist())
+    train = [story for number, story in enumerate(stories) if number not in held]
+    return train, [story for number, story in enumerate(stories) if number in held]
 
 
 def _tinyshakespeare(root: Path, _: np.random.Generator) -> Texts:
@@ -132,7 +130,7 @@ def _speeches(line: str, file: Path, number: int) -> list[str]:
         if not isinstance(speeches, list) or not all(isinstance(speech, str) for speech in speeches):
             raise TypeError("speeches is no list of texts")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}, line {number}: expected an object with a list of texts 'speeches': {error}") from error
+        raise DataError(f"{file}, line {number}: expected an object with a list 'speeches': {error}") from error
     return speeches
 
 

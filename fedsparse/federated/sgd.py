@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsparse.data import Dataset
@@ -12,8 +11,6 @@ from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import ClientSettings
 
 __all__ = ["batches", "evaluate", "optimizer", "train"]
-
-_EVALUATION_BATCH = 256
 
 _OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], ClientSettings], torch.optim.Optimizer]] = {
     "sgd": lambda p, s: torch.optim.SGD(p, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
@@ -36,7 +33,7 @@ def batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Ten
 def train(
     model: nn.Module, data: Dataset, settings: ClientSettings, *, epochs: int, generator: torch.Generator
 ) -> None:
-    """Cross-entropy training with a fresh optimiser.
+    """Training for the data's task with a fresh optimiser.
 
     A batch of a single sample is skipped where the model has batch norm, which has no variance to divide by then.
 
@@ -54,7 +51,7 @@ def train(
                 continue
             x, y = data.batch(positions)
             steps.zero_grad()
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            loss = data.task.loss(model(x.to(device)), y.to(device))
             if not math.isfinite(loss.item()):
                 raise ClientFailure(f"the training loss became {loss.item()}; a smaller learning rate may help")
             loss.backward()
@@ -68,15 +65,14 @@ def train(
         )
 
 
-def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy over all samples, in evaluation mode."""
+def evaluate(model: nn.Module, data: Dataset) -> dict[str, float]:
+    """Metrics of the data's task over all samples, in evaluation mode."""
     device = next(model.parameters()).device
     model.eval()
-    right, loss = 0, 0.0
+    scores = [torch.empty(0, 3, dtype=torch.float64)]
     with torch.no_grad():
-        for positions in torch.arange(len(data)).split(_EVALUATION_BATCH):
-            x, y = data.batch(positions)
-            logits, y = model(x.to(device)), y.to(device)
-            right += int((logits.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-    return right / max(len(data), 1), loss / max(len(data), 1)
+        for positions in torch.arange(len(data)).split(data.chunk):
+            if len(positions):  # split() gives one empty part for no samples
+                x, y = data.batch(positions)
+                scores.append(data.task.scores(model(x.to(device)), y.to(device)).cpu())
+    return dict(data.task.metrics(torch.cat(scores), data.story))
