@@ -18,6 +18,7 @@ Texts = tuple[list[str], list[str]]  # to train on, to test on
 _HELD_OUT = 0.1  # of the stories or speeches of sets without a test part
 _ROLE_TRAINS = 0.8  # of a role's text, the part that comes first; as LEAF does
 _END = "<|endoftext|>"
+_HEADING = re.compile(r"(?m)^(?= = [^=\n]+ = \n \n)")  # the empty line tells it from an equation
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ def _wikitext2(root: Path, _: np.random.Generator) -> Texts:
     """Articles.  Merity et al., ICLR 2017.
 
     Trains on train.txt, or where it is missing on valid.txt, which is not the benchmark; tests on test.txt. An
-    article begins with a heading of one equals sign.
+    article begins with a heading between single equals signs.
     """
     place = _place(root, ("wikitext-2", "text/wikitext-2"), "test.txt")
     first = "train.txt" if (place / "train.txt").is_file() else "valid.txt"
-    train, test = (_filled(re.split(r"(?m)^(?= = [^=\n]+ = $)", _read(place / file))) for file in (first, "test.txt"))
+    train, test = (_filled(_HEADING.split(_read(place / file))) for file in (first, "test.txt"))
     return train, test
 
 
