@@ -17,6 +17,7 @@ TOTALS = (
 )
 PEAKS = ("peak_bytes",)
 LAST = ("accuracy", "loss", "density", "nnz")
+LAST_OF_TEXT = ("perplexity_token", "perplexity_story")
 Record = Mapping[str, object]
 
 
@@ -28,6 +29,7 @@ def summarise(records: Sequence[Record]) -> dict[str, object]:
     `_modelled` is kept.
     """
     summary: dict[str, object] = {name: _last(records, name) for name in LAST}
+    summary |= {name: _last(records, name) for name in _present(records, LAST_OF_TEXT)}
     summary |= _best(records)
     for name in _present(records, TOTALS):
         values = _available(records, name)

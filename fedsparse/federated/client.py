@@ -5,7 +5,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
@@ -97,7 +96,7 @@ class HostedClient:
             probes = {
                 name: stack.enter_context(topk_pruned_gradient(layers[name], k)) for name, k in counts.items() if k
             }
-            F.cross_entropy(self.model(x.to(device)), y.to(device)).backward()
+            self.data.task.loss(self.model(x.to(device)), y.to(device)).backward()
         self.model.zero_grad()
         for buffer, before in buffers.items():
             buffer.copy_(before)

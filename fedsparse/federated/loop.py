@@ -112,17 +112,17 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
 def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds: float) -> dict[str, Any]:
     round, traffic, model = server.round, server.traffic, server.model
     evaluated = (round + 1) % plan.eval_every == 0 or round + 1 == plan.rounds
-    accuracy, loss = sgd.evaluate(model, plan.data.test) if evaluated else (None, None)
-    diverged = loss is not None and not math.isfinite(loss)
-    sample, _ = plan.data.test.batch(torch.tensor([0]))
+    test = plan.data.test
+    metrics = sgd.evaluate(model, test) if evaluated else dict.fromkeys(test.task.columns)
+    diverged = any(value is not None and not math.isfinite(value) for value in metrics.values())
+    sample, _ = test.batch(torch.tensor([0]))
     kept = server.weights.topology.nnz
     if not server.weights.topology:
         kept = sum(weight.numel() for weight in pruning.prunable(model).values())
     return {
         "round": round,
         "kind": "adjust" if plan.method.adjusts(round) else "train",
-        "accuracy": accuracy,
-        "loss": None if diverged else loss,
+        **{name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()},
         "density": density(model),
         "nnz": kept,
         "masks_changed": masks_changed,

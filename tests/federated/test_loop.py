@@ -59,7 +59,7 @@ def test_the_last_record_describes_the_model_that_comes_back():
     plan = small_plan(small_method("fedtiny"), rounds=3)
     outcome = go(plan)
     last = outcome.metrics[-1]
-    assert (last["accuracy"], last["loss"]) == sgd.evaluate(outcome.model, plan.data.test)
+    assert {key: last[key] for key in ("accuracy", "loss")} == sgd.evaluate(outcome.model, plan.data.test)
     assert last["density"] == density(outcome.model)
     assert last["nnz"] == outcome.weights.topology.nnz
     assert outcome.stopped is False

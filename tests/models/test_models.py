@@ -113,10 +113,19 @@ def test_resnet_convolutions_start_with_kaiming_spread():
     assert abs(weight.mean().item()) < 1e-3
 
 
+SMALL = {"resnet18": {"width": 2}, "gpt2": {"hidden": 8, "layers": 2, "heads": 2, "context": 16}}
+
+
+def small(name: str) -> nn.Module:
+    shape, tokens = ((16,), True) if name == "gpt2" else ((1, 32, 32), False)
+    return build(name, in_shape=shape, num_classes=3, options=SMALL.get(name, {}), tokens=tokens)
+
+
 @pytest.mark.parametrize("name", models())
 def test_every_parameter_gets_a_gradient(name):
-    model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 4} if name == "resnet18" else {})
-    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    model = small(name)
+    x = torch.randint(3, (4, 16)) if name == "gpt2" else torch.randn(4, 1, 32, 32)
+    model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -125,7 +134,7 @@ def test_build_follows_the_torch_seed(name):
     def flat(seed: int) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 2} if name == "resnet18" else {})
+            model = small(name)
         return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
     first = flat(5)
@@ -145,12 +154,12 @@ def test_build_passes_facts_and_options():
 
 
 def test_models_are_listed_and_public():
-    assert models() == ["lenet", "mlp", "resnet18", "vgg11"]
+    assert models() == ["gpt2", "lenet", "mlp", "resnet18", "vgg11"]
     assert all(callable(getattr(fedsparse.models, name)) for name in models())
 
 
 RGB = (3, 32, 32)
-KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
+KNOWN = "(known: gpt2, lenet, mlp, resnet18, vgg11)"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +229,53 @@ KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
 def test_build_refuses(name, shape, options, message):
     with pytest.raises(ConfigError) as error:
         build(name, in_shape=shape, num_classes=2, options=options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "options", "tokens", "message"),
+    [
+        (
+            "mlp",
+            8,
+            {},
+            True,
+            "model 'mlp' takes no tokens, the data has texts; choose another model or another data set",
+        ),
+        (
+            "gpt2",
+            8,
+            {},
+            False,
+            "model 'gpt2' takes tokens, the data has none; choose another model or another data set",
+        ),
+        (
+            "gpt2",
+            32,
+            {"context": 16},
+            True,
+            "model 'gpt2' reads 16 tokens, the data has blocks of 32; set data.context = 16 or model.context = 32",
+        ),
+        (
+            "gpt2",
+            8,
+            {"vocabulary": 9},
+            True,
+            "model 'gpt2' has no option 'vocabulary' (known: hidden, layers, heads, context, dropout)",
+        ),
+        (
+            "gpt2",
+            8,
+            {"hidden": 10, "heads": 4},
+            True,
+            "model 'gpt2' cannot be built with {'hidden': 10, 'heads': 4}: hidden = 10 is no multiple of heads = 4; "
+            "every head takes an equal part",
+        ),
+    ],
+)
+def test_build_refuses_what_does_not_read(name, length, options, tokens, message):
+    with pytest.raises(ConfigError) as error:
+        build(name, in_shape=(length,), num_classes=2, options=options, tokens=tokens)
     assert str(error.value) == message
 
 
