@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from fedsparse import pruning
-from fedsparse.errors import ClientError
 from fedsparse.federated import sgd
 from fedsparse.federated.checkpoint import Checkpoints
 from fedsparse.federated.engines.base import Engine
@@ -62,7 +61,7 @@ def run_rounds(
             those of an uninterrupted run, times and memory apart.
 
     Raises:
-        ClientError: fewer than `plan.min_clients` usable updates in a round; the last checkpoint stays.
+        ClientError: fewer than `plan.min_clients` usable answers in an exchange; the last checkpoint stays.
         CheckpointError: a checkpoint cannot be written, or none of those present can be read.
     """
     ledger = Ledger(folder)
@@ -75,6 +74,8 @@ def run_rounds(
         ledger.restore({})
     else:
         server.restore(state)
+        if checkpoints is not None:
+            engine.restore(checkpoints.clients(state.round))
     next_round, stopped = 0 if state is None else state.round, False
     while next_round < plan.rounds and not stopped:
         record = _round(plan, server, next_round)
@@ -84,7 +85,7 @@ def run_rounds(
         stopped = next_round < plan.rounds and should_stop()
         due = stopped or next_round % plan.checkpoint_every == 0 or next_round == plan.rounds
         if checkpoints is not None and due:
-            checkpoints.save(server.state(next_round))
+            checkpoints.save(server.state(next_round), engine.save)
     model = plan.network()
     write_weights(model, server.weights)
     return Outcome(model, server.weights, ledger.rounds, stopped)
@@ -99,11 +100,6 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
         server.weights = method.start(server)
     before = server.weights.topology
     updates = server.ask(method.train, lambda client: method.download(server, client), weights_back=True)
-    if len(updates) < plan.min_clients:
-        raise ClientError(
-            f"round {round}: {len(updates)} of {len(server.cohort)} clients delivered a usable update, "
-            f"engine.min_clients asks for {plan.min_clients}; clients.jsonl says why each failed"
-        )
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)
     if topology is not None:
@@ -139,4 +135,7 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "joules": None,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
+        "clients_retried": traffic.retried,
+        "asks_failed": traffic.asks_failed,
+        "replies_ignored": traffic.ignored,
     }
