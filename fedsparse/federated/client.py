@@ -90,6 +90,7 @@ class ClientHost:
         self._plan = plan
         self._model = plan.network()
         self._topologies = topologies
+        sgd.optimizer(self._model, plan.client)  # torch imports its compiler with the first one: no client's seconds
 
     def serve(self, request: Request, kept: Kept) -> tuple[Reply, Kept]:
         """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's.

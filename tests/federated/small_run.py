@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.data import Dataset, FederatedDataset
-from fedsparse.federated.engines.base import Reply, Request
+from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
@@ -168,7 +168,7 @@ class SpyEngine(InlineEngine):
 
 def go(
     plan: Plan,
-    engine: InlineEngine | None = None,
+    engine: Engine | None = None,
     *,
     folder: Path | None = None,
     stop_after: int | None = None,

@@ -112,7 +112,7 @@ class ProcessEngine:
         for worker in self._workers:
             worker.kill()
         self._couriers.shutdown(cancel_futures=True)
-        for worker in self._workers:
+        for worker in self._workers:  # again: a courier may have replaced one in the meantime
             worker.end()
         self._store.close()
 
@@ -126,6 +126,7 @@ class _Worker:
 
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
+        self._changing = threading.RLock()
         self._start()
 
     @property
@@ -148,16 +149,19 @@ class _Worker:
         return reply, after
 
     def start_anew(self) -> None:
-        """Replaces the process, if it is still there."""
-        self.kill()
-        self.end()
-        self._start()
+        """Replaces the process, whether it is still there or not."""
+        with self._changing:
+            self.end()
+            self._start()
 
     def kill(self) -> None:
-        self._process.kill()
+        """Ends the process; who waits for its answer learns of it."""
+        with self._changing:
+            self._process.kill()
 
     def end(self) -> None:
-        """Frees what a killed process leaves."""
+        """Ends the process and frees what it leaves here."""
+        self.kill()
         self._process.join()
         self._process.close()
         self._pipe.close()
