@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import torch
 
@@ -84,13 +85,8 @@ class FaultyEngine:
         "upload of other masks": _stale,
         "not a number": _not_a_number,
         "truncated": lambda _, blob: blob[:-7],
-        "empty": lambda _, blob: b"",
-        "random": lambda _, blob: (
-            torch.randint(256, (300,), generator=torch.Generator().manual_seed(len(blob)))
-            .to(torch.uint8)
-            .numpy()
-            .tobytes()
-        ),
+        "empty": lambda _, blob: blob[:0],
+        "random": lambda _, blob: Random(len(blob)).randbytes(300),
     }
 
     def save(self, folder: Path) -> None:

@@ -29,7 +29,7 @@ FAULTS = [
     ("random", "failed", "not a fedsparse message: ", {}, False),
     ("empty", "failed", "a message has at least 18 bytes, got 0", {}, False),
 ]
-ROUNDS = 2 * len(FAULTS)
+ROUNDS = 2 * len(FAULTS) + 1
 PLACES = {(2 * number + 1, 1): fault for number, (fault, *_) in enumerate(FAULTS)}
 
 

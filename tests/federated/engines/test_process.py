@@ -82,7 +82,7 @@ def plan(troubles):
 @pytest.fixture(scope="module")
 def pool(plan, tmp_path_factory):
     """Two workers, and the folder of their clients' state before any run."""
-    engine = ProcessEngine(plan, workers=2, timeout_s=15)
+    engine = ProcessEngine(plan, workers=2, timeout_s=8)
     pristine = tmp_path_factory.mktemp("pristine") / "state"
     engine.save(pristine)
     yield engine, pristine
@@ -152,7 +152,7 @@ def test_a_run_may_change_engines_where_it_stopped(plan, engine, undisturbed, tm
 def test_lost_workers_change_nothing(plan, engine, undisturbed, troubles, tmp_path):
     wanted, spy = undisturbed
     cohorts = [[request.client_id for request, _ in exchange] for exchange in spy.exchanges]
-    (troubles / f"{cohorts[1][0]}-1").write_text("kill")
+    (troubles / f"{cohorts[1][0]}-1").write_text("memory")
     (troubles / f"{cohorts[2][3]}-2").write_text("hang")
     first = set(engine.pids)
 
@@ -175,30 +175,19 @@ def test_lost_workers_change_nothing(plan, engine, undisturbed, troubles, tmp_pa
 def test_a_client_that_loses_two_workers_has_failed(plan, engine, undisturbed, troubles, tmp_path):
     _, spy = undisturbed
     client = spy.exchanges[2][1][0].client_id
-    (troubles / f"{client}-2").write_text("raise memory")
+    (troubles / f"{client}-2").write_text("raise kill")
     outcome = go(plan, engine, folder=tmp_path)
     (failed,) = [x for x in records(tmp_path) if x["status"] == "failed"]
     assert (failed["round"], failed["client"], failed["retries"], failed["bytes_up"]) == (2, client, 1, 0)
     assert failed["reason"] == (
-        "the worker raised ZeroDivisionError: division by zero; retried: the worker raised MemoryError: "
+        "the worker raised ZeroDivisionError: division by zero; retried: "
+        "the worker was ended by SIGKILL, as it is when memory runs out"
     )
     # It is as if the client had failed by itself: told everything again, its memory that of the time before.
     (troubles / f"{client}-2").write_text("fail")
     by_itself = go(plan)
     assert same_bits(outcome, by_itself)
     assert without_retries(outcome.metrics) == exact(by_itself.metrics)
-
-
-def test_the_reason_names_the_signal_or_the_limit(plan, engine, undisturbed, troubles):
-    request = undisturbed[1].exchanges[0][0][0]
-    (troubles / f"{request.client_id}-0").write_text("kill kill")
-    (reply,) = engine.exchange([request])
-    assert reply.blob is None
-    assert reply.reason.split("; retried: ") == [
-        "the worker was ended by SIGKILL, as it is when memory runs out",
-        "the worker was ended by SIGKILL, as it is when memory runs out",
-    ]
-    assert (reply.seconds.source, reply.peak_bytes.source) == ("unavailable", "unavailable")
 
 
 # ---- what workers are
@@ -257,7 +246,7 @@ def test_workers_that_do_not_start_end_the_run(monkeypatch):
 
 
 # ---- nothing grows
-def test_rounds_leave_nothing_behind(plan, engine, tmp_path):
+def test_rounds_leave_nothing_behind(plan, engine):
     """Files, threads, processes and what the store holds are the same after 5 rounds and after 30."""
     held = {}
 
