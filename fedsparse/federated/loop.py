@@ -1,5 +1,6 @@
 """The rounds of a run: sample, ask, aggregate, adjust, evaluate, write."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,9 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
     if round == 0:
         server.weights = method.start(server)
     before = server.weights.topology
-    updates = server.ask(method.train, lambda client: method.download(server, client), weights_back=True)
+    updates = server.ask(
+        method.train, lambda client: method.download(server, client), weights_back=True, check=method.check
+    )
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)
     if topology is not None:
@@ -112,6 +115,7 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
     round, traffic, model = server.round, server.traffic, server.model
     evaluated = (round + 1) % plan.eval_every == 0 or round + 1 == plan.rounds
     accuracy, loss = sgd.evaluate(model, plan.data.test) if evaluated else (None, None)
+    diverged = loss is not None and not math.isfinite(loss)
     sample, _ = plan.data.test.batch(torch.tensor([0]))
     kept = server.weights.topology.nnz
     if not server.weights.topology:
@@ -120,7 +124,7 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "round": round,
         "kind": "adjust" if plan.method.adjusts(round) else "train",
         "accuracy": accuracy,
-        "loss": loss,
+        "loss": None if diverged else loss,
         "density": density(model),
         "nnz": kept,
         "masks_changed": masks_changed,
@@ -138,4 +142,5 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "clients_retried": traffic.retried,
         "asks_failed": traffic.asks_failed,
         "replies_ignored": traffic.ignored,
+        "diverged": diverged,
     }

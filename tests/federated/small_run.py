@@ -15,6 +15,7 @@ from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
+from fedsparse.federated.store import Kept
 from fedsparse.methods.base import Method, SparseMethod, find
 from fedsparse.methods.roles import Client, Extras, Server, Update, client_task
 from fedsparse.nn import read_weights, sparse_layers, topology
@@ -159,6 +160,10 @@ class SpyEngine(InlineEngine):
         super().__init__(plan)
         self.exchanges: list[list[tuple[Request, Reply]]] = []
         self._step = -1 if reverse else 1
+
+    def kept(self, client_id: int) -> Kept:
+        """What a client keeps now."""
+        return self._store.kept(client_id)
 
     def exchange(self, requests: Sequence[Request]) -> list[Reply]:
         replies = super().exchange(requests[:: self._step])[:: self._step]
