@@ -98,7 +98,7 @@ class ProcessEngine:
                 self._idle.put(worker)
             self._store.commit(request.client_id, kept)
             return replace(reply, retries=len(reasons))
-        return unanswered(request, "; retried: ".join(reasons), retries=len(reasons) - 1)
+        return unanswered(request, "; retried: ".join(reasons or ["the engine was closed"]), retries=len(reasons) > 1)
 
     def save(self, folder: Path) -> None:
         self._store.save(folder)
