@@ -32,6 +32,7 @@ _ATTEMPTS = 2
 _STARTS = 3  # of a worker in a row that may fail
 _START_SECONDS = 300.0
 _JOIN_SECONDS = 10.0
+_CLOSED = "the engine was closed"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _spawn = multiprocessing.get_context("spawn")
 
@@ -91,14 +92,14 @@ class ProcessEngine:
                 reply, kept = worker.serve(request, self._store.kept(request.client_id), self._timeout_s)
             except _Lost as lost:
                 reasons.append(str(lost))
-                if not self._closed.is_set():
-                    worker.start_anew()
+                worker.start_anew()
                 continue
             finally:
                 self._idle.put(worker)
             self._store.commit(request.client_id, kept)
             return replace(reply, retries=len(reasons))
-        return unanswered(request, "; retried: ".join(reasons or ["the engine was closed"]), retries=len(reasons) > 1)
+        reason = "; retried: ".join(reasons) or _CLOSED
+        return unanswered(request, reason, retries=max(0, len(reasons) - 1))
 
     def save(self, folder: Path) -> None:
         self._store.save(folder)
@@ -110,9 +111,9 @@ class ProcessEngine:
         """Kills the workers, whatever they are doing."""
         self._closed.set()
         for worker in self._workers:
-            worker.kill()
+            worker.dismiss()
         self._couriers.shutdown(cancel_futures=True)
-        for worker in self._workers:  # again: a courier may have replaced one in the meantime
+        for worker in self._workers:
             worker.end()
         self._store.close()
 
@@ -126,7 +127,8 @@ class _Worker:
 
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
-        self._changing = threading.RLock()
+        self._changing = threading.Lock()
+        self._dismissed = False
         self._start()
 
     @property
@@ -149,19 +151,21 @@ class _Worker:
         return reply, after
 
     def start_anew(self) -> None:
-        """Replaces the process, whether it is still there or not."""
+        """Replaces the process, whether it is still there or not, unless the seat is given up."""
         with self._changing:
-            self.end()
-            self._start()
+            if not self._dismissed:
+                self.end()
+                self._start()
 
-    def kill(self) -> None:
-        """Ends the process; who waits for its answer learns of it."""
+    def dismiss(self) -> None:
+        """Ends the process for good; who waits for its answer learns of it."""
         with self._changing:
+            self._dismissed = True
             self._process.kill()
 
     def end(self) -> None:
         """Ends the process and frees what it leaves here."""
-        self.kill()
+        self._process.kill()
         self._process.join()
         self._process.close()
         self._pipe.close()
@@ -179,6 +183,8 @@ class _Worker:
         for _ in range(_STARTS):
             if self._ready:
                 return
+            if self._dismissed:
+                raise _Lost(_CLOSED)
             try:
                 self._ready = isinstance(self._call(None, _START_SECONDS), Ready)
             except _Lost as lost:

@@ -279,4 +279,19 @@ def test_closing_ends_workers_in_the_middle_of_a_client(plan, undisturbed, troub
     engine.close()
     asking.join()
     assert not _alive(pid)
-    assert replies[0].blob is None
+    assert (replies[0].blob, replies[0].retries) == (None, 0)
+    assert replies[0].reason == "the worker was ended by SIGKILL, as it is when memory runs out"
+
+
+def test_closing_does_not_wait_for_workers_to_start(plan, undisturbed):
+    engine = ProcessEngine(plan, workers=1, timeout_s=600)
+    replies = []
+    asking = threading.Thread(target=lambda: replies.extend(engine.exchange([undisturbed[1].exchanges[0][0][0]])))
+    asking.start()
+    while engine._idle.qsize():  # until a courier has the worker
+        time.sleep(0.01)
+    (pid,) = engine.pids
+    engine.close()
+    asking.join()
+    assert not _alive(pid)
+    assert replies[0].reason == "the engine was closed"
