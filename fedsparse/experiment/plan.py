@@ -13,6 +13,7 @@ from fedsparse import models
 from fedsparse.data import Cutting, Dataset, FederatedDataset, load, partition
 from fedsparse.errors import ConfigError, DataError, PatternError
 from fedsparse.experiment.config import Config
+from fedsparse.experiment.engine import client_threads
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
 from fedsparse.methods.base import Method, SparseMethod
@@ -60,7 +61,8 @@ def build_plans(configs: Iterable[Config]) -> list[Plan]:
     Reads the data and makes each model once, so that a bad setting shows here, before a run begins.
 
     Raises:
-        ConfigError: the model, its options or the device do not exist, or the masks do not fit the network.
+        ConfigError: the model, its options or the device do not exist, the masks do not fit the network, or there
+            are more workers than cores.
         InfeasibleDensityError: no masks reach the density.
         DataError: the data cannot be read, or not dealt as asked.
     """
@@ -99,6 +101,7 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         min_clients=config.engine.min_clients,
         device=config.run.device,
         public=public,
+        threads=client_threads(config.engine),
     )
 
 

@@ -112,13 +112,16 @@ class EngineTable(Table):
     """[engine]: what runs the clients of a round.
 
     Attributes:
-        kind: `inline` runs them one after the other in this process.
+        kind: `inline` runs them one after the other in this process, `process` in workers on this host.
         workers: processes that share the clients of a round; `inline` works in this one alone.
+        threads: that a client computes with, in every engine, as results depend on it; None means this process's
+            number, divided by `workers`. Given, it may be more than the cores can serve.
         timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
-        min_clients: fewest usable updates of a round; with fewer the run fails, and can be resumed.
+        min_clients: fewest usable answers in a round; with fewer the run fails, and can be resumed.
     """
 
-    kind: Literal["inline"] = "inline"
+    kind: str = "inline"
     workers: Count = 1
+    threads: Count | None = None
     timeout_s: Positive = 600.0
     min_clients: Count = 1

@@ -75,6 +75,8 @@ def run_rounds(
         ledger.restore({})
     else:
         server.restore(state)
+        if checkpoints is not None:
+            engine.restore(checkpoints.clients(state.round))
     next_round, stopped = 0 if state is None else state.round, False
     while next_round < plan.rounds and not stopped:
         record = _round(plan, server, next_round)
@@ -84,7 +86,7 @@ def run_rounds(
         stopped = next_round < plan.rounds and should_stop()
         due = stopped or next_round % plan.checkpoint_every == 0 or next_round == plan.rounds
         if checkpoints is not None and due:
-            checkpoints.save(server.state(next_round))
+            checkpoints.save(server.state(next_round), engine.save)
     model = plan.network()
     write_weights(model, server.weights)
     return Outcome(model, server.weights, ledger.rounds, stopped)
@@ -137,5 +139,8 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "joules": None,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
+        "clients_retried": traffic.retried,
+        "asks_failed": traffic.asks_failed,
+        "replies_ignored": traffic.ignored,
         "diverged": diverged,
     }

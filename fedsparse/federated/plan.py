@@ -49,6 +49,7 @@ class Plan:
         min_clients: fewest usable updates of a round.
         device: where clients and evaluation compute.
         public: samples the server may use, if any.
+        threads: that torch computes with in a client, in every engine; None means as many as in this process.
     """
 
     method: Method
@@ -63,6 +64,7 @@ class Plan:
     min_clients: int = 1
     device: str = "cpu"
     public: Dataset | None = None
+    threads: int | None = None
 
     def network(self) -> nn.Module:
         """The method's network with its initial weights, on the run's device."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.data import Dataset, FederatedDataset
-from fedsparse.federated.engines.base import Reply, Request
+from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
+from fedsparse.federated.store import Kept
 from fedsparse.methods.base import Method, SparseMethod, find
 from fedsparse.methods.roles import Client, Extras, Server, Update, client_task
 from fedsparse.nn import read_weights, sparse_layers, topology
@@ -160,6 +161,10 @@ class SpyEngine(InlineEngine):
         self.exchanges: list[list[tuple[Request, Reply]]] = []
         self._step = -1 if reverse else 1
 
+    def kept(self, client_id: int) -> Kept:
+        """What a client keeps now."""
+        return self._store.kept(client_id)
+
     def exchange(self, requests: Sequence[Request]) -> list[Reply]:
         replies = super().exchange(requests[:: self._step])[:: self._step]
         self.exchanges.append(list(zip(requests, replies, strict=True)))
@@ -168,7 +173,7 @@ class SpyEngine(InlineEngine):
 
 def go(
     plan: Plan,
-    engine: InlineEngine | None = None,
+    engine: Engine | None = None,
     *,
     folder: Path | None = None,
     stop_after: int | None = None,
