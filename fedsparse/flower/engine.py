@@ -162,7 +162,7 @@ class FlowerEngine:
         if not new:
             return
         self._silent = {}
-        for node, answer in zip(new, self._post({node: [_Letter(HELLO, 0, {}, None)] for node in new}), strict=True):
+        for node, answer in zip(new, self._post([(node, _Letter(HELLO, 0, {}, None)) for node in new]), strict=True):
             try:
                 notes = notes_of(_usable(answer))
                 self._node_of[notes["partition"]], self._partitions = node, notes["partitions"]
@@ -186,23 +186,23 @@ class FlowerEngine:
     # ---- letters
     def _ask(self, letters: "Sequence[_Letter]") -> list[_Answer]:
         """The answer to each letter, or why there is none."""
-        of_node: dict[int, list[_Letter]] = {}
-        for letter in letters:
-            if letter.partition in self._node_of:
-                of_node.setdefault(self._node_of[letter.partition], []).append(letter)
-        answers = dict(zip(map(id, (x for line in of_node.values() for x in line)), self._post(of_node), strict=True))
-        return [answers.get(id(letter), self._unserved(letter.partition)) for letter in letters]
+        known = [letter for letter in letters if letter.partition in self._node_of]
+        answers = iter(self._post([(self._node_of[letter.partition], letter) for letter in known]))
+        return [
+            next(answers) if letter.partition in self._node_of else self._unserved(letter.partition)
+            for letter in letters
+        ]
 
     def _unserved(self, partition: int) -> str:
         reasons = "".join(f"; a node that is there says: {reason}" for reason in self._silent.values())
         return f"no Flower node serves partition {partition} of {self._partitions}{reasons}"
 
-    def _post(self, of_node: "dict[int, list[_Letter]]") -> list[_Answer]:
-        """The answers to the letters of each node, node by node.
+    def _post(self, addressed: "Sequence[tuple[int, _Letter]]") -> list[_Answer]:
+        """The answers to letters to nodes.
 
         A node has one letter at a time: it may serve two at once, and one would undo what the other wrote down.
         """
-        mail = _Mail(self._grid, of_node, ttl=self._timeout_s * (1 + sum(map(len, of_node.values()))))
+        mail = _Mail(self._grid, addressed, ttl=self._timeout_s * (1 + len(addressed)))
         deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
         mail.send()
         while mail.under_way:
@@ -215,7 +215,7 @@ class FlowerEngine:
                 self._sleep(pause)
                 pause = min(2 * pause, _PAUSES[1])
         silence = f"no answer within {self._timeout_s:g} s"
-        return [mail.answers.get((node, n), silence) for node, line in of_node.items() for n in range(len(line))]
+        return [mail.answers.get(number, silence) for number in range(len(addressed))]
 
 
 @dataclass(frozen=True)
@@ -244,43 +244,46 @@ class _Mail:
     """Letters to nodes and what came back.
 
     Attributes:
-        answers: by node and the letter's place in the node's line.
-        under_way: the same key for every message that has no reply yet, by the message's id.
+        answers: by the letter's number.
+        under_way: numbers of the letters that have no reply yet, by the message's id.
     """
 
-    def __init__(self, grid: Grid, of_node: dict[int, list[_Letter]], *, ttl: float) -> None:
-        self._grid, self._of_node, self._ttl = grid, of_node, ttl
-        self._due = [(node, 0) for node, line in of_node.items() if line]
-        self.answers: dict[tuple[int, int], _Answer] = {}
-        self.under_way: dict[str, tuple[int, int]] = {}
+    def __init__(self, grid: Grid, addressed: Sequence[tuple[int, _Letter]], *, ttl: float) -> None:
+        self._grid, self._addressed, self._ttl = grid, addressed, ttl
+        self._lines: dict[int, list[int]] = {}  # of each node, the last letter in front
+        for number in reversed(range(len(addressed))):
+            self._lines.setdefault(addressed[number][0], []).append(number)
+        self._due = [line.pop() for line in self._lines.values()]
+        self.answers: dict[int, _Answer] = {}
+        self.under_way: dict[str, int] = {}
 
     def send(self) -> None:
         """Sends each idle node its next letter; one that Flower does not take is answered by that."""
         while self._due:
             due, self._due = self._due, []
-            messages = [self._of_node[node][place].message(node, self._ttl) for node, place in due]
+            messages = [letter.message(node, self._ttl) for node, letter in (self._addressed[n] for n in due)]
             taken = set(self._grid.push_messages(messages))
-            for key, message in zip(due, messages, strict=True):
+            for number, message in zip(due, messages, strict=True):
                 if message.metadata.message_id in taken:
-                    self.under_way[message.metadata.message_id] = key
+                    self.under_way[message.metadata.message_id] = number
                 else:
-                    self._settle(key, "Flower did not take the message: the node is gone, or the message too large")
+                    self._settle(number, "Flower did not take the message: the node is gone, or it is too large")
 
     def fetch(self) -> bool:
         """Takes the replies that are there; whether there were any."""
         found = False
         for reply in self._grid.pull_messages(list(self.under_way)):
-            key = self.under_way.pop(reply.metadata.reply_to_message_id, None)
-            if key is not None:
+            number = self.under_way.pop(reply.metadata.reply_to_message_id, None)
+            if number is not None:
                 found = True
-                self._settle(key, _error_text(reply) if reply.has_error() else reply)
+                self._settle(number, _error_text(reply) if reply.has_error() else reply)
         return found
 
-    def _settle(self, key: tuple[int, int], answer: _Answer) -> None:
-        node, place = key
-        self.answers[key] = answer
-        if place + 1 < len(self._of_node[node]):
-            self._due.append((node, place + 1))
+    def _settle(self, number: int, answer: _Answer) -> None:
+        self.answers[number] = answer
+        line = self._lines[self._addressed[number][0]]
+        if line:
+            self._due.append(line.pop())
 
 
 def _error_text(reply: Message) -> str:
