@@ -29,6 +29,7 @@ OPTIONAL = {
     "pyarrow": ("data sets in parquet files", "data"),
     "PIL": ("data sets of encoded images", "data"),
     "triton": ("the Triton kernels", "triton"),
+    "flwr": ("the engine `flower`", "flower"),
     "sparseprop": ("comparisons of `fedsparse bench`", "bench"),
     "sparselab": ("comparisons of `fedsparse bench`", "bench"),
 }

@@ -2,7 +2,7 @@
 
 import typer
 
-from fedsparse.cli import benching, comparing, doctor, listing, running
+from fedsparse.cli import benching, comparing, doctor, flowering, listing, running
 from fedsparse.cli.failures import CleanFailures
 
 __all__ = ["app", "main"]
@@ -21,6 +21,7 @@ app.command("resume", epilog=running.RESUME_EXAMPLE)(running.resume)
 app.command("compare", epilog=comparing.EXAMPLE)(comparing.compare)
 app.command("list", epilog=listing.EXAMPLE)(listing.show)
 app.add_typer(benching.app, name="bench")
+app.add_typer(flowering.app, name="flower")
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 

@@ -51,14 +51,15 @@ def _serve_begun(grid: Grid, settings: AppSettings, folder: Path) -> None:
     try:
         config = _single(settings)
         (plan,) = build_plans([config])
-        watch: Callable[[Mapping[str, object]], None] = lambda record: None  # noqa: E731
-        outcome = _rounds(
-            grid, settings, config, plan, folder, on_round=watch, should_stop=(folder / STOP).exists
-        )
+        outcome = _rounds(grid, settings, config, plan, folder, on_round=_unwatched, should_stop=(folder / STOP).exists)
     except FedsparseError as error:
         report_end(folder, error)
         raise
     report_end(folder, outcome)
+
+
+def _unwatched(_: Mapping[str, object]) -> None:
+    """The other process reads the records."""
 
 
 def _rounds(
@@ -72,9 +73,7 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Outcome:
     """The rounds of one run, on Flower's nodes."""
-    engine = FlowerEngine(
-        grid, nodes=settings.nodes, timeout_s=config.engine.timeout_s, folder=folder / ".clients"
-    )
+    engine = FlowerEngine(grid, nodes=settings.nodes, timeout_s=config.engine.timeout_s, folder=folder / ".clients")
     with closing(engine):
         return run_rounds(
             _threaded(plan, settings), engine, folder=folder, resume=True, on_round=on_round, should_stop=should_stop
@@ -84,24 +83,16 @@ def _rounds(
 # ---- the clients
 def _exchange(message: Message, context: Context) -> Message:
     settings = AppSettings.read(context.run_config)
-    desk = _desk(settings.config, settings.threads)
-    torch.set_num_threads(desk.threads)
-    return node.exchange(message, context, desk.desk)
-
-
-class _Place:
-    """What this process serves clients of one configuration with."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.threads = plan.threads or torch.get_num_threads()
-        self.desk = node.Desk(plan)
+    return node.exchange(message, context, _desk(settings.config, settings.threads))
 
 
 @lru_cache(maxsize=1)  # a process of a simulation serves many messages of one run
-def _desk(config: str, threads: int) -> _Place:
+def _desk(config: str, threads: int) -> node.Desk:
     settings = AppSettings(config=config, threads=threads)
     (plan,) = build_plans([_single(settings)])
-    return _Place(_threaded(plan, settings))
+    plan = _threaded(plan, settings)
+    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    return node.Desk(plan)
 
 
 def _single(settings: AppSettings) -> Config:

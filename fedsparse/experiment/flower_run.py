@@ -97,9 +97,7 @@ def _link(config: Config, place: Path) -> AbstractContextManager[SuperLink]:
         (place / name).mkdir()
     workers = config.engine.workers
     gpus = torch.cuda.device_count() / workers if config.run.device.startswith("cuda") else 0.0
-    return simulation(
-        place / "home", clients=config.data.clients, workers=workers, gpus=gpus, cwd=place / "neutral"
-    )
+    return simulation(place / "home", clients=config.data.clients, workers=workers, gpus=gpus, cwd=place / "neutral")
 
 
 def _look_after(

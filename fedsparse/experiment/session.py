@@ -79,9 +79,7 @@ class Session:
         """The configuration of each run."""
         return runs(self.config)
 
-    def go_on(
-        self, *, on_round: OnRound, should_stop: ShouldStop, rounds: Rounds | None = None
-    ) -> list[Result]:
+    def go_on(self, *, on_round: OnRound, should_stop: ShouldStop, rounds: Rounds | None = None) -> list[Result]:
         """Runs what is not finished, reads what is; a stop leaves the list short or its last run stopped.
 
         Args:
@@ -96,9 +94,7 @@ class Session:
             folder = self._folder(config)
             with locked(folder):
                 watch = partial(on_round, config)
-                results.append(
-                    _finish(config, plan, folder, rounds=rounds, on_round=watch, should_stop=should_stop)
-                )
+                results.append(_finish(config, plan, folder, rounds=rounds, on_round=watch, should_stop=should_stop))
         return results
 
     def _folder(self, config: Config) -> Path:

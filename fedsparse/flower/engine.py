@@ -10,6 +10,7 @@ the same message, then the client has failed; an answer that comes later than th
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,6 @@ EXCHANGE, HELLO, HAND_OVER, TAKE_BACK = "train.exchange", "query.hello", "query.
 _ATTEMPTS = 2
 _PAUSES = (0.02, 1.0)  # seconds between two looks for replies: the first, and the longest
 _READINGS = (("seconds", "s"), ("peak", "B"))
-_Answer = Message | str  # a reply, or the reason why there is none
 
 
 class FlowerEngine:
@@ -74,11 +74,11 @@ class FlowerEngine:
         for _ in range(_ATTEMPTS):
             left = [request for request in requests if request.client_id not in served]
             for request, answer in zip(left, self._ask([self._letter(r) for r in left]), strict=True):
-                reply = self._opened(request, answer)
-                if isinstance(reply, str):
-                    reasons[request.client_id].append(reply)
-                else:
-                    served[request.client_id] = replace(reply, retries=len(reasons[request.client_id]))
+                told = reasons[request.client_id]
+                try:
+                    served[request.client_id] = replace(self._opened(request, answer), retries=len(told))
+                except FedsparseError as error:
+                    told.append(str(error))
         return [
             served.get(r.client_id)
             or unanswered(r, "; retried: ".join(reasons[r.client_id]), retries=len(reasons[r.client_id]) - 1)
@@ -92,8 +92,8 @@ class FlowerEngine:
         letters = [self._note(HAND_OVER, c, {"token": changed[c].token}) for c in asked]
         handed: dict[int, Kept] = {}
         for client_id, answer in zip(asked, self._ask(letters), strict=True):
-            if not isinstance(answer, str):
-                handed[client_id], topology = unpack_kept(packed_bytes(answer))
+            with suppress(FedsparseError):
+                handed[client_id], topology = unpack_kept(packed_bytes(answer.opened()))
                 if topology is not None:
                     self._store.topologies.add(topology)
         for client_id, keeps in changed.items():
@@ -131,18 +131,19 @@ class FlowerEngine:
         """A message about a client to the node that serves it."""
         return _Letter(kind, client_id % self._partitions, {"client": client_id, **notes}, blob)
 
-    def _opened(self, request: Request, answer: _Answer) -> Reply | str:
-        """A client's reply, or why it has to be asked again."""
-        if isinstance(answer, str):
-            return answer
+    def _opened(self, request: Request, answer: "_Answer") -> Reply:
+        """A client's reply; a FedsparseError says why it has to be asked again."""
+        message = answer.opened()
+        notes = notes_of(message)
         try:
-            notes = notes_of(answer)
-            blob = None if notes["reason"] else packed_bytes(answer)
+            blob = None if notes["reason"] else packed_bytes(message)
             self._keeps[request.client_id] = _Keeps(notes["token"], notes["held"], notes["remembers"])
-        except (WireError, KeyError) as error:
-            return f"the node's answer cannot be read: {error}"
-        readings = [Reading(notes.get(n), u, notes.get(f"{n}-source", "unavailable")) for n, u in _READINGS]
-        return Reply(request.client_id, blob, notes["reason"], *readings)
+        except KeyError as error:
+            raise WireError(
+                f"the node's answer lacks {error}; use the same version of fedsparse on all hosts"
+            ) from error
+        seconds, peak = (Reading(notes.get(n), u, notes.get(f"{n}-source", "unavailable")) for n, u in _READINGS)
+        return Reply(request.client_id, blob, notes["reason"], seconds, peak)
 
     def _has(self, digest: str) -> bool:
         """Whether the topology of a digest is in the store; there is none to have without a digest."""
@@ -164,7 +165,7 @@ class FlowerEngine:
         self._silent = {}
         for node, answer in zip(new, self._post([(node, _Letter(HELLO, 0, {}, None)) for node in new]), strict=True):
             try:
-                notes = notes_of(_usable(answer))
+                notes = notes_of(answer.opened())
                 self._node_of[notes["partition"]], self._partitions = node, notes["partitions"]
             except FedsparseError as error:
                 self._silent[node] = str(error)
@@ -184,12 +185,12 @@ class FlowerEngine:
         return present
 
     # ---- letters
-    def _ask(self, letters: "Sequence[_Letter]") -> list[_Answer]:
+    def _ask(self, letters: "Sequence[_Letter]") -> "list[_Answer]":
         """The answer to each letter, or why there is none."""
         known = [letter for letter in letters if letter.partition in self._node_of]
         answers = iter(self._post([(self._node_of[letter.partition], letter) for letter in known]))
         return [
-            next(answers) if letter.partition in self._node_of else self._unserved(letter.partition)
+            next(answers) if letter.partition in self._node_of else _Answer(None, self._unserved(letter.partition))
             for letter in letters
         ]
 
@@ -197,7 +198,7 @@ class FlowerEngine:
         reasons = "".join(f"; a node that is there says: {reason}" for reason in self._silent.values())
         return f"no Flower node serves partition {partition} of {self._partitions}{reasons}"
 
-    def _post(self, addressed: "Sequence[tuple[int, _Letter]]") -> list[_Answer]:
+    def _post(self, addressed: "Sequence[tuple[int, _Letter]]") -> "list[_Answer]":
         """The answers to letters to nodes.
 
         A node has one letter at a time: it may serve two at once, and one would undo what the other wrote down.
@@ -215,7 +216,7 @@ class FlowerEngine:
                 self._sleep(pause)
                 pause = min(2 * pause, _PAUSES[1])
         silence = f"no answer within {self._timeout_s:g} s"
-        return [mail.answers.get(number, silence) for number in range(len(addressed))]
+        return [mail.answers.get(number, _Answer(None, silence)) for number in range(len(addressed))]
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,20 @@ class _Letter:
 
     def message(self, node: int, ttl: float) -> Message:
         return Message(content(self.blob, self.notes), dst_node_id=node, message_type=self.kind, ttl=ttl)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """A message that came back, or the reason why there is none."""
+
+    message: Message | None
+    reason: str = ""
+
+    def opened(self) -> Message:
+        """The message; ClientError with the reason where there is none."""
+        if self.message is None:
+            raise ClientError(self.reason)
+        return self.message
 
 
 class _Mail:
@@ -267,7 +282,9 @@ class _Mail:
                 if message.metadata.message_id in taken:
                     self.under_way[message.metadata.message_id] = number
                 else:
-                    self._settle(number, "Flower did not take the message: the node is gone, or it is too large")
+                    self._settle(
+                        number, _Answer(None, "Flower did not take the message: the node is gone, or it is too large")
+                    )
 
     def fetch(self) -> bool:
         """Takes the replies that are there; whether there were any."""
@@ -276,7 +293,7 @@ class _Mail:
             number = self.under_way.pop(reply.metadata.reply_to_message_id, None)
             if number is not None:
                 found = True
-                self._settle(number, _error_text(reply) if reply.has_error() else reply)
+                self._settle(number, _answer(reply))
         return found
 
     def _settle(self, number: int, answer: _Answer) -> None:
@@ -286,14 +303,10 @@ class _Mail:
             self._due.append(line.pop())
 
 
-def _error_text(reply: Message) -> str:
-    return f"the node reports error {reply.error.code}: {reply.error.reason or 'no reason given'}"
-
-
-def _usable(answer: _Answer) -> Message:
-    if isinstance(answer, str):
-        raise ClientError(answer)
-    return answer
+def _answer(reply: Message) -> _Answer:
+    if not reply.has_error():
+        return _Answer(reply)
+    return _Answer(None, f"the node reports error {reply.error.code}: {reply.error.reason or 'no reason given'}")
 
 
 def _needed(changed: dict[int, _Keeps], has: Callable[[str], bool]) -> list[int]:

@@ -16,10 +16,10 @@ from fedsparse.federated.engines.base import Request
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.store import Kept
 from fedsparse.flower.kept import pack_kept, pack_topology, token, unpack_kept, unpack_topology
-from fedsparse.flower.messages import content, notes_of, packed_bytes
+from fedsparse.flower.messages import Scalar, content, notes_of, packed_bytes
 from fedsparse.pattern import Topology
 
-__all__ = ["Desk", "exchange", "hello", "hand_over", "take_back"]
+__all__ = ["Desk", "exchange", "hand_over", "hello", "take_back"]
 
 _TOPOLOGIES = "fedsparse-topologies"
 _CLIENT = "fedsparse-client-"
@@ -106,8 +106,8 @@ def hello(message: Message, context: Context) -> Message:
     settings = context.node_config
     if not {"partition-id", "num-partitions"} <= settings.keys():
         raise ConfigError(
-            f"the node's configuration has {', '.join(settings) or 'no key'}: expected partition-id and num-partitions; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
+            f"the node's configuration has {', '.join(settings) or 'no key'}: expected partition-id and "
+            'num-partitions; start it with --node-config "partition-id=0 num-partitions=2"'
         )
     notes = {"partition": int(settings["partition-id"]), "partitions": int(settings["num-partitions"])}
     return Message(content(None, notes), reply_to=message)
@@ -123,7 +123,12 @@ def exchange(message: Message, context: Context, desk: Desk) -> Message:
     desk.topologies.lay_out(before.held, lambda: notes.topology(before.held))
     reply, after = desk.host.serve(request, before)
     notes.note(request.client_id, before, after, desk.topologies.get(after.held) if after.held else None)
-    answer = {"token": token(after), "held": after.held, "remembers": bool(after.memory), "reason": reply.reason}
+    answer: dict[str, Scalar] = {
+        "token": token(after),
+        "held": after.held,
+        "remembers": bool(after.memory),
+        "reason": reply.reason,
+    }
     for name, reading in (("seconds", reply.seconds), ("peak", reply.peak_bytes)):
         answer |= {f"{name}-source": reading.source}
         answer |= {} if reading.value is None else {name: float(reading.value)}

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -205,17 +205,39 @@ def _await_health(process: "subprocess.Popen[bytes]", address: str, log: Path) -
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends a process and its session, by request first."""
+    """Ends a process and all that it has started, by request first.
+
+    Flower starts helpers in sessions of their own, and Ray starts more, so they are found by who started whom.
+    """
+    family = [process.pid, *_descendants(process.pid)]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline:
+            process.poll()  # collects it
+            family = [pid for pid in family if pid in _processes()]
+            if not family:
+                return
+            time.sleep(0.1)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    parents, found = _processes(), [pid]
+    for parent in found:
+        found += [child for child, of in parents.items() if of == parent]
+    return found[1:]
+
+
+def _processes() -> dict[int, int]:
+    """Parent of each process that runs on this host."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True, timeout=_COMMAND_SECONDS
+    )
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return {int(pid): int(parent) for pid, parent, state, *_ in rows if not state.startswith("Z")}
 
 
 def free_port() -> int:
@@ -233,8 +255,8 @@ def require_flower() -> None:
     """
     if find_spec("flwr") is None:
         raise ConfigError(
-            'engine.kind = "flower": the package flwr is not installed; run `pip install \'fedsparse[flower]\'`, or use '
-            '--engine process'
+            "engine.kind = \"flower\": the package flwr is not installed; run `pip install 'fedsparse[flower]'`, or "
+            "use --engine process"
         )
 
 
