@@ -207,16 +207,15 @@ class FlowerEngine:
         deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
         mail.send()
         while mail.under_way:
-            if mail.fetch():
-                mail.send()
-                deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
-            elif self._clock() >= deadline:
-                break
-            else:
+            if not mail.fetch() and self._clock() < deadline:
                 self._sleep(pause)
                 pause = min(2 * pause, _PAUSES[1])
-        silence = f"no answer within {self._timeout_s:g} s"
-        return [mail.answers.get(number, _Answer(None, silence)) for number in range(len(addressed))]
+                continue
+            if self._clock() >= deadline:
+                mail.give_up(f"no answer within {self._timeout_s:g} s")
+            mail.send()
+            deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
+        return [mail.answers[number] for number in range(len(addressed))]
 
 
 @dataclass(frozen=True)
@@ -295,6 +294,12 @@ class _Mail:
                 found = True
                 self._settle(number, _answer(reply))
         return found
+
+    def give_up(self, reason: str) -> None:
+        """Waits no longer for the letters that are under way."""
+        waiting, self.under_way = self.under_way, {}
+        for number in waiting.values():
+            self._settle(number, _Answer(None, reason))
 
     def _settle(self, number: int, answer: _Answer) -> None:
         self.answers[number] = answer
