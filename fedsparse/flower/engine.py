@@ -207,11 +207,11 @@ class FlowerEngine:
         deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
         mail.send()
         while mail.under_way:
-            if not mail.fetch() and self._clock() < deadline:
-                self._sleep(pause)
-                pause = min(2 * pause, _PAUSES[1])
-                continue
-            if self._clock() >= deadline:
+            if not mail.fetch():
+                if self._clock() < deadline:
+                    self._sleep(pause)
+                    pause = min(2 * pause, _PAUSES[1])
+                    continue
                 mail.give_up(f"no answer within {self._timeout_s:g} s")
             mail.send()
             deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]

@@ -22,7 +22,7 @@ from typing import Any
 
 from fedsparse.errors import ClientError, ConfigError
 
-__all__ = ["RunStatus", "SuperLink", "free_port", "parse_status", "quiet", "require_flower", "simulation"]
+__all__ = ["RunStatus", "SuperLink", "command", "end", "free_port", "parse_status", "quiet", "require_flower", "simulation"]
 
 _COMMAND_SECONDS = 120.0
 _START_SECONDS = 120.0
@@ -189,7 +189,7 @@ def simulation(home: Path, *, clients: int, workers: int, gpus: float, cwd: Path
         settings += f" client-resources-num-gpus={gpus}" if gpus else ""
         yield SuperLink("local", environment, settings)
     finally:
-        _end(process)
+        end(process)
 
 
 def _await_health(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
@@ -204,7 +204,7 @@ def _await_health(process: "subprocess.Popen[bytes]", address: str, log: Path) -
     raise ClientError(f"Flower's SuperLink did not start within {_START_SECONDS:g} s; it says: {last}")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]") -> None:
     """Ends a process and all that it has started, by request first.
 
     Flower starts helpers in sessions of their own, and Ray starts more, so they are found by who started whom.

@@ -164,7 +164,9 @@ def test_a_node_without_a_partition_is_told_how_to_start():
 
 def test_a_silent_node_is_waited_for_as_long_as_the_settings_say(tmp_path):
     plan = remembering(rounds=1)
-    grid = FakeGrid(plan, nodes=6, faults=lambda n, m: "silent" if m.metadata.dst_node_id == FIRST_NODE + 1 and n > 5 else "")
+    grid = FakeGrid(
+        plan, nodes=6, faults=lambda n, m: "silent" if m.metadata.dst_node_id == FIRST_NODE + 1 and n > 5 else ""
+    )
     (tmp_path / "run").mkdir()
     outcome = go(plan, engine_over(grid), folder=tmp_path / "run")
     failed = [line for line in lines(tmp_path / "run", "clients.jsonl") if '"failed"' in line]
