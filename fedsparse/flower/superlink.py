@@ -217,8 +217,10 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + _STOP_SECONDS
         while time.monotonic() < deadline:
             process.poll()  # collects it
-            family = [pid for pid in family if pid in _processes()]
+            running = _processes()
+            family = [pid for pid in family if pid in running]
             if not family:
+                process.wait()
                 return
             time.sleep(0.1)
 

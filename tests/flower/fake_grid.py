@@ -22,7 +22,7 @@ class FakeGrid:
         nap: seconds that the engine has slept.
     """
 
-    def __init__(self, plan: Plan, *, nodes: int, faults: Callable[[int, Message], str] = lambda n, m: "") -> None:
+    def __init__(self, plan: Plan, *, nodes: int, faults: Callable[[int, Message], str] = lambda *_: "") -> None:
         self._desks = {FIRST_NODE + i: node.Desk(plan) for i in range(nodes)}
         self.contexts = {
             FIRST_NODE + i: Context(1, FIRST_NODE + i, {"partition-id": i, "num-partitions": nodes}, RecordDict(), {})

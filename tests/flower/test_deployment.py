@@ -4,12 +4,12 @@ import datetime
 import ipaddress
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -105,13 +105,11 @@ def deployed(request, tmp_path):
             place = ["--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
             settings = ["--node-config", f"partition-id={number} num-partitions={NODES}"]
             stack.enter_context(started("flower-supernode", *map(str, node), *place, *settings, **here))
-        yield SuperLink("loop", changed), folder
+        yield SuperLink("loop", changed)
     assert left_over(home) == []
 
 
 def healthy(kind, port, folder):
-    import ssl
-
     context = ssl.create_default_context(cafile=folder / "server.crt") if kind == "tls" else None
     scheme = "https" if kind == "tls" else "http"
     try:
@@ -122,7 +120,6 @@ def healthy(kind, port, folder):
 
 
 def test_two_rounds_with_a_client_that_breaks_and_a_process_that_is_killed(deployed, tmp_path):
-    link, folder = deployed
     orders, out = tmp_path / "orders", tmp_path / "run"
     orders.mkdir()
     (orders / "2-1").touch()
@@ -135,10 +132,10 @@ def test_two_rounds_with_a_client_that_breaks_and_a_process_that_is_killed(deplo
         "engine": {"threads": 1, "timeout_s": 60.0},
     }
     write_app(tmp_path / "app", AppSettings(config=to_toml(config), nodes=NODES))
-    run_id = link.submit(tmp_path / "app")
-    while not (status := link.status(run_id)).finished:
+    run_id = deployed.submit(tmp_path / "app")
+    while not (status := deployed.status(run_id)).finished:
         time.sleep(1.0)
-    assert status.succeeded, link.log(run_id)
+    assert status.succeeded, deployed.log(run_id)
     rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(r["clients"], r["clients_failed"]) for r in rounds] == [(3, 1), (3, 1)]
     assert (orders / "2-1.obeyed").exists()

@@ -83,7 +83,10 @@ def test_a_run_that_is_not_taken_is_an_error(fake_flwr):
 
 
 def test_what_a_process_started_ends_with_it_even_in_a_session_of_its_own():
-    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '1000'], start_new_session=True); print(p.pid, flush=True); p.wait()"
+    child = (
+        "import subprocess; p = subprocess.Popen(['sleep', '1000'], start_new_session=True); "
+        "print(p.pid, flush=True); p.wait()"
+    )
     process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
     process.stdout.close()
