@@ -11,7 +11,7 @@ from fedsparse.flower.app import AppSettings, write_app
 
 __all__ = ["EXAMPLE", "app"]
 
-EXAMPLE = "Example: fedsparse flower init my-app --config recipes/demo.toml --nodes 2"
+EXAMPLE = "Example: fedsparse flower init my-app --config my.toml --nodes 2"
 STARTER = """\
 [run]
 rounds = 5

@@ -34,6 +34,7 @@ STOP = ".flower-stop"
 _END = ".flower-end.json"
 _LOOK_SECONDS = 0.2
 _STATUS_SECONDS = 5.0  # between two questions about the run; each starts a process
+_UNANSWERED = 5  # questions in a row, after which the SuperLink counts as gone
 _ERRORS = {kind.__name__: kind for kind in (ClientError, CheckpointError)}
 
 
@@ -110,7 +111,7 @@ def _look_after(
     should_stop: Callable[[], bool],
 ) -> None:
     """Passes on the records until the run ends; raises what ended it."""
-    asked_at = time.monotonic()
+    asked_at, unanswered = time.monotonic(), 0
     while True:
         ended = (folder / _END).exists()
         for record in tail.new():
@@ -118,9 +119,16 @@ def _look_after(
         if should_stop():
             (folder / STOP).touch()
         if ended or time.monotonic() - asked_at >= _STATUS_SECONDS:
-            status, asked_at = link.status(run_id), time.monotonic()
-            if status.finished:
-                break
+            try:
+                status, unanswered = link.status(run_id), 0
+            except ClientError:  # a SuperLink that is busy does not always answer
+                unanswered += 1
+                if unanswered == _UNANSWERED:
+                    raise
+            else:
+                if status.finished:
+                    break
+            asked_at = time.monotonic()
         time.sleep(_LOOK_SECONDS)
     end: dict[str, Any] = read_json(folder / _END) if (folder / _END).exists() else {}
     if "error" in end:

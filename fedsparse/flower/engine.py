@@ -5,7 +5,9 @@ checkpoints alone, so that a run may be resumed by any engine. Those bytes are n
 the other engines' files are not.
 
 In the words of the table in `engines.base`: a node that answers with an error, or not at all, is asked once more with
-the same message, then the client has failed; an answer that comes later than that is not fetched any more.
+the same message, then the client has failed; an answer that comes later than that is not fetched any more. In a
+deployment each message has a process of its own, so one that is killed costs its client alone the time-out. Flower's
+simulation does not replace a process that died: what it would have served fails until the run is resumed.
 """
 
 import time

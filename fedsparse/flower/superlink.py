@@ -22,7 +22,17 @@ from typing import Any
 
 from fedsparse.errors import ClientError, ConfigError
 
-__all__ = ["RunStatus", "SuperLink", "command", "end", "free_port", "parse_status", "quiet", "require_flower", "simulation"]
+__all__ = [
+    "RunStatus",
+    "SuperLink",
+    "command",
+    "end",
+    "free_port",
+    "parse_status",
+    "quiet",
+    "require_flower",
+    "simulation",
+]
 
 _COMMAND_SECONDS = 120.0
 _START_SECONDS = 120.0
