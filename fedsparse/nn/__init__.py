@@ -1,6 +1,7 @@
 """Sparse layers, and the surgery that puts them into any model."""
 
 from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.plan import Plan, PlannedLayer, plan
@@ -24,6 +25,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
+    "dense_gradients",
     "densify",
     "density",
     "masks",
