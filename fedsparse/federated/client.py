@@ -1,12 +1,13 @@
 """The client's half of an exchange, the same in every engine."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from fedsparse import wire
 from fedsparse.data import Dataset
@@ -16,7 +17,15 @@ from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import Plan
 from fedsparse.measure import measure, resident_bytes
-from fedsparse.methods.roles import ClientTask, Extras, Memory, is_client_task
+from fedsparse.methods.roles import (
+    AroundStep,
+    ClientTask,
+    Extras,
+    LearningRate,
+    Memory,
+    Penalty,
+    is_client_task,
+)
 from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload, Section, SparseVector
@@ -30,29 +39,56 @@ class HostedClient:
     def __init__(self, plan: Plan, request: Payload, *, client_id: int, model: nn.Module, memory: Memory) -> None:
         self.id = client_id
         self.round = request.round
+        self.epochs = plan.client.epochs
         self.model = model
         self.data: Dataset = plan.data.client(client_id)
         self.extras: Extras = request.extras
         self.memory = memory
         self._plan = plan
+        self._shuffling = self.rng("batches")
+        self._steps: Optimizer | None = None
 
     def rng(self, purpose: str) -> Generator:
         return seeds.generator(self._plan.seed, self.round, self.id, purpose)
 
-    def sgd(self, *, epochs: int | None = None) -> None:
+    def sgd(
+        self,
+        *,
+        epochs: int | None = None,
+        samples: Tensor | None = None,
+        penalty: Penalty | None = None,
+        learning_rate: LearningRate | None = None,
+        around_step: AroundStep | None = None,
+    ) -> None:
         settings = self._plan.client
+        if self._steps is None:
+            self._steps = sgd.optimizer(self.model, settings)
         sgd.train(
             self.model,
-            self.data,
+            self.data if samples is None else self.data.subset(samples),
             settings,
-            epochs=settings.epochs if epochs is None else epochs,
-            generator=self.rng("batches"),
+            epochs=self.epochs if epochs is None else epochs,
+            generator=self._shuffling,
+            steps=self._steps,
+            penalty=penalty,
+            learning_rate=learning_rate,
+            around_step=around_step or nullcontext,
         )
 
-    def top_pruned_gradients(self, counts: Mapping[str, int]) -> dict[str, SparseVector]:
+    def adopt(self, topology: Topology) -> None:
+        layers = sparse_layers(self.model)
+        for name, pattern in topology.items():
+            layers[name].repattern(pattern, optimizer=self._steps)
+
+    def top_pruned_gradients(
+        self, counts: Mapping[str, int], *, samples: Tensor | None = None
+    ) -> dict[str, SparseVector]:
         """Gradients of the task loss alone, in training mode with the batch-norm statistics left as they are."""
-        positions = next(sgd.batches(len(self.data), self._plan.client.batch_size, self.rng("probe")))
-        x, y = self.data.batch(positions)
+        if not any(counts.values()):
+            return {}
+        data, batch_size = self.data if samples is None else self.data.subset(samples), self._plan.client.batch_size
+        sgd.check_batch(self.model, data, batch_size)
+        x, y = data.batch(next(sgd.batches(len(data), batch_size, self.rng("probe"))))
         device = next(self.model.parameters()).device
         layers = sparse_layers(self.model)
         buffers = {buffer: buffer.clone() for buffer in _norm_buffers(self.model)}
@@ -82,7 +118,8 @@ def _sorted_vector(size: int, probe: topk_pruned_gradient) -> SparseVector:
 class ClientHost:
     """Serves any client of a run with one network and the clients' private memories.
 
-    A client holds the topology it was last sent, so that masks travel only when they change.
+    A client holds the topology it was last sent, so that masks travel only when they change. What it makes of it
+    itself is sent back in full and then forgotten: next time the server speaks of its own masks, not of this client's.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -119,8 +156,8 @@ class ClientHost:
         with seeds.network_randomness(client.rng(f"network in {message.task}"), self._plan.device):
             answer = self._task(message.task)(client)
         if request.weights_back:
-            weights = read_weights(self._model)
-            return wire.encode(Payload(message.task, message.round, weights, answer), known={weights.topology.digest})
+            sent = set() if message.weights is None else {message.weights.topology.digest}
+            return wire.encode(Payload(message.task, message.round, read_weights(self._model), answer), known=sent)
         return wire.encode(Payload(message.task, message.round, extras=answer))
 
     def _task(self, name: str) -> ClientTask:

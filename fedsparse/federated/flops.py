@@ -11,7 +11,9 @@ __all__ = ["forward_flops"]
 
 
 def forward_flops(model: nn.Module, sample: Tensor) -> int:
-    """Floating-point operations of one sample's forward pass in Linear and Conv2d layers, 2 per kept weight and pixel.
+    """Floating-point operations of one sample's forward pass in Linear and Conv2d layers.
+
+    2 per kept weight and place it is used at: pixels of a picture, tokens of a text.
 
     Norms, activations and the loss are left out, as papers do. A training step is modelled as three forward passes.
     """
@@ -19,8 +21,12 @@ def forward_flops(model: nn.Module, sample: Tensor) -> int:
 
     def count(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         nonlocal total
-        weights = module.nnz if isinstance(module, SparseLayer) else module.weight.numel()  # type: ignore[operator]
-        total += 2 * weights * (output[0].numel() // output.shape[1])
+        if isinstance(module, SparseLayer):
+            kept, rows = module.nnz, module.pattern.shape[0]
+        else:
+            weight = module.get_parameter("weight")
+            kept, rows = weight.numel(), weight.shape[0]
+        total += 2 * kept * (output.numel() // rows)  # of a batch of one, whichever axes its places are in
 
     layers = [m for m in model.modules() if isinstance(m, SparseLayer | nn.Linear | nn.Conv2d)]
     hooks = [layer.register_forward_hook(count) for layer in layers]

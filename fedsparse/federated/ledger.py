@@ -16,6 +16,8 @@ _FILES = ("metrics.jsonl", "clients.jsonl")
 class Ledger:
     """Appends records to the run folder, or keeps rounds in memory alone where there is none.
 
+    Numbers are finite: JSON has no others, so whoever makes a record says in words what has none.
+
     A checkpoint stores the lengths of both files; `restore` cuts off what was written after it, so that a killed run
     goes on without a line lost or doubled.
 
@@ -40,7 +42,7 @@ class Ledger:
         if self._folder is None:
             return
         with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def lengths(self) -> dict[str, int]:
         """Bytes of both files, all of them on disk when this returns."""

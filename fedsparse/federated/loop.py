@@ -1,5 +1,6 @@
 """The rounds of a run: sample, ask, aggregate, adjust, evaluate, write."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 
 from fedsparse import pruning
-from fedsparse.errors import ClientError
 from fedsparse.federated import sgd
 from fedsparse.federated.checkpoint import Checkpoints
 from fedsparse.federated.engines.base import Engine
@@ -62,7 +62,7 @@ def run_rounds(
             those of an uninterrupted run, times and memory apart.
 
     Raises:
-        ClientError: fewer than `plan.min_clients` usable updates in a round; the last checkpoint stays.
+        ClientError: fewer than `plan.min_clients` usable answers in an exchange; the last checkpoint stays.
         CheckpointError: a checkpoint cannot be written, or none of those present can be read.
     """
     ledger = Ledger(folder)
@@ -98,12 +98,9 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
     if round == 0:
         server.weights = method.start(server)
     before = server.weights.topology
-    updates = server.ask(method.train, lambda client: method.download(server, client), weights_back=True)
-    if len(updates) < plan.min_clients:
-        raise ClientError(
-            f"round {round}: {len(updates)} of {len(server.cohort)} clients delivered a usable update, "
-            f"engine.min_clients asks for {plan.min_clients}; clients.jsonl says why each failed"
-        )
+    updates = server.ask(
+        method.train, lambda client: method.download(server, client), weights_back=True, check=method.check
+    )
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)
     if topology is not None:
@@ -116,6 +113,7 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
     round, traffic, model = server.round, server.traffic, server.model
     evaluated = (round + 1) % plan.eval_every == 0 or round + 1 == plan.rounds
     accuracy, loss = sgd.evaluate(model, plan.data.test) if evaluated else (None, None)
+    diverged = loss is not None and not math.isfinite(loss)
     sample, _ = plan.data.test.batch(torch.tensor([0]))
     kept = server.weights.topology.nnz
     if not server.weights.topology:
@@ -124,7 +122,7 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "round": round,
         "kind": "adjust" if plan.method.adjusts(round) else "train",
         "accuracy": accuracy,
-        "loss": loss,
+        "loss": None if diverged else loss,
         "density": density(model),
         "nnz": kept,
         "masks_changed": masks_changed,
@@ -139,4 +137,5 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "joules": None,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
+        "diverged": diverged,
     }

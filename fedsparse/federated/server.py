@@ -11,12 +11,12 @@ from torch import Generator, Tensor, nn
 
 from fedsparse import wire
 from fedsparse.data import Dataset
-from fedsparse.errors import CheckpointError, FedsparseError
+from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
-from fedsparse.methods.roles import Download, Extras, Memory, Update
+from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire import Payload, SparseVector
@@ -51,6 +51,16 @@ class Traffic:
     failed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What one client was asked: the task, what it was sent, the same as bytes, and who judges the answer."""
+
+    task: str
+    sent: Download
+    request: Request
+    check: Check | None
+
+
 class FederatedServer:
     """Holds the global model and asks clients; the `Server` of `methods.roles`.
 
@@ -60,7 +70,7 @@ class FederatedServer:
         memory: state of the method.
         cohort: clients of the current round.
         traffic: sums of the current round.
-        known: digest of the topology each client holds.
+        known: digest of the topology each client holds: the one it was last sent.
     """
 
     def __init__(self, plan: Plan, engine: Engine, ledger: Ledger) -> None:
@@ -86,6 +96,10 @@ class FederatedServer:
 
     # ---- what methods use
     @property
+    def num_samples(self) -> int:
+        return sum(self._plan.data.sizes)
+
+    @property
     def model(self) -> nn.Module:
         write_weights(self._network, self.weights)
         return self._network
@@ -106,57 +120,73 @@ class FederatedServer:
         return on_cpu(read_weights(model))
 
     def ask(
-        self, task: Callable[..., Extras], download: Callable[[int], Download], *, weights_back: bool = False
+        self,
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        *,
+        weights_back: bool = False,
+        check: Check | None = None,
     ) -> list[Update]:
-        sent: dict[int, Weights] = {}
-        requests = []
+        asked = []
         for client_id in self.cohort:
-            content = download(client_id)
-            message = Payload(task.__name__, self.round, content.weights, content.extras)
+            sent = download(client_id)
+            message = Payload(task.__name__, self.round, sent.weights, sent.extras)
             known = {self.known[client_id]} if client_id in self.known else set()
-            requests.append(Request(client_id, wire.encode(message, known=known), weights_back))
-            if content.weights is not None:
-                sent[client_id] = content.weights
+            request = Request(client_id, wire.encode(message, known=known), weights_back)
+            asked.append(_Asked(task.__name__, sent, request, check))
         start = time.perf_counter()
-        replies = self._engine.exchange(requests)
+        replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
-        updates = [
-            self._receive(request, reply, sent.get(request.client_id))
-            for request, reply in zip(requests, replies, strict=True)
-        ]
-        return [update for update in updates if update is not None]
+        answers = [self._receive(each, reply) for each, reply in zip(asked, replies, strict=True)]
+        updates = [update for update in answers if update is not None]
+        if len(updates) < self._plan.min_clients:
+            raise ClientError(
+                f"round {self.round}: {len(updates)} of {len(asked)} clients delivered a usable update "
+                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
+                "clients.jsonl says why each failed"
+            )
+        return updates
 
     # ---- one reply
-    def _receive(self, request: Request, reply: Reply, sent: Weights | None) -> Update | None:
+    def _receive(self, asked: "_Asked", reply: Reply) -> Update | None:
         """Books a reply and opens it; None, with the reason on record, when it cannot be used."""
         update, reason = None, reply.reason
         if reply.blob is not None:
             try:
-                update = self._opened(request, reply.blob, sent)
+                update = self._opened(asked, reply.blob)
             except FedsparseError as error:
                 reason = str(error)
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
             self.known.pop(reply.client_id, None)
-        elif sent is not None:
-            self.known[reply.client_id] = sent.topology.digest
-        self._book(request, reply, update, reason)
+        elif asked.sent.weights is not None:
+            self.known[reply.client_id] = asked.sent.weights.topology.digest
+        self._book(asked.request, reply, update, reason)
         return update
 
-    def _opened(self, request: Request, blob: bytes, sent: Weights | None) -> Update:
+    def _opened(self, asked: "_Asked", blob: bytes) -> Update:
+        request, sent = asked.request, asked.sent.weights
         topologies = {} if sent is None else {sent.topology.digest: sent.topology}
         message = wire.decode(blob, topologies=topologies)
-        if message.round != self.round:
-            raise FedsparseError(f"the upload is of round {message.round}, round {self.round} was asked for")
+        if (message.task, message.round) != (asked.task, self.round):
+            raise FedsparseError(
+                f"the upload answers {message.task!r} of round {message.round}, "
+                f"{asked.task!r} of round {self.round} was asked for"
+            )
         if (message.weights is not None) != request.weights_back:
             raise FedsparseError(f"the upload has {'no' if request.weights_back else 'unasked'} weights")
-        if message.weights is not None and sent is not None:
-            _check_fits(message.weights, sent)
+        if message.weights is not None:
+            wanted, method = self.weights if sent is None else sent, self._plan.method
+            own_masks = method.client_masks and method.adjusts(self.round)
+            _check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
         odd = _not_finite({"weights": message.weights, "extras": message.extras})
         if odd:
             raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
         samples = len(self._plan.data.clients[request.client_id])
-        return Update(request.client_id, samples, message.weights, message.extras)
+        update = Update(request.client_id, samples, message.weights, message.extras)
+        if asked.check is not None:
+            asked.check(asked.sent, update)
+        return update
 
     def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
         bytes_up = 0 if reply.blob is None else len(reply.blob)
@@ -229,20 +259,30 @@ def on_cpu(weights: Weights) -> Weights:
     )
 
 
-def _check_fits(uploaded: Weights, sent: Weights) -> None:
-    """Raises FedsparseError unless both hold the same tensors, so that they can be averaged and installed."""
-    if uploaded.topology.digest != sent.topology.digest:
-        raise FedsparseError("the uploaded weights have another topology than the ones sent")
-    if uploaded.dense.keys() != sent.dense.keys():
-        odd = min(uploaded.dense.keys() ^ sent.dense.keys())
-        raise FedsparseError(f"{odd!r} is in the {'upload' if odd in uploaded.dense else 'sent weights'} only")
+def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:
+    """Raises FedsparseError unless the upload is a state of the model sent, under masks that are allowed."""
+    sent.require_shapes(uploaded, here="the sent weights", there="the upload")
+    if uploaded.topology != sent.topology:
+        if not own_masks:
+            raise FedsparseError("the uploaded weights have another topology than the ones sent")
+        _check_masks(uploaded.topology, sent.topology, own_counts=own_counts)
     wanted = dict(sent.items())
     for name, tensor in uploaded.items():
-        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
+        if tensor.dtype != wanted[name].dtype:
+            raise FedsparseError(f"{name!r} was sent as {wanted[name].dtype}, the upload has {tensor.dtype}")
+
+
+def _check_masks(uploaded: Topology, sent: Topology, *, own_counts: bool) -> None:
+    """Raises FedsparseError unless the uploaded masks could take the place of those sent."""
+    if list(uploaded) != list(sent):
+        raise FedsparseError(f"the upload prunes {', '.join(uploaded) or 'nothing'}; sent were {', '.join(sent)}")
+    for name, pattern in uploaded.items():
+        if pattern.granularity != sent[name].granularity:
             raise FedsparseError(
-                f"{name!r} was sent as {wanted[name].dtype} {tuple(wanted[name].shape)}, "
-                f"the upload has {tensor.dtype} {tuple(tensor.shape)}"
+                f"{name!r} was sent with granularity {sent[name].granularity}, the upload has {pattern.granularity}"
             )
+        if not own_counts and pattern.nnz != sent[name].nnz:
+            raise FedsparseError(f"{name!r} was sent with {sent[name].nnz} kept weights, the upload has {pattern.nnz}")
 
 
 def _not_finite(section: object, path: str = "") -> str:

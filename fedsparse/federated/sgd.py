@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from fedsparse.data import Dataset
 from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import ClientSettings
+from fedsparse.methods.roles import AroundStep, LearningRate, Penalty
 
-__all__ = ["batches", "evaluate", "optimizer", "train"]
+__all__ = ["batches", "check_batch", "evaluate", "optimizer", "train"]
 
 _EVALUATION_BATCH = 256
 
@@ -33,39 +35,78 @@ def batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Ten
     yield from order.split(size) if samples else ()  # split() gives one empty part for no samples
 
 
+def check_batch(model: nn.Module, data: Dataset, batch_size: int) -> int:
+    """Fewest samples of a batch that the model can train on: 2 with batch norm, whose variance needs them; else 1.
+
+    Raises:
+        ClientFailure: no batch of `data` has that many.
+    """
+    fewest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
+    if min(len(data), batch_size) < fewest:
+        raise ClientFailure(
+            f"there is nothing to train on: {len(data)} samples in batches of {batch_size}"
+            + ("" if fewest == 1 else ", of which batch norm needs two or more")
+        )
+    return fewest
+
+
 def train(
-    model: nn.Module, data: Dataset, settings: ClientSettings, *, epochs: int, generator: torch.Generator
+    model: nn.Module,
+    data: Dataset,
+    settings: ClientSettings,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    steps: torch.optim.Optimizer | None = None,
+    penalty: Penalty | None = None,
+    learning_rate: LearningRate | None = None,
+    around_step: AroundStep = nullcontext,
 ) -> None:
-    """Cross-entropy training with a fresh optimiser.
+    """Cross-entropy training.
 
     A batch of a single sample is skipped where the model has batch norm, which has no variance to divide by then.
+
+    Args:
+        generator: shuffles the samples of each epoch; a call leaves it where the next may go on.
+        steps: optimiser to go on with; a fresh one otherwise. Its rate is the settings' again afterwards.
+        penalty, learning_rate, around_step: see `Client.sgd`.
 
     Raises:
         ClientFailure: no sample to train on, or the loss is no longer finite.
     """
+    if not epochs:
+        return
     device = next(model.parameters()).device
-    alone_is_fine = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    steps = optimizer(model, settings)
+    fewest = check_batch(model, data, settings.batch_size)
+    last = len(data) % settings.batch_size
+    total = epochs * (len(data) // settings.batch_size + (last >= fewest))
+    steps = steps or optimizer(model, settings)
     model.train()
-    trained = 0
+    done = 0
     for _ in range(epochs):
         for positions in batches(len(data), settings.batch_size, generator):
-            if len(positions) == 1 and not alone_is_fine:
+            if len(positions) < fewest:
                 continue
+            if learning_rate is not None:
+                _set_rate(steps, learning_rate(done, total, settings.lr))
             x, y = data.batch(positions)
             steps.zero_grad()
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
-            if not math.isfinite(loss.item()):
-                raise ClientFailure(f"the training loss became {loss.item()}; a smaller learning rate may help")
-            loss.backward()
+            with around_step():
+                loss = F.cross_entropy(model(x.to(device)), y.to(device))
+                if penalty is not None:
+                    loss = loss + penalty(model)
+                if not math.isfinite(loss.item()):
+                    raise ClientFailure(f"the training loss became {loss.item()}; a smaller learning rate may help")
+                loss.backward()
             steps.step()
-            trained += len(positions)
+            done += 1
     steps.zero_grad()  # gradients are not part of what a client keeps
-    if epochs and not trained:
-        raise ClientFailure(
-            f"there is nothing to train on: {len(data)} samples in batches of {settings.batch_size}"
-            + ("" if alone_is_fine else ", of which batch norm needs two or more")
-        )
+    _set_rate(steps, settings.lr)
+
+
+def _set_rate(steps: torch.optim.Optimizer, rate: float) -> None:
+    for group in steps.param_groups:
+        group["lr"] = rate
 
 
 def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:

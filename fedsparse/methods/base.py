@@ -14,14 +14,16 @@ from torch import nn
 
 import fedsparse.methods
 from fedsparse import pruning
-from fedsparse.errors import ConfigError, MethodError
+from fedsparse.errors import ConfigError, MethodError, PatternError
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
 from fedsparse.nn import sparsify, topology
 from fedsparse.pattern import Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
 
-__all__ = ["DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
+__all__ = ["START_SCORES", "DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
+
+START_SCORES = ("magnitude", "random")  # by which first masks can be drawn
 
 _registered: dict[str, type["Method"]] = {}
 _Class = TypeVar("_Class", bound=type["Method"])
@@ -33,9 +35,16 @@ class Method:
 
     A method holds settings only, so it is the same object on every machine; state lives in `server.memory` and
     `client.memory`.
+
+    Attributes:
+        name: what configurations call it.
+        client_masks: whether clients may answer the training of an adjusting round with masks of their own.
+        client_counts: whether those masks may keep another number of weights in a layer.
     """
 
     name: ClassVar[str]
+    client_masks: ClassVar[bool] = False
+    client_counts: ClassVar[bool] = False
 
     # ---- on every machine
     def build(self, model: nn.Module) -> nn.Module:
@@ -50,6 +59,12 @@ class Method:
     def download(self, server: Server, client_id: int) -> Download:
         """What a cohort member gets for its local training."""
         return Download(server.weights)
+
+    def check(self, sent: Download, update: Update) -> None:
+        """Judges the extras of one training answer by what the client was sent; see `Server.ask`.
+
+        Names, shapes, types and masks of its weights have been compared and its numbers found finite by then.
+        """
 
     def aggregate(self, server: Server, updates: Sequence[Update]) -> Weights:
         """New global weights from the updates of a round."""
@@ -96,7 +111,10 @@ class SparseMethod(Method):
         known = (*DISTRIBUTIONS, "global")
         self._require("density", 0 < self.density <= 1, "a share in (0, 1]")
         self._require("distribution", self.distribution in known, f"one of {', '.join(known)}")
-        parse(self.granularity)
+        try:
+            parse(self.granularity)
+        except PatternError as error:
+            raise ConfigError(f"{self.name}: granularity = {self.granularity!r}; {error}") from error
 
     def initial_topology(self, model: nn.Module, score: str, generator: torch.Generator) -> Topology:
         """Masks of the method's density on the weights of `model`, which is left as it is."""

@@ -30,7 +30,7 @@ from fedsparse.wire.payload import IndexSet
 __all__ = ["FedRTS", "core"]
 
 _UNKNOWN = 0.5  # outcome of the aggregate for pruned weights: its gradients are taken to be too noisy to judge by
-_MEMORY = "posterior"
+_MEMORY, _VOTES = "posterior", "votes"
 
 
 @register
@@ -86,7 +86,10 @@ class FedRTS(DynamicMethod):
         if counts is None:
             return {}
         found = client.top_pruned_gradients(counts)
-        return {"votes": {name: IndexSet(vector.size, vector.indices) for name, vector in found.items()}}
+        return {_VOTES: {name: IndexSet(vector.size, vector.indices) for name, vector in found.items()}}
+
+    def check(self, sent: Download, update: Update) -> None:
+        regrow.check(sent, update, name=_VOTES, kind=IndexSet)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """The posterior takes in this round's outcomes; in adjusting rounds, each layer's K_l best are kept."""
@@ -184,8 +187,7 @@ def _votes(updates: Sequence[Update], name: str, pattern: Pattern) -> tuple[Tens
     """Pruned positions `(p,)` int64, and the share of samples whose clients propose each, `(p,)` float64."""
     samples = sum(update.num_samples for update in updates)
     votes = torch.zeros(pattern.size, dtype=torch.float64)
-    for update, found in zip(updates, regrow.proposals(updates, "votes", name, pattern.size, IndexSet), strict=True):
-        if found is not None:
-            votes[found.indices] += update.num_samples / samples
+    for update in updates:
+        votes[cast(Mapping[str, IndexSet], update.extras[_VOTES])[name].indices] += update.num_samples / samples
     pruned = (~pattern.mask()).view(-1).nonzero().squeeze(1)
     return pruned, votes[pruned]

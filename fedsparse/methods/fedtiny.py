@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedsparse import pruning
 from fedsparse.errors import ClientError, MethodError
-from fedsparse.methods import regrow
+from fedsparse.methods import checks, regrow
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
@@ -75,10 +75,19 @@ class FedTiny(DynamicMethod):
             return weights.moved_to(pool[0])
         # As sparse models: a client never holds the dense one, and 0.1 / density of them weigh a tenth of it.
         offer = {_key(c): weights.moved_to(topology) for c, topology in enumerate(pool)}
-        adapted = _delivered(server.ask(self.adapt_batchnorm, lambda _: Download(None, {"pool": offer})))
+        wanted = {name: weights.dense[name] for name in _statistics_names(server.model)}
+        adapted = server.ask(
+            self.adapt_batchnorm,
+            lambda _: Download(None, {"pool": offer}),
+            check=lambda _, update: _check_statistics(update, list(offer), wanted),
+        )
         pooled = [_pooled_statistics(adapted, c) for c in range(len(pool))]
         replies = {_key(c): statistics for c, statistics in enumerate(pooled)}
-        judged = _delivered(server.ask(self.candidate_loss, lambda _: Download(None, {"statistics": replies})))
+        judged = server.ask(
+            self.candidate_loss,
+            lambda _: Download(None, {"statistics": replies}),
+            check=lambda _, update: _check_losses(update, len(pool)),
+        )
         best = lowest_pooled_loss([(update.extras["losses"], update.extras["samples"]) for update in judged])
         return weights.moved_to(pool[best]).with_dense(pooled[best])
 
@@ -166,6 +175,9 @@ class FedTiny(DynamicMethod):
         client.sgd()
         return regrow.propose(client)
 
+    def check(self, sent: Download, update: Update) -> None:
+        regrow.check(sent, update)
+
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer of the block: drop the a_l smallest |w|, grow the a_l largest mean gradients that arrived."""
         if not self.adjusts(server.round):
@@ -183,10 +195,37 @@ def lowest_pooled_loss(replies: Sequence[tuple[Any, Any]]) -> int:
     return int((total / sum(samples for _, samples in replies)).argmin())
 
 
-def _delivered(updates: list[Update]) -> list[Update]:
-    if not updates:
-        raise ClientError("fedtiny: no client took part in the selection of candidates; clients.jsonl says why")
-    return updates
+def _check_samples(update: Update) -> None:
+    samples = checks.extra(update.extras, "samples", int)
+    if not 1 <= samples <= update.num_samples:
+        raise ClientError(f"the upload speaks for {samples} samples; expected 1 to the client's {update.num_samples}")
+
+
+def _check_statistics(update: Update, candidates: Sequence[str], wanted: Mapping[str, Tensor]) -> None:
+    """Refuses an answer unless it has the batch-norm statistics of every candidate, shaped like `wanted`."""
+    _check_samples(update)
+    statistics = checks.extra(update.extras, "statistics", dict)
+    checks.names(statistics, candidates, "candidates")
+    for key in candidates:
+        found = checks.extra(statistics, key, dict)
+        checks.names(found, list(wanted), f"statistics of candidate {key}")
+        for name, like in wanted.items():
+            tensor = checks.extra(found, name, Tensor)
+            if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+                raise ClientError(
+                    f"the upload's {name!r} is {tensor.dtype} {tuple(tensor.shape)}; "
+                    f"expected {like.dtype} {tuple(like.shape)}"
+                )
+
+
+def _check_losses(update: Update, candidates: int) -> None:
+    """Refuses an answer unless it has one loss a candidate."""
+    _check_samples(update)
+    losses = checks.extra(update.extras, "losses", Tensor)
+    if (losses.shape, losses.dtype) != ((candidates,), torch.float64):
+        raise ClientError(
+            f"the upload's losses are {losses.dtype} {tuple(losses.shape)}; expected torch.float64 ({candidates},)"
+        )
 
 
 def _pooled_statistics(updates: Sequence[Update], candidate: int) -> dict[str, Tensor]:
@@ -206,6 +245,10 @@ def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     return {path: m for path, m in model.named_modules() if isinstance(m, kind) and m.track_running_stats}
 
 
+def _statistics_names(model: nn.Module) -> list[str]:
+    return [f"{path}.{kind}" for path in _norms(model) for kind in ("running_mean", "running_var")]
+
+
 def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Running statistics after one pass over `x`, each chunk weighing the same (momentum None accumulates)."""
     norms, device = _norms(model), next(model.parameters()).device
@@ -220,11 +263,7 @@ def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
                 model(part.to(device))
     for path, norm in norms.items():
         norm.momentum = momenta[path]
-    return {
-        f"{path}.{kind}": norm.get_buffer(kind).clone().cpu()
-        for path, norm in norms.items()
-        for kind in ("running_mean", "running_var")
-    }
+    return {name: model.get_buffer(name).clone().cpu() for name in _statistics_names(model)}
 
 
 def _summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:

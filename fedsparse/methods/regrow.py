@@ -1,19 +1,18 @@
 """What methods share that let clients propose pruned positions to grow: the question, the answer, the swap."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fedsparse import pruning
+from fedsparse.methods import checks
 from fedsparse.methods.roles import Client, Download, Extras, Server, Update
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire.payload import IndexSet, SparseVector
 
-__all__ = ["ask", "asked", "propose", "proposals", "regrown", "sparse_mean"]
-
-_Kind = TypeVar("_Kind", bound=IndexSet)
+__all__ = ["ask", "asked", "check", "propose", "regrown", "sparse_mean"]
 
 _COUNTS, _TOP = "counts", "top"
 
@@ -34,32 +33,36 @@ def propose(client: Client) -> Extras:
     return {} if counts is None else {_TOP: client.top_pruned_gradients(counts)}
 
 
-def proposals(updates: Sequence[Update], extra: str, name: str, size: int, kind: type[_Kind]) -> list[_Kind | None]:
-    """What each client proposes for one weight; None where it sent nothing, or not what it was asked for."""
-    found = []
-    for update in updates:
-        sections = update.extras.get(extra)
-        section = sections.get(name) if isinstance(sections, Mapping) else None
-        found.append(section if isinstance(section, kind) and section.size == size else None)
-    return found
+def check(sent: Download, update: Update, *, name: str = _TOP, kind: type[IndexSet] = SparseVector) -> None:
+    """Refuses an answer to `ask` with other weights or more positions than asked for, or with kept ones.
+
+    Args:
+        name, kind: of the extra that holds the proposals.
+
+    Raises:
+        ClientError: see `checks.pruned_positions`.
+    """
+    if _COUNTS in sent.extras:
+        assert sent.weights is not None, "ask() sends weights"
+        counts = cast(Mapping[str, int], sent.extras[_COUNTS])
+        checks.pruned_positions(update.extras, name, counts=counts, topology=sent.weights.topology, kind=kind)
 
 
 def regrown(weights: Weights, updates: Sequence[Update], counts: Mapping[str, int]) -> Topology:
     """Per named weight: the a_l smallest |w| dropped, the a_l largest mean gradients that clients proposed grown.
 
     Args:
+        updates: answers to `ask` that have passed `check`.
         counts: a_l; weights not named keep their masks.
     """
     samples = sum(update.num_samples for update in updates)
     changed: dict[str, Pattern] = {}
     for name, count in counts.items():
-        pattern = weights.topology[name]
-        found = zip(proposals(updates, _TOP, name, pattern.size, SparseVector), updates, strict=True)
-        candidates, gradients = sparse_mean([(v, u.num_samples) for v, u in found if v is not None], samples)
-        # Only pruned positions can grow, whatever a client may send.
-        pruned = ~torch.isin(candidates, pattern.flat)
-        candidates, gradients = candidates[pruned], gradients[pruned]
-        changed[name] = pruning.swap(pattern, weights.values[name], candidates, scores=gradients, count=count)
+        if count:
+            sent = [(cast(Mapping[str, SparseVector], u.extras[_TOP])[name], u.num_samples) for u in updates]
+            candidates, gradients = sparse_mean(sent, samples)
+            pattern, values = weights.topology[name], weights.values[name]
+            changed[name] = pruning.swap(pattern, values, candidates, scores=gradients, count=count)
     return weights.topology.with_patterns(changed)
 
 

@@ -1,21 +1,38 @@
 """All that a method sees of the system: the server's half, the client's half, and what passes between them."""
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsparse.data import Dataset
-from fedsparse.pattern import Weights
+from fedsparse.pattern import Topology, Weights
 from fedsparse.wire.payload import Section, SparseVector
 
-__all__ = ["Client", "ClientTask", "Download", "Extras", "Memory", "Server", "Update", "client_task"]
+__all__ = [
+    "AroundStep",
+    "Check",
+    "Client",
+    "ClientTask",
+    "Download",
+    "Extras",
+    "LearningRate",
+    "Memory",
+    "Penalty",
+    "Server",
+    "Update",
+    "client_task",
+]
 
 Extras = Mapping[str, Section]
 Memory = MutableMapping[str, Section]
 ClientTask = Callable[["Client"], Extras]
+Penalty = Callable[[nn.Module], Tensor]
+LearningRate = Callable[[int, int, float], float]
+AroundStep = Callable[[], AbstractContextManager[object]]
 _Task = TypeVar("_Task", bound=Callable[..., Extras])
 
 _MARK = "_is_client_task"
@@ -57,11 +74,15 @@ class Update:
     extras: Extras
 
 
+Check = Callable[[Download, Update], None]
+
+
 class Server(Protocol):
     """The server as a method sees it.
 
     Attributes:
         round: number of the current round, from 0.
+        num_samples: training samples of all clients of the run, sampled or not.
         weights: the global model.
         model: a network with the global weights in it; changes to it are not kept.
         public_data: samples the server may use, or None.
@@ -71,6 +92,9 @@ class Server(Protocol):
     round: int
     weights: Weights
     memory: Memory
+
+    @property
+    def num_samples(self) -> int: ...
 
     @property
     def model(self) -> nn.Module: ...
@@ -83,9 +107,22 @@ class Server(Protocol):
         ...
 
     def ask(
-        self, task: Callable[..., Extras], download: Callable[[int], Download], *, weights_back: bool = False
+        self,
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        *,
+        weights_back: bool = False,
+        check: Check | None = None,
     ) -> list[Update]:
-        """One exchange: every cohort member runs `task`, a `@client_task`, on `download(client_id)`."""
+        """One exchange: every cohort member runs `task`, a `@client_task`, on `download(client_id)`.
+
+        Args:
+            check: called with what a client was sent and what it answered, before anyone else sees the answer. An
+                answer it raises a FedsparseError for counts as this client's failure; see `methods.checks`.
+
+        Raises:
+            ClientError: fewer clients than the run asks for delivered a usable answer.
+        """
         ...
 
     def pretrain(self, epochs: int) -> Weights:
@@ -99,6 +136,7 @@ class Client(Protocol):
     Attributes:
         id: which client.
         round: number of the current round.
+        epochs: the run's local epochs.
         model: the network, with the downloaded weights in it.
         data: the client's training samples.
         extras: what came with the download.
@@ -107,17 +145,55 @@ class Client(Protocol):
 
     id: int
     round: int
+    epochs: int
     model: nn.Module
     data: Dataset
     extras: Extras
     memory: Memory
 
-    def sgd(self, *, epochs: int | None = None) -> None:
-        """Trains the model on the client's data with a fresh optimiser; the run's number of epochs by default."""
+    def sgd(
+        self,
+        *,
+        epochs: int | None = None,
+        samples: Tensor | None = None,
+        penalty: Penalty | None = None,
+        learning_rate: LearningRate | None = None,
+        around_step: AroundStep | None = None,
+    ) -> None:
+        """Trains the model on the client's data.
+
+        The first call of an exchange starts with a fresh optimiser. Later ones go on with it and with the shuffling:
+        two calls of one epoch each take the steps of one call of two. Masks that change in between go through `adopt`.
+
+        Args:
+            epochs: passes over the samples; the run's number by default.
+            samples: positions `(k,)` int64 in `data` to train on; all by default.
+            penalty: scalar added to the loss of each step, of the model as it is then.
+            learning_rate: rate of a step, from its number in this call (from 0), the steps of this call and the
+                run's rate; the run's rate by default.
+            around_step: makes a context that is entered before the forward pass of each step and left after the
+                backward pass, when gradients are there and the optimiser has not stepped yet.
+
+        Raises:
+            ClientFailure: nothing to train on, or a loss that is not finite.
+        """
         ...
 
-    def top_pruned_gradients(self, counts: Mapping[str, int]) -> dict[str, SparseVector]:
-        """For each named weight, its `counts[name]` largest gradients at pruned positions, on one mini-batch."""
+    def adopt(self, topology: Topology) -> None:
+        """Gives the model new masks: kept weights keep value and optimiser state, grown ones start at 0 without any.
+
+        What a client answers a training with is judged by `Method.client_masks`.
+        """
+        ...
+
+    def top_pruned_gradients(
+        self, counts: Mapping[str, int], *, samples: Tensor | None = None
+    ) -> dict[str, SparseVector]:
+        """For each named weight, its `counts[name]` largest gradients at pruned positions, on one mini-batch.
+
+        Weights with a count of 0 are left out. The mini-batch is drawn from `samples`, positions `(k,)` int64 in
+        `data`, or from all; it is the same in every call of one exchange that draws from the same samples.
+        """
         ...
 
     def rng(self, purpose: str) -> torch.Generator:

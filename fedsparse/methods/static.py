@@ -8,13 +8,11 @@ random initial weights are that code base's default.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsparse.methods.base import SparseMethod, register
+from fedsparse.methods.base import START_SCORES, SparseMethod, register
 from fedsparse.methods.roles import Server
 from fedsparse.pattern import Weights
 
 __all__ = ["Static"]
-
-_SCORES = ("magnitude", "random")
 
 
 @register
@@ -31,7 +29,7 @@ class Static(SparseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("score", self.score in _SCORES, f"one of {', '.join(_SCORES)}")
+        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
 
     def start(self, server: Server) -> Weights:
         return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))

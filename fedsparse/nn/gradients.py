@@ -19,9 +19,9 @@ Receiver = Callable[[str, Tensor], None]
 def dense_gradients(layers: Mapping[str, SparseLayer], receive: Receiver) -> Iterator[None]:
     """Context in which every backward pass also computes dL/dW at pruned positions, and hands it over.
 
-    The training inside goes on as without it, up to rounding. A gradient is computed by torch's dense kernels and lives as long as the
-    receiver keeps it: one layer's memory at a time for a receiver that adds up, beside its sums. A layer is watched
-    through one pass and its backward pass before it may run again.
+    The training inside goes on as without it, up to rounding. A gradient is computed by torch's dense kernels and lives
+    as long as the receiver keeps it: one layer's memory at a time for a receiver that adds up, beside its sums. A layer
+    is watched through one pass and its backward pass before it may run again.
 
         with dense_gradients(sparse_layers(model), lambda name, gradient: sums[name].add_(gradient)):
             train(model)

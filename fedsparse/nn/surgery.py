@@ -211,10 +211,16 @@ def set_backend(model: nn.Module, name: str) -> None:
 # ---- state in compact form
 def read_weights(model: nn.Module) -> Weights:
     """Copy of a model's state: values of sparse layers, everything else dense under its dense model's name."""
-    layers = sparse_layers(model)
-    values = {name: layer.values.detach().clone() for name, layer in layers.items()}
-    dense = {name: tensor.detach().clone() for name, tensor in _dense_tensors(model).items()}
-    return Weights(topology(model), values, dense)
+    seen = _seen(model)
+    values = {name: tensor.detach().clone() for name, tensor in seen.values.items()}
+    dense = {name: tensor.detach().clone() for name, tensor in seen.dense.items()}
+    return Weights(seen.topology, values, dense)
+
+
+def _seen(model: nn.Module) -> Weights:
+    """A model's own tensors as `Weights`."""
+    values = {name: layer.values for name, layer in sparse_layers(model).items()}
+    return Weights(topology(model), values, _dense_tensors(model))
 
 
 def write_weights(model: nn.Module, weights: Weights) -> None:
@@ -247,15 +253,7 @@ def _check_fit(model: nn.Module, weights: Weights) -> None:
     for name in weights.topology:
         if not isinstance(_module(model, name), SparseLayer | nn.Linear | nn.Conv2d):
             raise PatternError(f"{name!r} belongs to a {type(_module(model, name)).__name__}, which cannot be sparse")
-    own = {name: tuple(tensor.shape) for name, tensor in _dense_tensors(model).items()}
-    own |= {name: layer.pattern.shape for name, layer in sparse_layers(model).items()}
-    new = {name: tuple(tensor.shape) for name, tensor in weights.dense.items()}
-    new |= {name: pattern.shape for name, pattern in weights.topology.items()}
-    for name in sorted(own.keys() ^ new.keys()):
-        raise PatternError(f"{name!r} is in {'the model' if name in own else 'the weights'} only")
-    for name, shape in own.items():
-        if shape != new[name]:
-            raise PatternError(f"{name!r}: the model's tensor has shape {shape}, the new one {new[name]}")
+    _seen(model).require_shapes(weights, here="the model", there="the weights")
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:

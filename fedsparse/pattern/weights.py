@@ -48,6 +48,28 @@ class Weights:
         yield from self.values.items()
         yield from self.dense.items()
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Dense shape of every tensor, pruned or not, by name."""
+        pruned = {name: pattern.shape for name, pattern in self.topology.items()}
+        return pruned | {name: tuple(tensor.shape) for name, tensor in self.dense.items()}
+
+    def require_shapes(self, other: "Weights", *, here: str, there: str) -> None:
+        """Refuses `other` unless it is a state of the same model, whichever positions either keeps.
+
+        Args:
+            here, there: what the error calls these weights and the other ones.
+
+        Raises:
+            PatternError: one has a tensor that the other lacks, or in another shape.
+        """
+        mine, theirs = self.shapes, other.shapes
+        for name in sorted(mine.keys() ^ theirs.keys()):
+            raise PatternError(f"{name!r} is in {here if name in mine else there} only")
+        for name, shape in mine.items():
+            if shape != theirs[name]:
+                raise PatternError(f"{name!r} has shape {shape} in {here}, but {theirs[name]} in {there}")
+
     def weight(self, name: str) -> Tensor:
         """Dense form of the weight `name`, sparse or not; zeros at pruned positions."""
         if name in self.topology:

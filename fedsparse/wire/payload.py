@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Topology, Weights
 
-__all__ = ["IndexSet", "Payload", "Section", "SparseVector"]
+__all__ = ["IndexSet", "Payload", "Section", "SignMap", "SparseVector"]
 
 _LARGEST_SIZE = (1 << 31) - 1
 
@@ -61,8 +61,40 @@ class SparseVector(IndexSet):
             )
 
 
+@dataclass(frozen=True, eq=False)
+class SignMap(IndexSet):
+    """Signs of an array of `size` entries: where they are not 0, and which.
+
+    Attributes:
+        signs: `(k,)` int8, 1 or -1 for each of `indices`.
+    """
+
+    signs: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.signs.dtype != torch.int8 or self.signs.shape != self.indices.shape:
+            raise PatternError(
+                f"SignMap: signs must be int8 of shape {tuple(self.indices.shape)}, "
+                f"got {self.signs.dtype} of shape {tuple(self.signs.shape)}"
+            )
+        if bool((self.signs.abs() != 1).any()):
+            raise PatternError("SignMap: signs are 1 or -1; entries without a sign are left out")
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> "SignMap":
+        """Signs of a tensor of any shape, by flat position."""
+        signs = numbers.detach().cpu().reshape(-1).sign().to(torch.int8)
+        indices = signs.nonzero().squeeze(1)
+        return cls(signs.numel(), indices, signs[indices])
+
+    def dense(self) -> Tensor:
+        """All signs, `(size,)` int8 of -1, 0 and 1."""
+        return torch.zeros(self.size, dtype=torch.int8).index_copy(0, self.indices, self.signs)
+
+
 Section: TypeAlias = Union[  # noqa: UP007 (the recursive reference needs a string)
-    Tensor, Topology, Weights, SparseVector, IndexSet, bool, int, float, str, Mapping[str, "Section"]
+    Tensor, Topology, Weights, SparseVector, SignMap, IndexSet, bool, int, float, str, Mapping[str, "Section"]
 ]
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsparse.pattern import Pattern, Topology, Weights, parse
 from fedsparse.wire.buffer import Reader, Writer
-from fedsparse.wire.payload import IndexSet, Section, SparseVector
+from fedsparse.wire.payload import IndexSet, Section, SignMap, SparseVector
 from fedsparse.wire.positions import pack, unpack
 from fedsparse.wire.tensors import (
     read_dtype,
@@ -56,6 +57,22 @@ def _read_sparse_vector(reader: Reader) -> SparseVector:
     found = _read_index_set(reader)
     values = read_entries(reader, tuple(found.indices.shape), torch.float32)
     return SparseVector(found.size, found.indices, values)
+
+
+def _write_sign_map(writer: Writer, section: SignMap) -> None:
+    """Positions, then one bit each, lowest first: 1 is negative. Below 2 bits an entry however many have a sign."""
+    _write_index_set(writer, section)
+    writer.raw(np.packbits((section.signs < 0).cpu().numpy(), bitorder="little").tobytes())
+
+
+def _read_sign_map(reader: Reader) -> SignMap:
+    found = _read_index_set(reader)
+    count = found.indices.numel()
+    packed = reader.raw((count + 7) // 8)
+    if count % 8 and packed[-1] >> count % 8:
+        raise reader.error(f"the signs set a bit beyond their {count} positions")
+    negative = torch.from_numpy(np.unpackbits(np.frombuffer(packed, np.uint8), count=count, bitorder="little"))
+    return SignMap(found.size, found.indices, 1 - 2 * negative.to(torch.int8))
 
 
 # ---- topologies
@@ -195,12 +212,13 @@ class _Kind:
     read: Callable[[Reader], Section]
 
 
-# The first type that fits is taken: bool before int, SparseVector before IndexSet, Topology before Mapping.
+# The first type that fits is taken: bool before int, IndexSet after what derives from it, Topology before Mapping.
 _KINDS = (
     _Kind(1, Tensor, write_tensor, read_tensor),
     _Kind(2, Topology, _write_topology, _read_topology),
     _Kind(3, Weights, write_weights, read_weights),
     _Kind(4, SparseVector, _write_sparse_vector, _read_sparse_vector),
+    _Kind(11, SignMap, _write_sign_map, _read_sign_map),
     _Kind(5, IndexSet, _write_index_set, _read_index_set),
     _Kind(6, bool, _write_bool, _read_bool),
     _Kind(7, int, Writer.integer, Reader.integer),

@@ -1,5 +1,7 @@
 """The client's half: what it holds, what it answers, what it remembers."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -10,9 +12,11 @@ from fedsparse.errors import PatternError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.client import ClientHost, HostedClient
 from fedsparse.federated.engines.base import Request
+from fedsparse.federated.failure import ClientFailure
 from fedsparse.methods.base import Method, SparseMethod
 from fedsparse.methods.roles import client_task
 from fedsparse.nn import read_weights, sparse_layers
+from fedsparse.pattern import Topology
 from fedsparse.wire import Payload
 from tests.federated.small_run import CLIENT, SmallNet, small_data, small_method, small_plan
 
@@ -206,3 +210,91 @@ def test_generators_of_a_client(plan):
 def test_a_fresh_host_remembers_nothing(host):
     extras = wire.decode(host.memories()).extras
     assert (dict(extras["topologies"]), dict(extras["clients"])) == ({}, {})
+
+
+# ---- training in parts
+def trained(plan, *parts, samples=None):
+    client = hosted(plan)
+    for epochs in parts:
+        client.sgd(epochs=epochs, samples=samples)
+    return dict(read_weights(client.model).items())
+
+
+def test_two_calls_take_the_steps_of_one(plan):
+    whole, parts, nothing_between = trained(plan, 3), trained(plan, 1, 2), trained(plan, 1, 0, 2)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(torch.equal(whole[name], nothing_between[name]) for name in whole)
+    # The second epoch is shuffled anew and goes on with the momentum of the first.
+    again = hosted(plan)
+    again.sgd(epochs=1)
+    other = HostedClient(plan, Payload("train", 3), client_id=0, model=again.model, memory={})
+    other.sgd(epochs=2)
+    assert not torch.equal(dict(read_weights(again.model).items())["3.weight"], whole["3.weight"])
+
+
+def test_the_runs_epochs_are_known_and_the_default(plan):
+    assert hosted(plan).epochs == CLIENT.epochs == 2
+    assert torch.equal(trained(plan, None)["3.weight"], trained(plan, 2)["3.weight"])
+
+
+def test_training_on_some_samples_sees_no_others(plan):
+    some = torch.tensor([3, 5, 8, 11])
+    got = trained(plan, 2, samples=some)
+    model = fs.sparsify(SmallNet(), 0.2)
+    data = plan.data.client(0).subset(some)
+    sgd.train(model, data, CLIENT, epochs=2, generator=seeds.generator(plan.seed, 3, 0, "batches"))
+    wanted = dict(read_weights(model).items())
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_adopted_masks_carry_values_and_momentum(plan):
+    client = hosted(plan)
+    client.sgd(epochs=1)
+    layer = sparse_layers(client.model)["3.weight"]
+    before, momentum = layer.pattern, client._steps.state[layer.values]["momentum_buffer"]
+    old, moving = layer.weight, before.scatter(momentum)
+    grown = (~before.mask()).flatten().nonzero().squeeze(1)[:5]
+    client.adopt(Topology({"3.weight": before.exchanged(torch.arange(5), grown)}))
+    after = layer.pattern
+    kept = after.mask() & before.mask()
+    assert int(kept.sum()) == before.nnz - 5
+    assert torch.equal(layer.weight, old * kept)
+    assert torch.equal(after.scatter(client._steps.state[layer.values]["momentum_buffer"]), moving * kept)
+    client.sgd(epochs=1)
+    assert (layer.weight.flatten()[grown] != 0).all()
+
+
+def test_probing_some_samples(plan):
+    client, some = hosted(plan), torch.arange(4, 9)
+    found = client.top_pruned_gradients({"6.weight": 4}, samples=some)["6.weight"]
+    model = fs.densify(fs.sparsify(SmallNet(), 0.2)).train()
+    order = next(sgd.batches(5, CLIENT.batch_size, seeds.generator(plan.seed, 3, 0, "probe")))
+    x, y = client.data.batch(some[order])
+    cross_entropy(model(x), y).backward()
+    pruned = model[6].weight.grad.flatten().masked_fill(fs.masks(client.model)["6.weight"].flatten(), 0)
+    assert torch.equal(found.indices, pruned.abs().sort(descending=True, stable=True).indices[:4].sort().values)
+
+
+def test_a_single_sample_cannot_be_probed_through_batch_norm(plan):
+    with pytest.raises(ClientFailure, match="of which batch norm needs two or more"):
+        hosted(plan).top_pruned_gradients({"6.weight": 4}, samples=torch.tensor([2]))
+
+
+def test_dense_gradients_can_be_caught_at_each_step(plan):
+    client = hosted(plan)
+    layer, dense = sparse_layers(client.model)["3.weight"], fs.densify(fs.sparsify(SmallNet(), 0.2)).train()
+    positions = next(sgd.batches(len(client.data), CLIENT.batch_size, client.rng("batches")))
+    x, y = client.data.batch(positions)
+    cross_entropy(dense(x), y).backward()
+    caught = []
+
+    @contextmanager
+    def around():
+        with fs.topk_pruned_gradient(layer, layer.pattern.size - layer.nnz) as pruned:
+            yield
+        gradient = layer.pattern.scatter(layer.values.grad).flatten()
+        caught.append(gradient.index_copy(0, pruned.indices, pruned.gradients))
+
+    client.sgd(epochs=1, around_step=around)
+    assert len(caught) == 2  # 20 samples in batches of 16
+    assert torch.allclose(caught[0], dense[3].weight.grad.flatten(), rtol=1e-4, atol=1e-6)

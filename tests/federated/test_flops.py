@@ -18,6 +18,16 @@ def test_groups_and_rows():
     assert forward_flops(nn.Conv2d(4, 6, 3, groups=2), torch.zeros(4, 5, 5)) == 2 * (6 * 2 * 9) * 9
 
 
+def test_every_token_of_a_text_costs_the_same():
+    # 7 tokens of 12 features -> 5 features, kept as they are or merged with the batch on the way
+    layer = nn.Linear(12, 5)
+    assert forward_flops(layer, torch.zeros(7, 12)) == 2 * 60 * 7
+    merged = nn.Sequential(nn.Flatten(0, 1), layer)
+    assert forward_flops(merged, torch.zeros(7, 12)) == 2 * 60 * 7
+    sparse = fs.sparsify(nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 5)), 0.6)
+    assert forward_flops(sparse, torch.zeros(2, 3, 12)) == 2 * (sparse[0].nnz + 30) * 6
+
+
 def test_sparse_layers_cost_what_they_keep():
     model = fs.sparsify(SmallNet(), 0.2)
     kept = [module.nnz for module in (model[0], model[3], model[6])]

@@ -36,7 +36,7 @@ ROUNDS = 8
 KEYS = [
     *("round", "kind", "accuracy", "loss", "density", "nnz", "masks_changed", "bytes_down", "bytes_up"),
     *("bytes_down_dense", "bytes_up_dense", "client_seconds", "server_seconds", "peak_bytes", "flops_modelled"),
-    *("joules", "clients", "clients_failed"),
+    *("joules", "clients", "clients_failed", "diverged"),
 ]
 
 
@@ -77,6 +77,20 @@ def test_evaluation_every_few_rounds_and_at_the_end():
     accuracies = [record["accuracy"] for record in go(plan).metrics]
     assert [accuracy is None for accuracy in accuracies] == [True, False, True, False, False]
     assert accuracies[1] == go(small_plan(FedAvg(), rounds=5)).metrics[1]["accuracy"]
+
+
+def test_a_loss_that_is_no_number_is_null_and_the_record_says_so(tmp_path):
+    class Exploding(FedAvg):
+        def aggregate(self, server, updates):
+            new = super().aggregate(server, updates)
+            return new.with_dense({"11.weight": torch.full((10, 32), 3e38) * (server.round == 1)})
+
+    outcome = go(small_plan(Exploding(), rounds=3), folder=tmp_path, stop_after=2)
+    assert [record["diverged"] for record in outcome.metrics] == [False, True]
+    assert [record["loss"] is None for record in outcome.metrics] == [False, True]
+    refused = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, **refused) for line in lines] == outcome.metrics
 
 
 def test_watchers_get_each_record_once():

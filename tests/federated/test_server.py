@@ -9,20 +9,22 @@ import pytest
 import torch
 
 from fedsparse import wire
-from fedsparse.errors import ClientError, WireError
+from fedsparse.errors import ClientError, FedsparseError, WireError
 from fedsparse.federated import seeds
 from fedsparse.federated.engines.base import Reply
+from fedsparse.federated.server import _check_masks
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.base import Method
 from fedsparse.methods.fedavg import FedAvg
-from fedsparse.methods.roles import Update, client_task
+from fedsparse.methods.roles import Download, Update, client_task
 from fedsparse.methods.static import Static
-from fedsparse.nn import masks, set_masks
-from fedsparse.pattern import Weights
+from fedsparse.nn import masks, read_weights, set_masks, sparse_layers, write_weights
+from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire import Payload, SparseVector
 from fedsparse.wire.positions import pack
 from tests.federated.small_run import (
     CLIENT,
+    SmallNet,
     SpyEngine,
     exact,
     go,
@@ -31,7 +33,7 @@ from tests.federated.small_run import (
     small_plan,
 )
 
-ALL = ("fedavg", "static", "fedtiny")
+ALL = ("fedavg", "static", "fedtiny", "fedsgc")
 
 
 def records(folder, name="clients.jsonl"):
@@ -223,7 +225,7 @@ def test_too_few_clients_end_the_run_and_leave_the_last_checkpoint(tmp_path):
     with pytest.raises(ClientError) as raised:
         go(plan, folder=tmp_path)
     assert str(raised.value) == (
-        "round 2: 2 of 3 clients delivered a usable update, engine.min_clients asks for 3; "
+        "round 2: 2 of 3 clients delivered a usable update for 'train', engine.min_clients asks for 3; "
         "clients.jsonl says why each failed"
     )
     assert [r["round"] for r in records(tmp_path, "metrics.jsonl")] == [0, 1]
@@ -297,7 +299,7 @@ def test_an_upload_of_another_topology_is_refused(tmp_path):
 
     outcome = go(small_plan(Wandering(density=0.2), rounds=1, sizes=(20, 30), per_round=2), folder=tmp_path)
     assert outcome.metrics[0]["clients_failed"] == 1
-    assert "is sent by reference but not held here" in records(tmp_path)[1]["reason"]
+    assert records(tmp_path)[1]["reason"] == "the uploaded weights have another topology than the ones sent"
 
 
 def _with_dense(message, **changed):
@@ -320,16 +322,17 @@ def _garbled(change, topology):
     ("change", "reason"),
     [
         (lambda m: replace(m, weights=None), "the upload has no weights"),
-        (lambda m: replace(m, round=4), "the upload is of round 4, round 1 was asked for"),
+        (lambda m: replace(m, round=4), "the upload answers 'train' of round 4, 'train' of round 1 was asked for"),
+        (lambda m: replace(m, task="adapt"), "the upload answers 'adapt' of round 1, 'train' of round 1 was asked for"),
         (lambda m: _with_dense(m, **{"1.bias": None}), "'1.bias' is in the sent weights only"),
         (lambda m: _with_dense(m, other=torch.ones(1)), "'other' is in the upload only"),
         (
             lambda m: _with_dense(m, **{"1.bias": torch.ones(1)}),
-            "'1.bias' was sent as torch.float32 (8,), the upload has torch.float32 (1,)",
+            "'1.bias' has shape (8,) in the sent weights, but (1,) in the upload",
         ),
         (
             lambda m: _with_dense(m, **{"1.bias": torch.ones(8).double()}),
-            "'1.bias' was sent as torch.float32 (8,), the upload has torch.float64 (8,)",
+            "'1.bias' was sent as torch.float32, the upload has torch.float64",
         ),
     ],
 )
@@ -343,7 +346,191 @@ def test_an_upload_that_does_not_fit_is_dropped_and_the_run_goes_on(change, reas
     assert (failed["round"], failed["client"], failed["reason"]) == (1, 1, reason)
 
 
+# ---- masks that clients change
+@dataclass(frozen=True, kw_only=True)
+class Roaming(Static):
+    """Clients answer with masks of their own; the server keeps those of the lowest client."""
+
+    name: ClassVar[str] = "roaming"
+    client_masks: ClassVar[bool] = True
+    shrink: int = 0
+    first: int = 0
+
+    def adjusts(self, round):
+        return round >= self.first
+
+    @client_task
+    def train(self, client):
+        client.sgd(epochs=1)
+        pattern = sparse_layers(client.model)["3.weight"].pattern
+        kept = torch.randperm(pattern.size, generator=client.rng("mask"))[: pattern.nnz - self.shrink].sort().values
+        client.adopt(Topology({"3.weight": Pattern.from_flat(pattern.shape, kept)}))
+        client.sgd(epochs=1)
+        return {}
+
+    def aggregate(self, _, updates):
+        return updates[0].weights
+
+
+class Shrinking(Roaming):
+    client_counts: ClassVar[bool] = True
+
+
+def test_masks_that_clients_change_come_back_in_full_and_are_not_taken_for_held(tmp_path):
+    plan = small_plan(Roaming(density=0.2), rounds=4, sizes=(20, 30), per_round=2)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine, folder=tmp_path)
+    assert [r["clients_failed"] for r in outcome.metrics] == [0] * 4
+    assert all(r["masks_changed"] > 0 for r in outcome.metrics)
+    topologies = {}
+    for exchange in engine.exchanges:
+        for request, reply in exchange:
+            # Every download moved to masks that the client was never sent, though client 0 had made them itself.
+            assert _is_complete(request.blob)
+            assert _is_complete(reply.blob)
+            sent, back = (wire.decode(blob).weights.topology for blob in (request.blob, reply.blob))
+            assert back != sent
+            assert back.counts == sent.counts
+            topologies[request.client_id] = sent
+        assert topologies[0] == topologies[1]
+    held = wire.decode(engine.memories()).extras["clients"]
+    assert {client: state["held"] for client, state in held.items()} == {
+        str(client): topology.digest for client, topology in topologies.items()
+    }
+
+
+def test_a_run_whose_clients_change_masks_resumes_to_the_same_bits(tmp_path):
+    plan = small_plan(Roaming(density=0.2), rounds=4, per_round=2)
+    wanted = go(plan)
+    go(plan, folder=tmp_path, stop_after=2)
+    resumed = go(plan, folder=tmp_path, resume=True)
+    assert same_bits(resumed, wanted)
+    assert exact(resumed.metrics) == exact(wanted.metrics)
+
+
+def test_masks_are_the_clients_own_in_adjusting_rounds_only(tmp_path):
+    with pytest.raises(ClientError, match="round 0: 0 of 2 clients"):
+        go(small_plan(Roaming(density=0.2, first=1), rounds=2, sizes=(20, 30), per_round=2), folder=tmp_path)
+    assert {r["reason"] for r in records(tmp_path)} == {"the uploaded weights have another topology than the ones sent"}
+
+
+def test_other_counts_need_the_methods_permission(tmp_path):
+    plan = small_plan(Roaming(density=0.2, shrink=5), rounds=1, sizes=(20, 30), per_round=2)
+    with pytest.raises(ClientError):
+        go(plan, folder=tmp_path)
+    kept = Roaming(density=0.2).initial_topology(SmallNet(), "magnitude", torch.Generator())["3.weight"].nnz
+    reasons = {line["reason"] for line in records(tmp_path)}
+    assert reasons == {f"'3.weight' was sent with {kept} kept weights, the upload has {kept - 5}"}
+    outcome = go(replace(plan, method=Shrinking(density=0.2, shrink=5)))
+    assert outcome.weights.topology["3.weight"].nnz == kept - 5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda t: Topology({n: t[n] for n in reversed(list(t))}),
+            "the upload prunes 6.weight, 3.weight, 0.weight; ",
+        ),
+        (lambda t: Topology({**t, "0.weight": _turned(t["0.weight"])}), "'0.weight' has shape (8, 1, 3, 3) in the s"),
+    ],
+)
+def test_masks_of_other_weights_are_refused_even_where_clients_may_change_them(change, reason, tmp_path):
+    def garble(blob):
+        message = wire.decode(blob)
+        topology = change(message.weights.topology)
+        weights = Weights(topology, {n: message.weights.values[n] for n in topology}, message.weights.dense)
+        return wire.encode(replace(message, weights=weights))
+
+    plan = small_plan(Roaming(density=0.2), rounds=1, sizes=(20, 30), per_round=2)
+    outcome = go(plan, LossyEngine(plan, exchange=0, client=1, garble=garble), folder=tmp_path)
+    assert outcome.metrics[0]["clients_failed"] == 1
+    assert records(tmp_path)[1]["reason"].startswith(reason)
+
+
+def _turned(pattern):
+    return Pattern.from_flat((1, 8, 3, 3), pattern.flat)
+
+
+def test_masks_in_another_unit_are_refused():
+    class Block:
+        def __str__(self):
+            return "block:4"
+
+    pattern = Pattern.from_flat((2, 4), torch.arange(4))
+    sent, uploaded = Topology({"a": pattern}), Topology({"a": replace(pattern, granularity=Block())})
+    with pytest.raises(FedsparseError) as raised:
+        _check_masks(uploaded, sent, own_counts=True)
+    assert str(raised.value) == "'a' was sent with granularity element, the upload has block:4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Method):
+    """Clients are sent weights once and go on with what they remember; one answers in another shape."""
+
+    name: ClassVar[str] = "keeping"
+
+    def download(self, server, _):
+        return Download(server.weights if server.round == 0 else None)
+
+    @client_task
+    def train(self, client):
+        if client.round:
+            write_weights(client.model, client.memory["weights"])
+        client.sgd()
+        client.memory["weights"] = read_weights(client.model)
+        if client.round == 2 and client.id == 1:
+            client.model[11] = torch.nn.Linear(32, 9)
+        return {}
+
+
+def test_clients_that_are_sent_no_weights_answer_with_their_own_and_are_checked_too(tmp_path):
+    plan = small_plan(Keeping(), rounds=3, sizes=(20, 30), per_round=2)
+    outcome = go(plan, folder=tmp_path)
+    assert [r["clients"] for r in outcome.metrics] == [2, 2, 1]
+    assert (
+        records(tmp_path)[-1]["reason"]
+        == "'11.weight' has shape (10, 32) in the sent weights, but (9, 32) in the upload"
+    )
+    assert outcome.metrics[1]["bytes_down"] < 200 < outcome.metrics[0]["bytes_down"]
+
+
+# ---- extras
+@dataclass(frozen=True, kw_only=True)
+class Judging(Method):
+    """Refuses what one client answers."""
+
+    name: ClassVar[str] = "judging"
+
+    @client_task
+    def train(self, client):
+        return {"number": client.id}
+
+    def check(self, sent, update):
+        assert sent.weights is not None
+        if update.extras["number"] == 1:
+            raise ClientError("the upload is from number 1")
+
+
+def test_an_answer_that_the_method_refuses_is_that_clients_failure(tmp_path):
+    outcome = go(small_plan(Judging(), rounds=1, sizes=(20, 30, 25), per_round=3), folder=tmp_path)
+    assert (outcome.metrics[0]["clients"], outcome.metrics[0]["clients_failed"]) == (2, 1)
+    assert [line["reason"] for line in records(tmp_path)] == ["", "the upload is from number 1", ""]
+
+
 # ---- what a method sees
+def test_the_samples_of_all_clients_are_known():
+    seen = []
+
+    class Asking(FedAvg):
+        def aggregate(self, server, updates):
+            seen.append(server.num_samples)
+            return super().aggregate(server, updates)
+
+    go(small_plan(Asking(), rounds=1, sizes=(20, 30, 25), per_round=1))
+    assert seen == [75]
+
+
 def test_generators_of_the_server_depend_on_round_and_purpose():
     seen = {}
 

@@ -1,6 +1,7 @@
 """The loop over mini-batches against steps taken by hand."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -165,3 +166,68 @@ def test_evaluation_is_over_all_samples_and_changes_nothing(generator):
     assert loss == pytest.approx(float(cross_entropy(logits, data.y)), rel=1e-6)
     assert model[1].num_batches_tracked.item() == 0
     assert sgd.evaluate(model, samples(0, generator=generator)) == (0.0, 0.0)
+
+
+# ---- what methods shape
+def test_a_penalty_joins_the_loss_of_every_step(generator):
+    # Without samples' gradients the penalty alone moves the weights: d/dw (3 w^2) = 6 w, so w <- w (1 - 6 lr).
+    model = linear(generator)
+    start = model.bias.detach().clone()
+    data = Dataset(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64), 3)
+    plain = linear(torch.Generator().manual_seed(0))
+    plain.load_state_dict(model.state_dict())
+    settings = ClientSettings(batch_size=4, lr=0.1, momentum=0.0)
+    arguments = {"epochs": 1, "generator": torch.Generator()}
+    sgd.train(plain, data, settings, **arguments)
+    sgd.train(model, data, settings, **arguments, penalty=lambda m: 3 * m.bias.square().sum())
+    assert torch.allclose(model.bias, plain.bias - 0.6 * start, atol=1e-6)
+    assert torch.equal(model.weight, plain.weight)
+
+
+def test_the_rate_of_a_step_follows_the_rule_and_is_restored(generator):
+    data, model = samples(9, generator=generator), normed(generator)
+    settings = ClientSettings(batch_size=4, lr=0.5, momentum=0.0)
+    steps, asked, rates = sgd.optimizer(model, settings), [], []
+
+    def rule(step, total, rate):
+        asked.append((step, total, rate))
+        return 0.1 * (step + 1)
+
+    @contextmanager
+    def around():
+        yield
+        rates.append(steps.param_groups[0]["lr"])
+
+    sgd.train(
+        model,
+        data,
+        settings,
+        epochs=2,
+        generator=torch.Generator(),
+        steps=steps,
+        learning_rate=rule,
+        around_step=around,
+    )
+    # 9 samples in batches of 4: the last one is alone, which batch norm skips
+    assert asked == [(step, 4, 0.5) for step in range(4)]
+    assert rates == [0.1 * (step + 1) for step in range(4)]
+    assert steps.param_groups[0]["lr"] == 0.5
+
+
+def test_around_each_step_gradients_are_there_and_the_step_is_not_taken(generator):
+    data, model = samples(8, generator=generator), linear(generator)
+    settings, seen = ClientSettings(batch_size=4, lr=0.5, momentum=0.0), []
+
+    @contextmanager
+    def around():
+        before = model.weight.detach().clone()
+        assert model.weight.grad is None
+        yield
+        seen.append((before, model.weight.detach().clone(), model.weight.grad.clone()))
+
+    sgd.train(model, data, settings, epochs=1, generator=torch.Generator(), around_step=around)
+    assert len(seen) == 2
+    for before, after, _ in seen:
+        assert torch.equal(before, after)
+    assert torch.allclose(seen[1][0], seen[0][0] - 0.5 * seen[0][2])
+    assert torch.allclose(model.weight, seen[1][0] - 0.5 * seen[1][2])

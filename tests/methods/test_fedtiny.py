@@ -1,6 +1,7 @@
 """FedTiny's parts against numbers worked out by hand, and its selection on real clients."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.server import FederatedServer
 from fedsparse.methods.fedtiny import FedTiny, _pooled_statistics, lowest_pooled_loss
-from fedsparse.methods.roles import Update
+from fedsparse.methods.roles import Download, Update
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire import SparseVector
@@ -23,7 +24,8 @@ from tests.federated.small_run import SmallNet, SpyEngine, go, norm_free, small_
 
 
 def vector(size, entries):
-    return SparseVector(size, torch.tensor(list(entries)), torch.tensor(list(entries.values()), dtype=torch.float32))
+    positions = torch.tensor(list(entries), dtype=torch.int64)
+    return SparseVector(size, positions, torch.tensor(list(entries.values()), dtype=torch.float32))
 
 
 def fake_server(topology, values, round):
@@ -72,23 +74,52 @@ def test_the_smallest_weights_give_way_to_the_largest_mean_gradients():
 def test_fewer_candidates_than_wanted_swap_fewer():
     one = Update(0, 1, None, {"top": {"1.weight": vector(8, {6: 1.0})}})
     assert adjusted([one], swap_fraction=1.0)[1]["1.weight"].flat.tolist() == [0, 2, 3, 6]
-    nothing = Update(0, 1, None, {"top": {}})
+    nothing = Update(0, 1, None, {"top": {"1.weight": vector(8, {})}})
     before, after = adjusted([nothing])
     assert after == before
 
 
-@pytest.mark.parametrize("extras", [{}, {"top": 3}, {"top": {"1.weight": 3}}, {"top": {"0.weight": None}}])
-def test_an_upload_without_what_was_asked_for_counts_as_zeros(extras):
-    # |mean| at 6 is 1 / 4 with the silent client's samples, which changes nothing in the order.
-    silent, speaking = Update(0, 3, None, extras), Update(1, 1, None, {"top": {"1.weight": vector(8, {6: 1.0})}})
-    assert adjusted([silent, speaking])[1]["1.weight"].flat.tolist() == [0, 2, 3, 6]
+# ---- what clients may answer
+ASKED = Download(
+    Weights(layers(2), {n: torch.ones(4) for n in layers(2)}, {}), {"counts": {"0.weight": 0, "1.weight": 2}}
+)
 
 
-def test_positions_that_no_client_may_send_are_ignored():
-    # 1 is kept, and a vector of another size belongs to another layer.
-    kept = Update(0, 1, None, {"top": {"1.weight": vector(8, {1: 9.0, 6: 1.0})}})
-    foreign = Update(1, 1, None, {"top": {"1.weight": vector(80, {70: 9.0})}})
-    assert adjusted([kept, foreign])[1]["1.weight"].flat.tolist() == [0, 2, 3, 6]
+@pytest.mark.parametrize(
+    ("extras", "reason"),
+    [
+        ({}, "the upload's 'top' is missing; expected dict"),
+        ({"top": 3}, "the upload's 'top' is of type int; expected dict"),
+        ({"top": {}}, "of the upload's 'top', '1.weight' is missing"),
+        (
+            {"top": {"0.weight": vector(8, {}), "1.weight": vector(8, {})}},
+            "of the upload's 'top', '0.weight' was not asked for",
+        ),
+        ({"top": {"1.weight": 3}}, "the upload's '1.weight' is of type int; expected SparseVector"),
+        (
+            {"top": {"1.weight": vector(80, {70: 9.0})}},
+            "the upload's 'top' has 1 of 80 positions of '1.weight'; expected at most 2 of 8",
+        ),
+        (
+            {"top": {"1.weight": vector(8, {4: 1.0, 5: 1.0, 6: 1.0})}},
+            "the upload's 'top' has 3 of 8 positions of '1.weight'; expected at most 2 of 8",
+        ),
+        (
+            {"top": {"1.weight": vector(8, {1: 9.0, 6: 1.0})}},
+            "the upload's 'top' has position 1 of '1.weight', which is kept, not pruned",
+        ),
+    ],
+)
+def test_candidates_that_were_not_asked_for_are_refused(extras, reason):
+    with pytest.raises(ClientError) as raised:
+        FedTiny().check(ASKED, Update(0, 5, None, extras))
+    assert str(raised.value) == reason
+
+
+def test_what_was_asked_for_passes():
+    FedTiny().check(ASKED, Update(0, 5, None, {"top": {"1.weight": vector(8, {4: 1.0, 6: -1.0})}}))
+    FedTiny().check(ASKED, Update(0, 5, None, {"top": {"1.weight": vector(8, {})}}))
+    FedTiny().check(Download(ASKED.weights), Update(0, 5, None, {}))
 
 
 def test_other_rounds_keep_the_masks():
@@ -274,9 +305,65 @@ def test_without_batch_norm_the_losses_alone_decide():
 
 def test_a_selection_without_any_client_ends_the_run():
     plan = small_plan(small_method("fedtiny"), rounds=1, sizes=(1, 1), per_round=2)
-    with pytest.raises(ClientError) as raised:
+    with pytest.raises(ClientError, match=r"^round 0: 0 of 2 clients delivered a usable update for 'adapt_batchnorm'"):
         go(plan)
-    assert str(raised.value) == ("fedtiny: no client took part in the selection of candidates; clients.jsonl says why")
+
+
+def test_a_selection_needs_as_many_clients_as_any_exchange():
+    plan = small_plan(small_method("fedtiny"), rounds=1, sizes=(1, 20, 30), per_round=3, min_clients=3)
+    with pytest.raises(ClientError, match=r"^round 0: 2 of 3 .* for 'adapt_batchnorm', engine\.min_clients asks for 3"):
+        go(plan)
+
+
+class Lying(SpyEngine):
+    """Changes the extras of one client's answer in one exchange."""
+
+    def __init__(self, plan, *, exchange, change):
+        super().__init__(plan)
+        self._exchange, self._change = exchange, change
+
+    def exchange(self, requests):
+        replies = super().exchange(requests)
+        if len(self.exchanges) - 1 != self._exchange:
+            return replies
+        message = wire.decode(replies[1].blob)
+        changed = wire.encode(replace(message, extras=self._change(message.extras)))
+        return [replies[0], replace(replies[1], blob=changed), *replies[2:]]
+
+
+def _without_mean(extras):
+    kept = {n: t for n, t in extras["statistics"]["0"].items() if n != "1.running_mean"}
+    return {**extras, "statistics": {**extras["statistics"], "0": kept}}
+
+
+def _flat_mean(extras):
+    wrong = {**extras["statistics"]["1"], "4.running_mean": torch.zeros(3)}
+    return {**extras, "statistics": {**extras["statistics"], "1": wrong}}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "change", "reason"),
+    [
+        (0, lambda e: {**e, "statistics": 3}, "the upload's 'statistics' is of type int; expected dict"),
+        (0, lambda e: {**e, "statistics": {"0": e["statistics"]["0"]}}, "of the upload's candidates, '1' is missing"),
+        (0, _without_mean, "of the upload's statistics of candidate 0, '1.running_mean' is missing"),
+        (0, _flat_mean, "the upload's '4.running_mean' is torch.float32 (3,); expected torch.float32 (24,)"),
+        (0, lambda e: {**e, "samples": 31}, "the upload speaks for 31 samples; expected 1 to the client's 30"),
+        (0, lambda e: {**e, "samples": True}, "the upload's 'samples' is of type bool; expected int"),
+        (1, lambda e: {**e, "samples": 0}, "the upload speaks for 0 samples; expected 1 to the client's 30"),
+        (
+            1,
+            lambda e: {**e, "losses": torch.zeros(3, dtype=torch.float64)},
+            "the upload's losses are torch.float64 (3,); expected torch.float64 (2,)",
+        ),
+    ],
+)
+def test_a_selection_goes_on_without_a_client_that_answers_nonsense(exchange, change, reason, tmp_path):
+    plan = small_plan(small_method("fedtiny"), rounds=1, sizes=(20, 30, 25), per_round=3)
+    outcome = go(plan, Lying(plan, exchange=exchange, change=change), folder=tmp_path)
+    assert outcome.metrics[0]["clients"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    assert [(line["client"], line["reason"]) for line in lines if line["status"] == "failed"] == [(1, reason)]
 
 
 # ---- settings

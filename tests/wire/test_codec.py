@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedsparse.errors import WireError
 from fedsparse.pattern import Pattern, Topology, Weights
-from fedsparse.wire import IndexSet, Payload, SparseVector, decode, encode
+from fedsparse.wire import IndexSet, Payload, SignMap, SparseVector, decode, encode
 
 HEADER = struct.Struct("<4sHQI")
 DTYPES = [
@@ -36,6 +36,7 @@ def small():
     extras = {
         "top": {"fc.weight": SparseVector(200, torch.tensor([3, 77]), torch.tensor([-1.5, 2.0]))},
         "votes": IndexSet(12, torch.tensor([0, 11])),
+        "direction": SignMap(12, torch.tensor([2, 3, 9]), torch.tensor([1, -1, -1], dtype=torch.int8)),
         "counts": {"fc.weight": 3},
         "loss": 0.25,
         "kind": "adjust",
@@ -56,6 +57,8 @@ def same(a, b):
     if isinstance(a, Weights):
         return same(a.topology, b.topology) and same(a.values, b.values) and same(a.dense, b.dense)
     if isinstance(a, SparseVector) and not same(a.values, b.values):
+        return False
+    if isinstance(a, SignMap) and not same(a.signs, b.signs):
         return False
     if isinstance(a, IndexSet):
         return type(a) is type(b) and a.size == b.size and same(a.indices, b.indices)
@@ -160,8 +163,11 @@ def index_sets(draw):
     size = draw(st.integers(0, 500))
     kept = sorted(draw(st.sets(st.integers(0, max(size - 1, 0)), max_size=size)))
     indices = torch.tensor(kept, dtype=torch.int64)
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from([IndexSet, SparseVector, SignMap]))
+    if kind is IndexSet:
         return IndexSet(size, indices)
+    if kind is SignMap:
+        return SignMap(size, indices, (1 - 2 * (indices % 2)).to(torch.int8))
     return SparseVector(size, indices, torch.rand(len(indices), generator=torch.Generator().manual_seed(size)))
 
 
@@ -201,6 +207,16 @@ def test_size_of_a_known_topology_is_its_digest_alone():
     assert values < len(short) < len(full) - sum(p.size for p in found.topology.values()) // 16
     empty = encode(Payload("t", 0, Weights(Topology(), {}, found.dense), {}))
     assert len(short) - len(empty) == values - 5 * 4 - 8 + len(found.topology) - 1  # dtypes, less the empty list
+
+
+def test_size_of_a_sign_map_is_positions_and_one_bit_each():
+    signs = torch.randint(-1, 2, (1000,), generator=torch.Generator().manual_seed(0))
+    found = SignMap.of(signs)
+    frame = len(encode(Payload("t", 0, None, {"x": IndexSet(1000, found.indices)})))
+    assert len(encode(Payload("t", 0, None, {"x": found}))) - frame == (len(found.indices) + 7) // 8
+    # so at most 2 bits an entry
+    full = len(encode(Payload("t", 0, None, {"x": SignMap.of(torch.ones(1000))})))
+    assert full - len(encode(Payload("t", 0, None, {"x": SignMap.of(torch.ones(0))}))) <= 250
 
 
 # ---- references
@@ -355,6 +371,8 @@ def test_hand_written_body_is_the_format():
         (EXTRAS + b"\x05" + count(1 << 31) + b"\x01\x01", "exceeds its limit"),
         (EXTRAS + b"\x05" + count(9) + b"\x03\x00\xff\x02", "beyond its 9 positions"),
         (EXTRAS + b"\x04" + count(9) + b"\x03\x00\xff\x01" + bytes(4), "36 bytes are announced, but 4"),
+        (EXTRAS + b"\x0b" + count(9) + b"\x03\x00\x03\x00\x04", "signs set a bit beyond their 2 positions"),
+        (EXTRAS + b"\x0b" + count(9) + b"\x03\x00\x03\x00", "1 bytes are announced, but 0"),
         (EXTRAS + b"\x0a\x02\x01a\x07" + bytes(8) + b"\x01a\x07" + bytes(8), "'a' appears twice"),
         (EXTRAS + b"\x0a\x01\x01a" * 20, "nested more than 16"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x02", "reference .0. or complete"),
