@@ -1,7 +1,7 @@
 """The server's half of an exchange: what is sent, counted, checked and remembered."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,39 @@ class FederatedServer:
         weights_back: bool = False,
         check: Check | None = None,
     ) -> list[Update]:
-        asked = []
+        updates = self._exchange(self.cohort, task, download, weights_back=weights_back, check=check)
+        if len(updates) < self._plan.min_clients:
+            raise ClientError(
+                f"round {self.round}: {len(updates)} of {len(self.cohort)} clients delivered a usable update "
+                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
+                "clients.jsonl says why each failed"
+            )
+        return updates
+
+    def ask_one(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, check: Check | None = None
+    ) -> Update:
         for client_id in self.cohort:
+            updates = self._exchange([client_id], task, download, weights_back=False, check=check)
+            if updates:
+                return updates[0]
+        raise ClientError(
+            f"round {self.round}: none of {len(self.cohort)} clients delivered a usable answer "
+            f"for {task.__name__!r}; clients.jsonl says why each failed"
+        )
+
+    def _exchange(
+        self,
+        clients: Sequence[int],
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        *,
+        weights_back: bool,
+        check: Check | None,
+    ) -> list[Update]:
+        """The usable answers of `clients`, in their order."""
+        asked = []
+        for client_id in clients:
             sent = download(client_id)
             message = Payload(task.__name__, self.round, sent.weights, sent.extras)
             known = {self.known[client_id]} if client_id in self.known else set()
@@ -138,14 +169,7 @@ class FederatedServer:
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
         answers = [self._receive(each, reply) for each, reply in zip(asked, replies, strict=True)]
-        updates = [update for update in answers if update is not None]
-        if len(updates) < self._plan.min_clients:
-            raise ClientError(
-                f"round {self.round}: {len(updates)} of {len(asked)} clients delivered a usable update "
-                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
-                "clients.jsonl says why each failed"
-            )
-        return updates
+        return [update for update in answers if update is not None]
 
     # ---- one reply
     def _receive(self, asked: "_Asked", reply: Reply) -> Update | None:

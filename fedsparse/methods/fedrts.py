@@ -82,7 +82,7 @@ class FedRTS(DynamicMethod):
     @client_task
     def train(self, client: Client) -> Extras:
         client.sgd()
-        counts = regrow.asked(client)
+        counts = regrow.asked(client.extras)
         if counts is None:
             return {}
         found = client.top_pruned_gradients(counts)

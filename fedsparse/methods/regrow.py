@@ -22,14 +22,14 @@ def ask(server: Server, counts: Mapping[str, int]) -> Download:
     return Download(server.weights, {_COUNTS: counts})
 
 
-def asked(client: Client) -> Mapping[str, int] | None:
-    """The counts a client was sent with `ask`; None in rounds without a question."""
-    return cast(Mapping[str, int] | None, client.extras.get(_COUNTS))
+def asked(extras: Extras) -> Mapping[str, int] | None:
+    """The counts in the extras of a download made by `ask`; None in rounds without a question."""
+    return cast(Mapping[str, int] | None, extras.get(_COUNTS))
 
 
 def propose(client: Client) -> Extras:
     """The answer to `ask`: positions and signed values of the largest gradients, nothing where nothing was asked."""
-    counts = asked(client)
+    counts = asked(client.extras)
     return {} if counts is None else {_TOP: client.top_pruned_gradients(counts)}
 
 
@@ -42,9 +42,9 @@ def check(sent: Download, update: Update, *, name: str = _TOP, kind: type[IndexS
     Raises:
         ClientError: see `checks.pruned_positions`.
     """
-    if _COUNTS in sent.extras:
+    counts = asked(sent.extras)
+    if counts is not None:
         assert sent.weights is not None, "ask() sends weights"
-        counts = cast(Mapping[str, int], sent.extras[_COUNTS])
         checks.pruned_positions(update.extras, name, counts=counts, topology=sent.weights.topology, kind=kind)
 
 

@@ -2,6 +2,7 @@
 
 from fedsparse.pruning.allocate import allocate, budget, densities
 from fedsparse.pruning.eligible import prunable
+from fedsparse.pruning.gain import by_gain
 from fedsparse.pruning.schedule import adjusts, cosine_share, swap_counts
 from fedsparse.pruning.score import magnitude, random
 from fedsparse.pruning.select import globally, layerwise, top
@@ -11,6 +12,7 @@ __all__ = [
     "adjusts",
     "allocate",
     "budget",
+    "by_gain",
     "cosine_share",
     "densities",
     "globally",

@@ -43,7 +43,7 @@ def test_averaging_forgets():
 
 def test_draws_have_the_mean_and_variance_of_beta(generator):
     draws = Posterior(torch.full((100_000,), 8.5), torch.full((100_000,), 3.5)).sample(generator)
-    # Variance 8.5 * 3.5 / (12^2 * 13). The mean of 1e5 draws has a standard deviation of 4e-4; the variance, of about 7e-5.
+    # The variance is 8.5 * 3.5 / (12^2 * 13). Of 1e5 draws, the mean deviates by 4e-4, the variance by about 7e-5.
     assert float(draws.mean()) == pytest.approx(0.7083, abs=0.002)
     assert float(draws.var()) == pytest.approx(0.015892, abs=0.0005)
     assert 0 <= float(draws.min()) < float(draws.max()) <= 1
