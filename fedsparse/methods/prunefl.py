@@ -171,9 +171,9 @@ class PruneFL(DynamicMethod):
 
 
 def core(pattern: Pattern, values: Tensor, share: float) -> Tensor:
-    """Mask, in main memory, of the kept weights that are no smaller than the floor(share * K)-th smallest |w|, counted from 0.
+    """Mask, in main memory, of kept weights no smaller than the floor(share * K)-th smallest |w|, counted from 0.
 
-    One of them is kept in any case.
+    One of them is in it in any case.
     """
     magnitudes = values.detach().abs()
     threshold = magnitudes.sort().values[min(floor_share(share, pattern.nnz), pattern.nnz - 1)]
