@@ -47,7 +47,7 @@ __device__ __forceinline__ void wait_copies() {
 // ---- 8 x 8 matrices of 16-bit numbers from shared memory; lanes 8 m to 8 m + 7 name the rows of matrix m
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
 #ifdef FEDSPARSE_SHIM
-  shim::load_matrices<4, false>("ldmatrix.x4", FEDSPARSE_SHIM_HERE, r, row);
+  shim::load_matrices<4, false>("ldmatrix.x4", shim::Place::here(), r, row);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row)
 
 __device__ __forceinline__ void load_matrices(unsigned (&r)[2], const void* row) {
 #ifdef FEDSPARSE_SHIM
-  shim::load_matrices<2, false>("ldmatrix.x2", FEDSPARSE_SHIM_HERE, r, row);
+  shim::load_matrices<2, false>("ldmatrix.x2", shim::Place::here(), r, row);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
                : "=r"(r[0]), "=r"(r[1])
@@ -69,7 +69,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[2], const void* row)
 
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void* row) {
 #ifdef FEDSPARSE_SHIM
-  shim::load_matrices<4, true>("ldmatrix.x4.trans", FEDSPARSE_SHIM_HERE, r, row);
+  shim::load_matrices<4, true>("ldmatrix.x4.trans", shim::Place::here(), r, row);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -83,7 +83,7 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const
 // k = 16, bfloat16
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef FEDSPARSE_SHIM
-  shim::mma<&shim::unpack_k16<shim::Bf16>, 16>("mma.m16n8k16.bf16", FEDSPARSE_SHIM_HERE, d, a, b);
+  shim::mma<&shim::unpack_k16<shim::Bf16>, 16>("mma.m16n8k16.bf16", shim::Place::here(), d, a, b);
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -96,7 +96,7 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], 
 // k = 16, half
 __device__ __forceinline__ void mma_fp16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef FEDSPARSE_SHIM
-  shim::mma<&shim::unpack_k16<shim::Fp16>, 16>("mma.m16n8k16.f16", FEDSPARSE_SHIM_HERE, d, a, b);
+  shim::mma<&shim::unpack_k16<shim::Fp16>, 16>("mma.m16n8k16.f16", shim::Place::here(), d, a, b);
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -109,7 +109,7 @@ __device__ __forceinline__ void mma_fp16(float (&d)[4], const unsigned (&a)[4], 
 // k = 8, float32 bits of which the lower 13 are not read
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef FEDSPARSE_SHIM
-  shim::mma<&shim::unpack_tf32, 8>("mma.m16n8k8.tf32", FEDSPARSE_SHIM_HERE, d, a, b);
+  shim::mma<&shim::unpack_tf32, 8>("mma.m16n8k8.tf32", shim::Place::here(), d, a, b);
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

@@ -285,8 +285,9 @@ int run_grid(const Shape& shape) {
   block_size = shape.block;
   grid_size = shape.grid;
   for (const std::uint64_t block : block_order(shape.grid.count())) {
-    block_index = {static_cast<unsigned>(block % shape.grid.x), static_cast<unsigned>(block / shape.grid.x % shape.grid.y),
-                   static_cast<unsigned>(block / shape.grid.x / shape.grid.y)};
+    const std::uint64_t row = block / shape.grid.x;
+    block_index = {static_cast<unsigned>(block % shape.grid.x), static_cast<unsigned>(row % shape.grid.y),
+                   static_cast<unsigned>(row / shape.grid.y)};
     if (!run_block()) return kLaunchFailure;
   }
   return 0;
@@ -365,7 +366,7 @@ void* dynamic_shared() { return shared_array(&machine().dynamic_bytes, machine()
 
 void copy_async(void* shared, const void* global, std::size_t bytes, std::size_t live_bytes) {
   const auto misaligned = [bytes](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % bytes != 0; };
-  if (misaligned(shared) || misaligned(global)) fail("an asynchronous copy at an address that its size does not divide");
+  if (misaligned(shared) || misaligned(global)) fail("cp.async to or from an address that its size does not divide");
   std::memset(shared, kPoison, bytes);
   machine().current->open_copies.push_back({shared, global, bytes, live_bytes});
 }

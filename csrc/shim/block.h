@@ -35,10 +35,12 @@ extern Size3 block_size, grid_size;
 constexpr unsigned kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Where in the source something is asked for.
+// Where in the source something is asked for: as a default argument, where the call stands.
 struct Place {
   const char* file;
   int line;
+
+  static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
 // ---- what a thread asks of the schedule

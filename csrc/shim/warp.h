@@ -6,10 +6,6 @@
 
 #include "block.h"
 
-// Default arguments are evaluated where the call stands, which is what reports should name.
-#define FEDSPARSE_SHIM_HERE \
-  fedsparse::shim::Place { __builtin_FILE(), __builtin_LINE() }
-
 namespace fedsparse::shim {
 
 // A collective in which every lane brings an `Argument` and `complete(arguments of each lane, mask)` fills in answers.
@@ -153,11 +149,12 @@ T exchange(T* address, F&& change) {
 }  // namespace fedsparse::shim
 
 // ---- barriers
-inline void __syncthreads(fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline void __syncthreads(fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   fedsparse::shim::block_barrier("__syncthreads", place);
 }
 
-inline void __syncwarp(unsigned mask = fedsparse::shim::kAllLanes, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline void __syncwarp(unsigned mask = fedsparse::shim::kAllLanes,
+                       fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   Nothing nothing;
   collective<Nothing, &complete_nothing>("__syncwarp", place, mask, nothing);
@@ -169,14 +166,15 @@ inline void __threadfence_block() { fedsparse::shim::let_others_run(); }
 
 // ---- shuffles
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32,
+              fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   return shuffle("__shfl_sync", place, mask, value, Segment(width).first + static_cast<unsigned>(source) % width);
 }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
-                  fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+                  fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   const unsigned source = lane() ^ static_cast<unsigned>(bits);
   // A lane of an earlier segment may be read, one of a later segment may not.
@@ -185,71 +183,76 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
 
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+                 fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   return shuffle("__shfl_up_sync", place, mask, value, Segment(width).place < delta ? lane() : lane() - delta);
 }
 
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+                   fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   const bool inside = Segment(width).place + delta < static_cast<unsigned>(width);
   return shuffle("__shfl_down_sync", place, mask, value, inside ? lane() + delta : lane());
 }
 
 // ---- votes
-inline unsigned __ballot_sync(unsigned mask, int predicate, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline unsigned __ballot_sync(unsigned mask, int predicate,
+                              fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   return reduce<Either>("__ballot_sync", place, mask, predicate ? 1u << lane() : 0u);
 }
 
-inline int __any_sync(unsigned mask, int predicate, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline int __any_sync(unsigned mask, int predicate, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   return reduce<Most>("__any_sync", place, mask, predicate ? 1 : 0);
 }
 
-inline int __all_sync(unsigned mask, int predicate, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline int __all_sync(unsigned mask, int predicate, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   using namespace fedsparse::shim;
   return reduce<Least>("__all_sync", place, mask, predicate ? 1 : 0);
 }
 
 template <typename T>
-unsigned __match_any_sync(unsigned mask, T value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+unsigned __match_any_sync(unsigned mask, T value, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::match("__match_any_sync", place, mask, value);
 }
 
 template <typename T>
-unsigned __match_all_sync(unsigned mask, T value, int* all, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+unsigned __match_all_sync(unsigned mask, T value, int* all,
+                          fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   *all = fedsparse::shim::match("__match_all_sync", place, mask, value) == mask;
   return *all ? mask : 0;
 }
 
 // ---- reductions of whole numbers
 template <typename T>
-T __reduce_add_sync(unsigned mask, T value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+T __reduce_add_sync(unsigned mask, T value, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::Plus>("__reduce_add_sync", place, mask, value);
 }
 
 template <typename T>
-T __reduce_min_sync(unsigned mask, T value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+T __reduce_min_sync(unsigned mask, T value, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::Least>("__reduce_min_sync", place, mask, value);
 }
 
 template <typename T>
-T __reduce_max_sync(unsigned mask, T value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+T __reduce_max_sync(unsigned mask, T value, fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::Most>("__reduce_max_sync", place, mask, value);
 }
 
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value,
+                                  fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::Both>("__reduce_and_sync", place, mask, value);
 }
 
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value,
+                                 fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::Either>("__reduce_or_sync", place, mask, value);
 }
 
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned value, fedsparse::shim::Place place = FEDSPARSE_SHIM_HERE) {
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned value,
+                                  fedsparse::shim::Place place = fedsparse::shim::Place::here()) {
   return fedsparse::shim::reduce<fedsparse::shim::OneOf>("__reduce_xor_sync", place, mask, value);
 }
 
