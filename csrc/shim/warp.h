@@ -293,6 +293,9 @@ T atomicCAS(T* address, T expected, T value) {
 }
 
 // ---- what needs no other thread
+using std::max;
+using std::min;
+
 template <typename T>
 T __ldg(const T* address) {
   return *address;
