@@ -12,6 +12,7 @@
 // kept weight is in just one grid, so that one launch for each grid computes the gradient of x.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -64,6 +65,8 @@ struct Plan {
 
   std::int32_t group_sources() const { return source.channels / groups; }
   std::int32_t group_targets() const { return target.channels / groups; }
+  // Whether any position of the kernel belongs to a grid: with a stride beyond the kernel some have none.
+  bool met_by_taps(std::size_t grid) const;
   std::int64_t slab_bytes(const Grid& grid, int number_bytes) const {
     return std::int64_t{slab_channels} * grid.pitch * kBatch * number_bytes;
   }

@@ -133,11 +133,13 @@ int gather(const ConvShape& shape, bool backward, const Operands& o, void* strea
   Plan plan;
   if (!make_plan(shape, backward, sizeof(T), plan)) return cudaErrorInvalidValue;
   const std::int32_t* start = o.start;
-  for (const Grid& grid : plan.grids) {
-    const Gather<T> g = {Problem(plan, grid), 0, start, o.offset, o.value, static_cast<const T*>(o.values),
-                         static_cast<const T*>(o.input), static_cast<const T*>(o.bias), static_cast<T*>(o.output)};
+  for (std::size_t number = 0; number < plan.grids.size(); ++number) {
+    const Grid& grid = plan.grids[number];
+    Gather<T> g = {Problem(plan, grid), 0, start, o.offset, o.value, static_cast<const T*>(o.values),
+                   static_cast<const T*>(o.input), static_cast<const T*>(o.bias), static_cast<T*>(o.output)};
     start += std::int64_t{plan.target.channels} * plan.slabs;
     if (g.problem.tiles() == 0) continue;
+    if (!plan.met_by_taps(number)) g.problem.slabs = 0;  // zeros, for which nothing has to be read
     const std::int64_t bytes = plan.slab_bytes(grid, sizeof(T));
     const int status =
         plan.tile.pixels == 4 ? launch_pixels<T, 4>(g, bytes, stream) : launch_pixels<T, 1>(g, bytes, stream);

@@ -14,12 +14,15 @@ namespace {
 
 constexpr Tile kWide = {8, 8, 4}, kNarrow = {4, 4, 1}, kRow = {1, 16, 1};
 
+// Sizes small enough for sums of them to stay inside 32 bits, with a tile's worth of strides.
 bool valid(const ConvShape& s) {
-  const auto positive = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
+  constexpr std::int64_t kLimit = std::int64_t{1} << 27;
+  const auto positive = [](std::int64_t n) { return n > 0 && n < kLimit; };
   const std::int64_t sizes[] = {s.in_channels, s.height,   s.width,      s.out_channels, s.kernel_h, s.kernel_w,
                                 s.stride_h,    s.stride_w, s.dilation_h, s.dilation_w,   s.groups};
   return std::all_of(std::begin(sizes), std::end(sizes), positive) && s.batch >= 0 && s.pad_h >= 0 && s.pad_w >= 0 &&
-         s.out_height() > 0 && s.out_width() > 0 && s.in_channels % s.groups == 0 && s.out_channels % s.groups == 0;
+         s.pad_h < kLimit && s.pad_w < kLimit && s.out_height() > 0 && s.out_width() > 0 &&
+         s.in_channels % s.groups == 0 && s.out_channels % s.groups == 0;
 }
 
 bool one_pixel(const ConvShape& s) {
@@ -95,8 +98,9 @@ Grid make_grid(const Axis& y, const Axis& x, const Tile& tile) {
             y.first_source, x.first_source, y.source_step, x.source_step, 0, 0, 0, 0, 0};
   g.halo_rows = (tile.rows - 1) * y.source_step + y.reach;
   g.halo_columns = (tile.columns - 1) * x.source_step + x.reach;
-  // Kept inside 32 bits; whatever is this large does not fit anyway.
-  g.pitch = static_cast<std::int32_t>(std::min<std::int64_t>(std::int64_t{g.halo_rows} * g.halo_columns, kSlabLines) | 1);
+  // Whatever is larger than a slab does not fit anyway, and would not fit into 32 bits either.
+  const std::int64_t lines = std::min<std::int64_t>(std::int64_t{g.halo_rows} * g.halo_columns, kSlabLines);
+  g.pitch = static_cast<std::int32_t>(lines | 1);
   g.tiles_y = (g.rows + tile.rows - 1) / tile.rows;
   g.tiles_x = (g.columns + tile.columns - 1) / tile.columns;
   return g;
@@ -119,6 +123,10 @@ bool cut(Plan& plan, const Tile& tile, int number_bytes) {
   return true;
 }
 
+bool met(const Axis& axis) {
+  return std::any_of(axis.shift.begin(), axis.shift.end(), [](std::int32_t shift) { return shift >= 0; });
+}
+
 std::int32_t longest(const std::vector<Axis>& list) {
   std::int32_t count = 0;
   for (const Axis& axis : list) count = std::max(count, axis.count);
@@ -126,6 +134,10 @@ std::int32_t longest(const std::vector<Axis>& list) {
 }
 
 }  // namespace
+
+bool Plan::met_by_taps(std::size_t grid) const {
+  return met(vertical[grid / horizontal.size()]) && met(horizontal[grid % horizontal.size()]);
+}
 
 bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan) {
   if (!valid(s)) return false;
@@ -171,8 +183,8 @@ void each_tap(const Plan& plan, bool backward, const ConvShape& s, const Pattern
       const Grid& grid = plan.grids[number];
       const std::int64_t source = backward ? row % outputs : input;
       const std::int64_t target = backward ? row / outputs * inputs + input : row;
-      const std::int64_t entry =
-          (static_cast<std::int64_t>(number) * plan.target.channels + target) * plan.slabs + source / plan.slab_channels;
+      const std::int64_t list_row = static_cast<std::int64_t>(number) * plan.target.channels + target;
+      const std::int64_t entry = list_row * plan.slabs + source / plan.slab_channels;
       const std::int64_t distance = source % plan.slab_channels * grid.pitch +
                                     plan.vertical[owner_y[ky]].shift[ky] * grid.halo_columns +
                                     plan.horizontal[owner_x[kx]].shift[kx];

@@ -103,11 +103,10 @@ class Product:
         shim("fedsparse_cuda_csr16_grad_x", shape, self.dtype, *backward, self.values, grad, grad_x, None)
         partial = poisoned(shim.value("fedsparse_csr16_partial_size", shape, self.dtype, nnz), np.float32)
         shim(
-            "fedsparse_cuda_csr16_grad_values", shape, self.dtype, nnz, *forward[:2], grad, x, partial, grad_values, None
+            "fedsparse_cuda_csr16_grad_values", shape, self.dtype, nnz, *forward[:2], grad, x, partial, grad_values,
+            None,
         )  # fmt: skip
-        return Results(
-            self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values
-        )
+        return Results(self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values)
 
     def list(self, shim: Shim, backward: bool) -> tuple[NDArray, NDArray, NDArray]:
         """start, offset and value of a list; arrays of exactly the sizes asked for."""

@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for the CPU (csrc/shim) and calls them. Needs numpy, not torch: sanitizers want few libraries.
+"""Builds the CUDA kernels for the CPU (csrc/shim) and calls them. Needs numpy alone: sanitizers want few libraries.
 
 Objects lie in build/shim under the hash of what went into them, so only what has changed is compiled again.
 """

@@ -10,10 +10,10 @@ import torch
 from fedsparse.backends import Case, Geometry
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, product_cases, relative_error
-from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, ConvShape, Product, Results, as_float, as_stored
+from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, ConvShape, Product, Results, as_float, as_stored, poisoned
 
-# Outputs are rounded once more where 16 bits are stored: half a unit in the last place, 2^-9 and 2^-12, is the most.
-TOLERANCE = {FLOAT32: 2e-6, BFLOAT16: 2.0**-9, FLOAT16: 2.0**-11.5}
+# Sums are float32; where 16 bits are stored the result is rounded once more, by at most 2^-8 or 2^-11 of itself.
+TOLERANCE = {FLOAT32: 2e-6, BFLOAT16: 2.0**-8, FLOAT16: 2.0**-11}
 
 
 def shape14(case: Case) -> tuple[int, ...]:
@@ -72,8 +72,8 @@ SPECIAL = {
     "empty": one_case((6, 5, 3, 3), (3, 5, 8, 7), SAME, density=-1.0),
     "stride beyond the picture": one_case((4, 3, 1, 1), (2, 3, 2, 3), Geometry((4, 5)), density=0.5),
     "stride beyond the kernel": one_case((4, 3, 2, 1), (3, 3, 11, 13), Geometry((3, 4), (1, 0)), density=0.6),
-    "dilation that shares residues": one_case((4, 4, 3, 3), (2, 4, 13, 12), Geometry((2, 2), (2, 2), (2, 2)), density=0.5),
-    "groups of several row blocks": one_case((80, 2, 1, 3), (2, 4, 5, 9), Geometry((1, 2), (0, 1), (1, 1), 2), density=0.5),
+    "dilation that shares residues": one_case((4, 4, 3, 3), (2, 4, 13, 12), Geometry((2, 2), (2, 2), (2, 2))),
+    "groups of row blocks": one_case((80, 2, 1, 3), (2, 4, 5, 9), Geometry((1, 2), (0, 1), groups=2), density=0.5),
     "depthwise": one_case((24, 1, 3, 3), (4, 12, 7, 6), Geometry((1, 1), (1, 1), (1, 1), 12), density=0.7),
     "nearly all border": one_case((3, 2, 3, 3), (17, 2, 1, 1), Geometry((1, 1), (5, 4), (2, 3)), density=0.5),
     "a wide linear layer": one_case((150, 700), (33, 700), density=0.05),
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(shim):
 @pytest.mark.parametrize(("batch", "size"), [(1, 1), (8, 32), (9, 33), (17, 100), (3, 5000)])
 def test_lines(scheduled, rng, batch, size, dtype):
     rows = as_stored(rng.standard_normal((batch, size)), dtype)
-    lines, back = (np.full(n, 0xFF, np.uint8).view(rows.dtype) for n in (rows[0].nbytes * 8 * -(-batch // 8), rows.nbytes))
+    lines, back = (poisoned(n, rows.dtype.type) for n in (size * 8 * -(-batch // 8), rows.size))
     scheduled("fedsparse_cuda_to_lines", rows, lines, batch, size, dtype, None)
     padded = np.zeros((8 * -(-batch // 8), size), rows.dtype)
     padded[:batch] = rows
