@@ -8,13 +8,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("csrc/shim", "csrc/cuda", "csrc/include", "tests/cuda")
+FOLDERS = ("csrc/shim", "csrc/cuda", "csrc/include", "csrc/python")
 SOURCES = (*ROOT.glob("csrc/shim/*.cpp"), *ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("tests/cuda/*.cu"))
 # Kernels read float arrays as vectors, as CUDA's own documentation does; contraction would hide a missing rounding.
 FLAGS = (
@@ -37,15 +38,29 @@ def compiler() -> str | None:
 
 def build(flags: Sequence[str] = ()) -> Path:
     """Shared library of every kernel and of the shim, compiled with `flags` besides the usual ones."""
+    return _link("libshim", SOURCES, flags)
+
+
+def build_binding() -> Path:
+    """The module `fedsparse_shim`: what fedsparse._C has of CUDA, over kernels that run on the CPU."""
+    import pybind11
+
+    includes = (sysconfig.get_path("include"), pybind11.get_include(), str(ROOT / "csrc/python"))
+    sources = (ROOT / "csrc/python/bind_cuda.cpp", ROOT / "tests/cuda/binding.cpp")
+    flags = ("-DFEDSPARSE_WITH_CUDA", "-fvisibility=hidden", *(f"-I{path}" for path in includes))
+    return _link("fedsparse_shim", sources, flags, also=[build()])
+
+
+def _link(name: str, sources: Sequence[Path], flags: Sequence[str], also: Sequence[Path] = ()) -> Path:
     folder, command = ROOT / "build" / "shim", [compiler() or "c++", *FLAGS, *flags]
     folder.mkdir(parents=True, exist_ok=True)
     common = hashlib.sha256("\0".join(command).encode())
     common.update(subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout)
-    for path in sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.*h")):
+    for path in sorted(path for part in FOLDERS for path in (ROOT / part).rglob("*.*h")):
         common.update(path.read_bytes())
-    objects = [_compile(command, source, common.copy(), folder) for source in sorted(SOURCES)]
-    digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
-    return _make(folder / f"libshim-{digest}.so", [*command, "-shared", *map(str, objects)])
+    parts = [*(_compile(command, source, common.copy(), folder) for source in sorted(sources)), *also]
+    digest = hashlib.sha256("".join(part.name for part in parts).encode()).hexdigest()[:16]
+    return _make(folder / f"{name}-{digest}.so", [*command, "-shared", *map(str, parts), f"-Wl,-rpath,{folder}"])
 
 
 def _compile(command: list[str], source: Path, digest: "hashlib._Hash", folder: Path) -> Path:
