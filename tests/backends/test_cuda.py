@@ -33,8 +33,8 @@ class OnCpu(CudaBackend):
 @pytest.fixture(scope="module")
 def binding() -> ModuleType:
     """The compiled module with its CUDA part, every kernel of which runs on the CPU."""
-    if shim.compiler() is None:
-        pytest.skip("no C++ compiler (CXX, g++, c++, clang++) to build the CUDA shim with")
+    if reason := shim.missing():
+        pytest.skip(reason)
     pytest.importorskip("pybind11", reason="the binding needs pybind11")
     path, whole = str(shim.build_binding()), ModuleType("with_cuda")
     loader = ExtensionFileLoader("fedsparse_shim", path)

@@ -10,8 +10,8 @@ SCHEDULES = (0, 1, 2, 3)  # in order, and three random ones
 @pytest.fixture(scope="session")
 def shim() -> shim_build.Shim:
     """Every CUDA kernel, compiled for the CPU."""
-    if shim_build.compiler() is None:
-        pytest.skip("no C++ compiler (CXX, g++, c++, clang++) to build the CUDA shim with")
+    if reason := shim_build.missing():
+        pytest.skip(reason)
     return shim_build.Shim(shim_build.build())
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 
 class LaunchError(Exception):
     """A kernel did not end well; the text is the shim's report or CUDA's sentence for the status."""
+
+
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if sys.platform != "linux":
+        return "the CUDA shim is written for Linux"
+    return None if compiler() else "no C++ compiler (CXX, g++, c++, clang++) to build the CUDA shim with"
 
 
 def compiler() -> str | None:
