@@ -21,6 +21,7 @@ inline fedsparse::ConvShape conv_shape(const std::array<std::int64_t, 14>& s) {
 }
 
 void bind_blocked(pybind11::module_& module);  // norms, pooling
+void bind_cuda(pybind11::module_& module);     // what was built for CUDA devices
 void bind_peak(pybind11::module_& module);     // the processor's peak
 void bind_select(pybind11::module_& module);   // selection, changes of a pattern
 void bind_topk(pybind11::module_& module);     // dense weight gradient, streaming top-k

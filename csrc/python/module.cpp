@@ -11,9 +11,6 @@
 #include "../cpu/memory.h"
 #include "bind.h"
 #include "fedsparse/api.h"
-#ifdef FEDSPARSE_WITH_CUDA
-#include "../cuda/cuda_api.h"
-#endif
 
 namespace py = pybind11;
 using namespace fedsparse;
@@ -126,6 +123,7 @@ PYBIND11_MODULE(_C, m) {
       release());
 
   bind_blocked(m);
+  bind_cuda(m);
   bind_select(m);
   bind_topk(m);
   bind_peak(m);
@@ -134,20 +132,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("memory_level", &memory_level);
   m.def("memory_peak", &memory_peak);
   m.def("memory_set_peak", &memory_set_peak);
-
-#ifdef FEDSPARSE_WITH_CUDA
-  m.attr("built_with_cuda") = true;
-  m.def("cuda_device_count", &fedsparse_cuda_device_count);
-  m.def("cuda_status_text", &fedsparse_cuda_status_text);
-  m.def(
-      "cuda_sgd_momentum",
-      [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,
-         float dampening, bool nesterov, bool first_step, Address stream) {
-        return fedsparse_cuda_sgd_momentum(at<float>(values), at<const float>(grad), at<float>(momentum), n, lr, mu,
-                                           weight_decay, dampening, nesterov, first_step, at<void>(stream));
-      },
-      release());
-#else
-  m.attr("built_with_cuda") = false;
-#endif
 }
