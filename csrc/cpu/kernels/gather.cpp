@@ -9,6 +9,7 @@
 #endif
 
 #include "simd.h"
+#include "term.h"
 
 namespace {
 
@@ -18,7 +19,6 @@ using fedsparse::Grid;
 using fedsparse::Lines;
 using fedsparse::Program;
 using fedsparse::Split;
-using fedsparse::Term;
 
 // 16 accumulators of 32 registers with AVX-512, 8 of 16 elsewhere: more would spill.
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
@@ -37,23 +37,6 @@ struct Piece {
   const std::int32_t* segment;           // of target 0
   std::int64_t first, last;              // targets
   bool starts, ends;                     // first block: begin from the bias; last block: write the target
-};
-
-// A Term for one channel.
-struct Reader {
-  Vec scale, shift;
-  bool affine, relu;
-
-  Reader(const Term& term, std::int64_t channel)
-      : scale(broadcast(term.scale ? term.scale[channel] : 1.0f)),
-        shift(broadcast(term.shift ? term.shift[channel] : 0.0f)),
-        affine(term.scale || term.shift),
-        relu(term.relu) {}
-
-  Vec operator()(Vec v) const {
-    if (affine) v = v * scale + shift;
-    return relu ? (v < Vec{} ? Vec{} : v) : v;
-  }
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.
