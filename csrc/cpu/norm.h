@@ -12,6 +12,7 @@ namespace fedsparse {
 struct NormBackward {
   const float* grad = nullptr;   // of z
   const float* gate = nullptr;   // z: gradient passes where z > 0. Null: everywhere, or see gate_by_x
+  const std::uint8_t* gate_bits = nullptr;  // in place of gate: one bit for each element, as activation.h packs them
   bool gate_by_x = false;        // gradient passes where scale * x + shift > 0
   Term x;
   const float* mean = nullptr;     // (channels); null: statistics are constants, or there is no norm at all

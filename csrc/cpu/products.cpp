@@ -54,7 +54,7 @@ std::int64_t forward(const Problem& problem, const Term& x, const float* values,
   return arena.used();
 }
 
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace) {
   Arena arena(workspace);
   const GatherKernels& kernels = problem.kernels->gather;
@@ -63,7 +63,12 @@ std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x
   g.program = backward_program(problem, geometry, values, arena);
   g.x.data = grad_y;
   g.y = grad_x;
-  if (grad_values) g.other = x;
+  Saved saved = x;
+  saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
+  if (grad_values) {
+    g.other = x.held.term;
+    if (!x.is_term()) g.saved = &saved;
+  }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
   g.scratch = arena.take<float>(g.threads * kernels.scratch(g));

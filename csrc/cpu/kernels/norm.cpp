@@ -2,6 +2,7 @@
 // order whatever the number of threads, and the second look at a channel finds it in the cache.
 #include "../norm.h"
 
+#include "compress.h"
 #include "lines.h"
 
 namespace {
@@ -51,21 +52,23 @@ void combine(const Blocked& shape, const Term& x, const Term& r, bool relu, floa
     (relu ? combine_planes<false, true> : combine_planes<false, false>)(shape, x, r, z, threads);
 }
 
-enum class Gate { open, by_value, by_x };
+enum class Gate { open, by_value, by_bit, by_x };
 
 // The gradient of one channel past its gate.
 template <Gate GATE>
 struct GatedGradient {
   const float *grad, *gate, *x;
+  const std::uint8_t* bits;
   Vec scale, shift;
 
   GatedGradient(const NormBackward& a, std::int64_t channel)
-      : grad(a.grad), gate(a.gate), x(a.x.data),
+      : grad(a.grad), gate(a.gate), x(a.x.data), bits(a.gate_bits),
         scale(of_channel(a.x.scale, channel, 1.0f)), shift(of_channel(a.x.shift, channel, 0.0f)) {}
 
   inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const {
     const Vec g = load(grad + at);
     if constexpr (GATE == Gate::by_value) return load(gate + at) > 0.0f ? g : Vec{};
+    if constexpr (GATE == Gate::by_bit) return lanes_of(bits_at(bits, at / kLanes)) ? g : Vec{};
     if constexpr (GATE == Gate::by_x) return load(x + at) * scale + shift > 0.0f ? g : Vec{};
     return g;
   }
@@ -147,6 +150,8 @@ void backward_gated(const Blocked& shape, const NormBackward& a, int threads) {
 void backward(const Blocked& shape, const NormBackward& a, int threads) {
   if (a.gate)
     backward_gated<Gate::by_value>(shape, a, threads);
+  else if (a.gate_bits)
+    backward_gated<Gate::by_bit>(shape, a, threads);
   else if (a.gate_by_x)
     backward_gated<Gate::by_x>(shape, a, threads);
   else
