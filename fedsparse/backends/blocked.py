@@ -122,7 +122,8 @@ def norm_backward(
     Args:
         grad: blocked gradient of z.
         batch: number of images.
-        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`.
+        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`. Or, as bfloat16,
+            `(x - center) * inv_std`, and `inv_std` with it.
         scale, shift: (channels,); None stands for 1 and 0.
         gate: blocked z; the gradient passes where it is positive.
         gate_bits: in place of the gate, one bit for each element (`activation.nonzero_bits`).
@@ -141,7 +142,8 @@ def norm_backward(
     gated = torch.empty_like(grad) if want_gated else None
     weight = torch.empty(channels) if want_affine else None
     bias = torch.empty(channels) if want_affine else None
-    inputs = tuple(map(address, (grad, gate, gate_bits, mean, inv_std, mean if center is None else center)))
+    x, x_hat = (None, x) if x is not None and x.dtype == torch.bfloat16 else (x, None)
+    inputs = tuple(map(address, (grad, gate, gate_bits, x_hat, mean, inv_std, mean if center is None else center)))
     outputs = tuple(map(address, (grad_x, gated, weight, bias)))
     _native.extension().norm_backward(
         isa_of(grad.shape[-1]),

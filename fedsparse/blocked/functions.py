@@ -59,13 +59,6 @@ class Norm:
         """What of its input x is held for the backward pass: x itself, or x_hat as `dtype`."""
         return x if dtype is None else combine(x, self.inv_std, -self.mean * self.inv_std).to(dtype)
 
-    def held_input(self, held: Tensor) -> Tensor:
-        """The input, from what is held."""
-        if held.dtype == torch.float32:
-            return held
-        x_hat = held.float()
-        return combine(x_hat, self.inv_std.reciprocal(), self.mean, out=x_hat)
-
     def held_term(self, held: Tensor) -> Term:
         """relu(norm(x)) as a term of what is held."""
         if held.dtype == torch.float32:
@@ -285,11 +278,10 @@ def _backward(
     """Gradients of one norm, of which `held` is left, or of none, behind a gate."""
     grad = grad.contiguous()
     if norm is not None:
-        assert held is not None
         return norm_backward(
             grad,
             batch,
-            norm.held_input(held),
+            held,
             norm.scale,
             norm.shift,
             gate=gate,

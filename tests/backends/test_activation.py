@@ -221,7 +221,7 @@ def test_shares_that_are_refused(number):
 
 
 def test_other_settings_that_are_refused():
-    with pytest.raises(ConfigError, match="unknown rule 'row'.*tile, global"):
+    with pytest.raises(ConfigError, match=r"unknown rule 'row'.*tile, global"):
         Pruning(0.3, "row")
     with pytest.raises(ConfigError, match=r"bfloat16; got torch\.float16"):
         Pruning(0.3, dtype=torch.float16)
