@@ -237,11 +237,11 @@ class Combine(Function):
         pruned: Pruning | None,
     ) -> Tensor:
         (scale, shift), (r_scale, r_shift) = (_affine(norm) for norm in norms)
-        z = combine(x, scale, shift, r, r_scale, r_shift, relu)
-        # A norm's gradients need its input; the ReLU's gate is read off the result, which its consumer saves as well,
-        # unless it prunes.
+        # A norm's gradients need its input. To round it takes room for a moment: z is made afterwards.
         dtype = None if pruned is None else pruned.dtype
         held = [n.hold(t, dtype) if n and t is not None else None for n, t in zip(norms, (x, r), strict=True)]
+        z = combine(x, scale, shift, r, r_scale, r_shift, relu)
+        # The ReLU's gate is read off the result, which its consumer saves as well, unless it prunes.
         bits = nonzero_bits(Term(z), batch) if relu and pruned is not None else None
         ctx.save_for_backward(*held, z if relu and bits is None else None, bits)
         ctx.norms, ctx.batch = norms, batch
