@@ -34,7 +34,8 @@ const PoolKernels& pool_of(const std::string& isa) { return kernels_named(isa.c_
 
 const NormKernels& norm_of(const std::string& isa) { return kernels_named(isa.c_str()).norm; }
 
-// inputs: grad, gate, bits of the gate, x_hat, mean, inv_std, center. outputs: grad_x, grad_gated, grad_weight, grad_bias.
+// inputs: grad, gate, bits of the gate, x_hat, mean, inv_std, center.
+// outputs: grad_x, grad_gated, grad_weight, grad_bias.
 void norm_backward(const std::string& isa, const Sizes& sizes, const std::array<Address, 3>& x, bool gate_by_x,
                    const std::array<Address, 7>& inputs, const std::array<Address, 4>& outputs, int threads) {
   NormBackward a;
