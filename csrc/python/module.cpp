@@ -4,7 +4,6 @@
 
 #include <array>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "../cpu/kernels.h"
@@ -31,14 +30,6 @@ PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Addr
   p.entry = {at<const void>(data[3]), wide[1]};
   p.rank = {at<const void>(data[4]), wide[2]};
   return p;
-}
-
-// Addresses of data, scale and shift (0: none), and whether a ReLU follows.
-using TermView = std::tuple<Address, Address, Address, bool>;
-
-Term term(const TermView& v) {
-  return {at<const float>(std::get<0>(v)), at<const float>(std::get<1>(v)), at<const float>(std::get<2>(v)),
-          std::get<3>(v)};
 }
 
 Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
@@ -103,10 +94,10 @@ PYBIND11_MODULE(_C, m) {
       release());
   m.def(
       "backward",
-      [](const Problem& problem, Address grad_y, const TermView& x, Address values, Address grad_x, Address grad_values,
-         Address workspace) {
-        return backward(problem, at<const float>(grad_y), term(x), at<const float>(values), at<float>(grad_x),
-                        at<float>(grad_values), at<void>(workspace));
+      [](const Problem& problem, Address grad_y, const HeldView& x, const CutsView& stays, const PackedView& instead,
+         Address values, Address grad_x, Address grad_values, Address workspace) {
+        return backward(problem, at<const float>(grad_y), {held(x), cuts(stays), packed(instead)},
+                        at<const float>(values), at<float>(grad_x), at<float>(grad_values), at<void>(workspace));
       },
       release());
   m.def(
@@ -122,6 +113,7 @@ PYBIND11_MODULE(_C, m) {
       },
       release());
 
+  bind_activation(m);
   bind_blocked(m);
   bind_cuda(m);
   bind_select(m);

@@ -1,5 +1,6 @@
 """Sparse layers, and the surgery that puts them into any model."""
 
+from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
@@ -28,6 +29,7 @@ __all__ = [
     "density",
     "masks",
     "plan",
+    "prune_activations",
     "read_weights",
     "set_backend",
     "set_masks",
