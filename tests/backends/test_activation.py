@@ -150,6 +150,20 @@ def test_gates_of_one_bit_equal_gates_of_numbers(isa, generator):
     assert torch.equal(norm_backward(grad, 7, gate_bits=bits, want_gated=True).gated, truth)
 
 
+@every_set
+def test_norms_read_their_input_as_bfloat16(isa, generator):
+    x, grad = (to_blocked(t, isa) for t in torch.randn((2, 7, 3, 5, 3), generator=generator) * 2 + 1)
+    grad = fill_spare_lanes(grad, 7, 0.0)
+    mean, inv_std, scale, shift = torch.rand((4, 3), generator=generator) + 0.5
+    x_hat = combine(x, inv_std, -mean * inv_std).bfloat16()
+    held = combine(x_hat.float(), inv_std.reciprocal(), mean)
+    wanted = {"gate_by_x": True, "mean": mean, "inv_std": inv_std, "want_gated": True, "want_affine": True}
+    found = norm_backward(grad, 7, x_hat, scale, shift, **wanted)
+    truth = norm_backward(grad, 7, held, scale, shift, **wanted)
+    for ours, theirs in zip(found, truth, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 # ---- the weight gradient reads pruned inputs without expanding them
 GEOMETRIES = {
     "convolution": ((9, 6, 3, 3), (33, 6, 9, 7), Geometry(padding=(1, 1))),
