@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedsparse.errors import ConfigError, DataError, PatternError
 from fedsparse.experiment.config import Config
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
-from fedsparse.methods.base import Method, SparseMethod
+from fedsparse.methods.base import SparseMethod
 
 __all__ = ["SeededModel", "build_plans", "data_root", "deal"]
 
@@ -44,6 +44,10 @@ class SeededModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return models.build(self.name, in_shape=self.in_shape, num_classes=self.num_classes, options=self.options)
+
+    def narrowed(self, share: float) -> nn.Module:
+        """The same with `share` of its channels."""
+        return replace(self, options=models.narrowed(self.name, self.options, share))()
 
 
 def build_plans(configs: Iterable[Config]) -> list[Plan]:
@@ -75,9 +79,8 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         seed=config.run.seed,
         options=config.model.options,
     )
-    _check_masks(config.method, config.method.build(model()))
     client = config.client
-    return Plan(
+    plan = Plan(
         method=config.method,
         data=data,
         build_model=model,
@@ -90,7 +93,10 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         min_clients=config.engine.min_clients,
         device=config.run.device,
         public=public,
+        narrowed=model.narrowed,
     )
+    _check_masks(plan)
+    return plan
 
 
 def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | None]:
@@ -141,12 +147,13 @@ def _split_public(train: Dataset, share: float, generator: np.random.Generator) 
     return train.subset(order[count:].sort().values), train.subset(order[:count].sort().values)
 
 
-def _check_masks(method: Method, network: nn.Module) -> None:
-    """Draws masks once, so that a density that does not fit the network shows before a run begins."""
-    if not isinstance(method, SparseMethod):
+def _check_masks(plan: Plan) -> None:
+    """Makes the network and draws masks once, so that a density that fits neither shows before a run begins."""
+    network = replace(plan, device="cpu").network()
+    if not isinstance(plan.method, SparseMethod):
         return
     try:
-        method.initial_topology(network, "random", torch.Generator())
+        plan.method.initial_topology(network, "random", torch.Generator())
     except PatternError as error:
         raise ConfigError(f"[method] {error}") from error
 

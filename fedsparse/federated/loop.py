@@ -99,7 +99,10 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
         server.weights = method.start(server)
     before = server.weights.topology
     updates = server.ask(
-        method.train, lambda client: method.download(server, client), weights_back=True, check=method.check
+        method.train,
+        lambda client: method.download(server, client),
+        weights_back=method.weights_back,
+        check=method.check,
     )
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)

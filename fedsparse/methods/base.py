@@ -4,13 +4,13 @@ import copy
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fedsparse.methods
 from fedsparse import pruning
@@ -40,13 +40,22 @@ class Method:
         name: what configurations call it.
         client_masks: whether clients may answer a training with other masks than they were sent.
         client_counts: whether those masks may keep another number of weights in a layer.
+        weights_back: whether clients answer a training with their weights; otherwise extras say what became of them.
     """
 
     name: ClassVar[str]
     client_masks: ClassVar[bool] = False
     client_counts: ClassVar[bool] = False
+    weights_back: ClassVar[bool] = True
 
     # ---- on every machine
+    def width(self, parameters: Callable[[float], int]) -> float:
+        """Share of its channels, in (0, 1], with which the plain network is made.
+
+        `parameters(share)` counts the trainable parameters it then has, and refuses models without a width.
+        """
+        return 1.0
+
     def build(self, model: nn.Module) -> nn.Module:
         """The network the method trains, from the plain one; called wherever a model is made."""
         return model
@@ -116,12 +125,22 @@ class SparseMethod(Method):
         except PatternError as error:
             raise ConfigError(f"{self.name}: granularity = {self.granularity!r}; {error}") from error
 
-    def initial_topology(self, model: nn.Module, score: str, generator: torch.Generator) -> Topology:
-        """Masks of the method's density on the weights of `model`, which is left as it is."""
+    def initial_topology(
+        self,
+        model: nn.Module,
+        score: str | Mapping[str, Tensor],
+        generator: torch.Generator,
+        *,
+        distribution: str | None = None,
+    ) -> Topology:
+        """Masks of the method's density on the weights of `model`, which is left as it is.
+
+        `score` is as for `sparsify`; `distribution` is the method's by default.
+        """
         pruned = sparsify(
             copy.deepcopy(model),
             self.density,
-            distribution=self.distribution,
+            distribution=distribution or self.distribution,
             score=score,
             granularity=self.granularity,
             exclude=self.exclude,

@@ -85,6 +85,7 @@ class Server(Protocol):
         num_samples: training samples of all clients of the run, sampled or not.
         weights: the global model.
         model: a network with the global weights in it; changes to it are not kept.
+        sample_shape: of one input of the network, without the batch.
         public_data: samples the server may use, or None.
         memory: the method's only mutable state; survives resume.
     """
@@ -98,6 +99,9 @@ class Server(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
 
     @property
     def public_data(self) -> Dataset | None: ...

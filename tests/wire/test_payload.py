@@ -42,9 +42,7 @@ def test_signs_are_kept_where_they_are_not_zero():
 
 def test_signs_are_checked():
     indices = torch.tensor([1, 2])
-    with pytest.raises(
-        PatternError, match=r"^SignMap: signs must be int8 of shape \(2,\), got torch.int8 of shape"
-    ):
+    with pytest.raises(PatternError, match=r"^SignMap: signs must be int8 of shape \(2,\), got torch.int8 of shape"):
         SignMap(4, indices, torch.ones(1, dtype=torch.int8))
     with pytest.raises(PatternError, match=r"int8 of shape \(2,\), got torch.float32"):
         SignMap(4, indices, torch.ones(2))
