@@ -16,7 +16,7 @@ import fedsparse.methods
 from fedsparse import pruning
 from fedsparse.errors import ConfigError, MethodError, PatternError
 from fedsparse.methods.aggregation import mean
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import sparsify, topology
 from fedsparse.pattern import Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
@@ -86,6 +86,10 @@ class Method:
     def adjusts(self, round: int) -> bool:
         """Whether masks are adjusted in this round."""
         return False
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """What a client with these masks costs in a round beyond plain training, for the ledger."""
+        return CostRow()
 
     # ---- on a client
     @client_task
@@ -171,6 +175,11 @@ class DynamicMethod(SparseMethod):
 
     def adjusts(self, round: int) -> bool:
         return pruning.adjusts(round, self.adjust_every, self.adjust_until)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """One mini-batch for the largest pruned gradients, of which position and value are held."""
+        swaps = sum(self.swap_counts(topology, round).values()) if self.adjusts(round) else 0
+        return CostRow(probes=min(swaps, 1), buffer_bytes=8 * swaps)
 
     def swap_counts(self, topology: Topology, round: int) -> dict[str, int]:
         """a_l: weights to swap in each layer of `topology` in this round."""

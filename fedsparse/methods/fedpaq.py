@@ -19,9 +19,9 @@ from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.base import START_SCORES, SparseMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import read_weights
-from fedsparse.pattern import Weights
+from fedsparse.pattern import Topology, Weights
 from fedsparse.wire.payload import Quantized
 
 __all__ = ["FedPAQ", "quantised", "restored"]
@@ -54,6 +54,10 @@ class FedPAQ(SparseMethod):
         if self.density == 1:
             return server.weights
         return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """Downloads and uploads at `bits`, as FedRTS's tables count this method."""
+        return CostRow(value_bits=self.bits)
 
     @client_task
     def train(self, client: Client) -> Extras:

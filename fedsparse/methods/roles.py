@@ -17,6 +17,7 @@ __all__ = [
     "Check",
     "Client",
     "ClientTask",
+    "CostRow",
     "Download",
     "Extras",
     "LearningRate",
@@ -75,6 +76,25 @@ class Update:
 
 
 Check = Callable[[Download, Update], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What one client's training costs in a round beyond training the weights it was sent, as papers count it.
+
+    Attributes:
+        probes: mini-batches on which gradients of pruned weights are computed too; None is all.
+        numbers_up: numbers of four bytes uploaded beside the weights.
+        models_down: how many more times the size of the weights is downloaded.
+        buffer_bytes: memory held to adjust masks.
+        value_bits: of each trainable number on its way, down and up.
+    """
+
+    probes: int | None = 0
+    numbers_up: int = 0
+    models_down: int = 0
+    buffer_bytes: int = 0
+    value_bits: int = 32
 
 
 class Server(Protocol):

@@ -165,7 +165,12 @@ KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
             "model 'resnet18' has no option 'widht'; did you mean 'width'? (known: stem, width)",
         ),
         ("resnet18", RGB, {"num_classes": 3}, "model 'resnet18' has no option 'num_classes' (known: stem, width)"),
-        ("lenet", (1, 28, 28), {"width": 8}, "model 'lenet' has no option 'width' (known: none)"),
+        (
+            "lenet",
+            (1, 28, 28),
+            {"width": 8},
+            "model 'lenet' has no option 'width'; did you mean 'widths'? (known: widths)",
+        ),
         ("resnet18", RGB, {"width": "8"}, "option 'width' of model 'resnet18' must be int as in 64, got '8'"),
         ("resnet18", RGB, {"width": True}, "option 'width' of model 'resnet18' must be int as in 64, got True"),
         (
