@@ -16,7 +16,6 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
-from fedsparse.methods.base import Method
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
@@ -181,7 +180,9 @@ class FederatedServer:
         if (message.weights is not None) != request.weights_back:
             raise FedsparseError(f"the upload has {'no' if request.weights_back else 'unasked'} weights")
         if message.weights is not None:
-            _check_fits(message.weights, self.weights if sent is None else sent, self._plan.method)
+            wanted, method = self.weights if sent is None else sent, self._plan.method
+            own_masks = method.client_masks and method.adjusts(self.round)
+            _check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
         odd = _not_finite({"weights": message.weights, "extras": message.extras})
         if odd:
             raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
@@ -263,22 +264,21 @@ def on_cpu(weights: Weights) -> Weights:
     )
 
 
-def _check_fits(uploaded: Weights, sent: Weights, method: Method) -> None:
-    """Raises FedsparseError unless the upload is a state of the model sent, under masks that the method allows."""
+def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:
+    """Raises FedsparseError unless the upload is a state of the model sent, under masks that are allowed."""
     sent.require_shapes(uploaded, here="the sent weights", there="the upload")
-    mine, theirs = sent.topology, uploaded.topology
-    if mine.digest != theirs.digest:
-        _check_masks(theirs, mine, method)
+    if uploaded.topology != sent.topology:
+        if not own_masks:
+            raise FedsparseError("the uploaded weights have another topology than the ones sent")
+        _check_masks(uploaded.topology, sent.topology, own_counts=own_counts)
     wanted = dict(sent.items())
     for name, tensor in uploaded.items():
         if tensor.dtype != wanted[name].dtype:
             raise FedsparseError(f"{name!r} was sent as {wanted[name].dtype}, the upload has {tensor.dtype}")
 
 
-def _check_masks(uploaded: Topology, sent: Topology, method: Method) -> None:
-    """Raises FedsparseError unless clients of the method may answer with these masks."""
-    if not method.client_masks:
-        raise FedsparseError("the uploaded weights have another topology than the ones sent")
+def _check_masks(uploaded: Topology, sent: Topology, *, own_counts: bool) -> None:
+    """Raises FedsparseError unless the uploaded masks could take the place of those sent."""
     if list(uploaded) != list(sent):
         raise FedsparseError(f"the upload prunes {', '.join(uploaded) or 'nothing'}; sent were {', '.join(sent)}")
     for name, pattern in uploaded.items():
@@ -286,7 +286,7 @@ def _check_masks(uploaded: Topology, sent: Topology, method: Method) -> None:
             raise FedsparseError(
                 f"{name!r} was sent with granularity {sent[name].granularity}, the upload has {pattern.granularity}"
             )
-        if not method.client_counts and pattern.nnz != sent[name].nnz:
+        if not own_counts and pattern.nnz != sent[name].nnz:
             raise FedsparseError(f"{name!r} was sent with {sent[name].nnz} kept weights, the upload has {pattern.nnz}")
 
 

@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         name: what configurations call it.
-        client_masks: whether clients may answer a training with other masks than they were sent.
+        client_masks: whether clients may answer the training of an adjusting round with masks of their own.
         client_counts: whether those masks may keep another number of weights in a layer.
         weights_back: whether clients answer a training with their weights; otherwise extras say what became of them.
     """

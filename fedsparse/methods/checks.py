@@ -37,7 +37,8 @@ def names(found: Mapping[str, object], wanted: Sequence[str], what: str) -> None
     """
     odd = sorted(found.keys() ^ set(wanted))
     if odd:
-        raise ClientError(f"the upload's {what} {'lack' if odd[0] in wanted else 'have an unasked'} {odd[0]!r}")
+        fault = "is missing" if odd[0] in wanted else "was not asked for"
+        raise ClientError(f"of the upload's {what}, {odd[0]!r} {fault}")
 
 
 def pruned_positions(

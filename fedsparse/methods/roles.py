@@ -206,7 +206,7 @@ class Client(Protocol):
     def adopt(self, topology: Topology) -> None:
         """Gives the model new masks: kept weights keep value and optimiser state, grown ones start at 0 without any.
 
-        Only methods that set `client_masks` may answer with the masks they adopted.
+        What a client answers a training with is judged by `Method.client_masks`.
         """
         ...
 

@@ -1,5 +1,7 @@
 """The client's half: what it holds, what it answers, what it remembers."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -276,3 +278,23 @@ def test_probing_some_samples(plan):
 def test_a_single_sample_cannot_be_probed_through_batch_norm(plan):
     with pytest.raises(ClientFailure, match="of which batch norm needs two or more"):
         hosted(plan).top_pruned_gradients({"6.weight": 4}, samples=torch.tensor([2]))
+
+
+def test_dense_gradients_can_be_caught_at_each_step(plan):
+    client = hosted(plan)
+    layer, dense = sparse_layers(client.model)["3.weight"], fs.densify(fs.sparsify(SmallNet(), 0.2)).train()
+    positions = next(sgd.batches(len(client.data), CLIENT.batch_size, client.rng("batches")))
+    x, y = client.data.batch(positions)
+    cross_entropy(dense(x), y).backward()
+    caught = []
+
+    @contextmanager
+    def around():
+        with fs.topk_pruned_gradient(layer, layer.pattern.size - layer.nnz) as pruned:
+            yield
+        gradient = layer.pattern.scatter(layer.values.grad).flatten()
+        caught.append(gradient.index_copy(0, pruned.indices, pruned.gradients))
+
+    client.sgd(epochs=1, around_step=around)
+    assert len(caught) == 2  # 20 samples in batches of 16
+    assert torch.allclose(caught[0], dense[3].weight.grad.flatten(), rtol=1e-4, atol=1e-6)

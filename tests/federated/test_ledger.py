@@ -28,6 +28,14 @@ def test_a_record_is_on_disk_at_once(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 0}\n'
 
 
+def test_a_number_that_json_lacks_is_refused(tmp_path):
+    ledger = Ledger(tmp_path)
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            ledger.add_client({"seconds": number})
+    assert not (tmp_path / "clients.jsonl").exists() or not lines(tmp_path / "clients.jsonl")
+
+
 def test_what_was_written_after_the_checkpoint_goes(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.add_client({"client": 0})

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from fedsparse import wire
-from fedsparse.errors import ClientError, WireError
+from fedsparse.errors import ClientError, FedsparseError, WireError
 from fedsparse.federated import seeds
 from fedsparse.federated.engines.base import Reply
+from fedsparse.federated.server import _check_masks
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.base import Method
 from fedsparse.methods.fedavg import FedAvg
-from fedsparse.methods.roles import Update, client_task
+from fedsparse.methods.roles import Download, Update, client_task
 from fedsparse.methods.static import Static
-from fedsparse.nn import masks, set_masks, sparse_layers
+from fedsparse.nn import masks, read_weights, set_masks, sparse_layers, write_weights
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire import Payload, SparseVector
 from fedsparse.wire.positions import pack
@@ -32,7 +33,7 @@ from tests.federated.small_run import (
     small_plan,
 )
 
-ALL = ("fedavg", "static", "fedtiny")
+ALL = ("fedavg", "static", "fedtiny", "fedsgc")
 
 
 def records(folder, name="clients.jsonl"):
@@ -353,6 +354,10 @@ class Roaming(Static):
     name: ClassVar[str] = "roaming"
     client_masks: ClassVar[bool] = True
     shrink: int = 0
+    first: int = 0
+
+    def adjusts(self, round):
+        return round >= self.first
 
     @client_task
     def train(self, client):
@@ -395,13 +400,18 @@ def test_masks_that_clients_change_come_back_in_full_and_are_not_taken_for_held(
 
 
 def test_a_run_whose_clients_change_masks_resumes_to_the_same_bits(tmp_path):
-    plan = small_plan(Roaming(density=0.2), rounds=5, per_round=3)
+    plan = small_plan(Roaming(density=0.2), rounds=4, per_round=2)
     wanted = go(plan)
-    for _ in range(2):
-        go(plan, folder=tmp_path, stop_after=2, resume=True)
+    go(plan, folder=tmp_path, stop_after=2)
     resumed = go(plan, folder=tmp_path, resume=True)
     assert same_bits(resumed, wanted)
     assert exact(resumed.metrics) == exact(wanted.metrics)
+
+
+def test_masks_are_the_clients_own_in_adjusting_rounds_only(tmp_path):
+    with pytest.raises(ClientError, match="round 0: 0 of 2 clients"):
+        go(small_plan(Roaming(density=0.2, first=1), rounds=2, sizes=(20, 30), per_round=2), folder=tmp_path)
+    assert {r["reason"] for r in records(tmp_path)} == {"the uploaded weights have another topology than the ones sent"}
 
 
 def test_other_counts_need_the_methods_permission(tmp_path):
@@ -440,6 +450,49 @@ def test_masks_of_other_weights_are_refused_even_where_clients_may_change_them(c
 
 def _turned(pattern):
     return Pattern.from_flat((1, 8, 3, 3), pattern.flat)
+
+
+def test_masks_in_another_unit_are_refused():
+    class Block:
+        def __str__(self):
+            return "block:4"
+
+    pattern = Pattern.from_flat((2, 4), torch.arange(4))
+    sent, uploaded = Topology({"a": pattern}), Topology({"a": replace(pattern, granularity=Block())})
+    with pytest.raises(FedsparseError) as raised:
+        _check_masks(uploaded, sent, own_counts=True)
+    assert str(raised.value) == "'a' was sent with granularity element, the upload has block:4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Method):
+    """Clients are sent weights once and go on with what they remember; one answers in another shape."""
+
+    name: ClassVar[str] = "keeping"
+
+    def download(self, server, _):
+        return Download(server.weights if server.round == 0 else None)
+
+    @client_task
+    def train(self, client):
+        if client.round:
+            write_weights(client.model, client.memory["weights"])
+        client.sgd()
+        client.memory["weights"] = read_weights(client.model)
+        if client.round == 2 and client.id == 1:
+            client.model[11] = torch.nn.Linear(32, 9)
+        return {}
+
+
+def test_clients_that_are_sent_no_weights_answer_with_their_own_and_are_checked_too(tmp_path):
+    plan = small_plan(Keeping(), rounds=3, sizes=(20, 30), per_round=2)
+    outcome = go(plan, folder=tmp_path)
+    assert [r["clients"] for r in outcome.metrics] == [2, 2, 1]
+    assert (
+        records(tmp_path)[-1]["reason"]
+        == "'11.weight' has shape (10, 32) in the sent weights, but (9, 32) in the upload"
+    )
+    assert outcome.metrics[1]["bytes_down"] < 200 < outcome.metrics[0]["bytes_down"]
 
 
 # ---- extras

@@ -184,6 +184,17 @@ def test_c8_the_same_seed_gives_the_same_bits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_c8_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path):
+    _, outcome, _ = watched(name)
+    plan = small_plan(small_method(name), rounds=ROUNDS)
+    for _ in range(2):  # before round 3, which adjusts nothing, and before round 6, which may
+        go(plan, folder=tmp_path, stop_after=3, resume=True)
+    resumed = go(plan, folder=tmp_path, resume=True)
+    assert same_bits(outcome, resumed)
+    assert exact(outcome.metrics) == exact(resumed.metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_c8_another_seed_gives_other_numbers(name):
     _, outcome, _ = watched(name)
     other = go(small_plan(small_method(name), rounds=2, seed=8))

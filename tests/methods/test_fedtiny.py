@@ -105,10 +105,10 @@ ASKED = Download(
     [
         ({}, "the upload's 'top' is missing; expected dict"),
         ({"top": 3}, "the upload's 'top' is of type int; expected dict"),
-        ({"top": {}}, "the upload's 'top' lack '1.weight'"),
+        ({"top": {}}, "of the upload's 'top', '1.weight' is missing"),
         (
             {"top": {"0.weight": vector(8, {}), "1.weight": vector(8, {})}},
-            "the upload's 'top' have an unasked '0.weight'",
+            "of the upload's 'top', '0.weight' was not asked for",
         ),
         ({"top": {"1.weight": 3}}, "the upload's '1.weight' is of type int; expected SparseVector"),
         (
@@ -360,8 +360,8 @@ def _flat_mean(extras):
     ("exchange", "change", "reason"),
     [
         (0, lambda e: {**e, "statistics": 3}, "the upload's 'statistics' is of type int; expected dict"),
-        (0, lambda e: {**e, "statistics": {"0": e["statistics"]["0"]}}, "the upload's candidates lack '1'"),
-        (0, _without_mean, "the upload's statistics of candidate 0 lack '1.running_mean'"),
+        (0, lambda e: {**e, "statistics": {"0": e["statistics"]["0"]}}, "of the upload's candidates, '1' is missing"),
+        (0, _without_mean, "of the upload's statistics of candidate 0, '1.running_mean' is missing"),
         (0, _flat_mean, "the upload's '4.running_mean' is torch.float32 (3,); expected torch.float32 (24,)"),
         (0, lambda e: {**e, "samples": 31}, "the upload speaks for 31 samples; expected 1 to the client's 30"),
         (0, lambda e: {**e, "samples": True}, "the upload's 'samples' is of type bool; expected int"),

@@ -80,3 +80,29 @@ def test_errors(weights):
         weights.moved_to(Topology.from_masks({"c": MASK}))
     with pytest.raises(PatternError, match=r"from a weight of shape \(2, 3\) to one of shape \(3, 2\)"):
         weights.moved_to(Topology.from_masks({"a.weight": MASK.T}))
+
+
+def test_shapes_are_dense_whatever_is_pruned(weights):
+    assert weights.shapes == {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (3, 2)}
+    assert weights.moved_to(Topology()).shapes == weights.shapes
+
+
+def test_states_of_one_model_agree_whatever_is_pruned(weights):
+    weights.require_shapes(weights.moved_to(Topology()), here="mine", there="yours")
+
+
+@pytest.mark.parametrize(
+    ("dense", "message"),
+    [
+        ({"a.bias": BIAS}, "'b.weight' is in mine only"),
+        ({"a.bias": BIAS, "b.weight": torch.ones(3, 2), "c": BIAS}, "'c' is in yours only"),
+        (
+            {"a.bias": BIAS, "b.weight": torch.ones(2, 3)},
+            r"'b.weight' has shape \(3, 2\) in mine, but \(2, 3\)",
+        ),
+    ],
+)
+def test_states_of_different_models_do_not(weights, dense, message):
+    other = Weights(weights.topology, weights.values, dense)
+    with pytest.raises(PatternError, match=message):
+        weights.require_shapes(other, here="mine", there="yours")
