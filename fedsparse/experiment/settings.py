@@ -52,7 +52,7 @@ class DataTable(Table):
         min_samples: fewest samples that a client may hold.
         image_size: side to which images are resized, in pixels; None leaves them.
         train_limit, test_limit: class-balanced subset of that many samples; None takes all.
-        public_share: share of the training samples that the server holds for pretraining, and no client.
+        public_share: share of the training samples that the server holds, for pretraining and scores, and no client.
     """
 
     name: str = "digits"

@@ -97,6 +97,11 @@ class Remembering(SparseMethod):
         return self.initial_topology(SmallNet(), "random", server.rng("mask"))
 
 
+def narrow_net(share: float) -> nn.Module:
+    """A small net with that share of its channels."""
+    return SmallNet(share=share)
+
+
 def norm_free() -> nn.Sequential:
     """The smallest network with a prunable layer: 64 -> 12 -> 10."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, CLASSES))
@@ -151,7 +156,7 @@ def small_plan(
         min_clients=min_clients,
         checkpoint_every=checkpoint_every,
         public=public,
-        narrowed=lambda share: SmallNet(share=share),
+        narrowed=narrow_net,
     )
 
 

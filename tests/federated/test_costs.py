@@ -218,6 +218,32 @@ def test_clients_add_up_and_the_largest_needs_the_memory():
     assert adam["memory_optimizer_modelled"] == 2 * 200
 
 
+@pytest.mark.parametrize("name", ["static", "feddst", "fedust", "fedsgc", "fedtiny", "fedrandprune"])
+def test_exchange_of_each_method_as_published(name):
+    """FedRTS, App. F.4, in an adjusting round: 2 O_s; for FedSGC 3 O_s, half more; for FedTiny 8 bytes a candidate."""
+    method = small_method(name)
+    found = sizes(SmallNet(), torch.zeros(1, 8, 8))
+    kept = method.initial_topology(SmallNet(), "random", torch.Generator().manual_seed(0))
+    weights = sparse_bytes(found, kept)
+    quiet, adjusting = (costs(found, kept, method.costs(kept, round)) for round in (1, 2))
+    total = {"fedsgc": 3 * weights}.get(name, 2 * weights)
+    if name == "fedtiny":
+        counts = method.swap_counts(kept, 2)
+        total += 8 * sum(counts[layer] for layer in method.block(kept, 2))
+    assert quiet["bytes_down_paper_modelled"] + quiet["bytes_up_paper_modelled"] == 2 * weights
+    assert adjusting["bytes_down_paper_modelled"] + adjusting["bytes_up_paper_modelled"] == total
+    probes = name not in ("static", "fedrandprune")
+    assert (adjusting["flops_paper_modelled"] > quiet["flops_paper_modelled"]) is probes
+    assert (adjusting["memory_adjustment_modelled"] > 0) is probes
+    assert quiet["memory_adjustment_modelled"] == 0
+
+
+def test_methods_that_swap_nothing_cost_what_static_pruning_does():
+    method = small_method("feddst", swap_fraction=0.0)
+    kept = method.initial_topology(SmallNet(), "random", torch.Generator().manual_seed(0))
+    assert method.costs(kept, 2) == CostRow()
+
+
 @pytest.mark.parametrize(("name", "exact"), [("fedavg", True), ("static", True), ("fedtiny", False)])
 def test_records_of_a_run(name, exact):
     """Without probes, the arithmetic is that of the model that comes back."""

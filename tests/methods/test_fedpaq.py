@@ -137,8 +137,8 @@ GOOD = {"differences": {"w": Quantized(codes(1, 2, 3), 1.0)}, "exact": {"mean": 
     ("changed", "reason"),
     [
         ({"differences": 3}, "the upload's 'differences' is of type int; expected dict"),
-        ({"exact": {}}, "the upload's tensors lack 'mean'"),
-        ({"exact": {"mean": torch.ones(2), "x": torch.ones(2)}}, "the upload's tensors have an unasked 'x'"),
+        ({"exact": {}}, "of the upload's tensors, 'mean' is missing"),
+        ({"exact": {"mean": torch.ones(2), "x": torch.ones(2)}}, "of the upload's tensors, 'x' was not asked for"),
         ({"exact": {"mean": torch.ones(3)}}, r"the upload's 'mean' is torch.float32 \(3,\); expected .*\(2,\)"),
         ({"exact": {"mean": torch.ones(2).double()}}, r"is torch.float64 \(2,\); expected torch.float32 \(2,\)"),
         ({"differences": {"w": torch.ones(3)}}, "the upload's 'w' is of type Tensor; expected Quantized"),

@@ -64,8 +64,8 @@ def test_every_model_with_a_width(name, shape, full, density):
     # One more channel in the first layer would be too many: the next width is not far.
     assert parameters(network) > density * full * (0.9 if name != "resnet18" else 0.94)
     assert network(torch.zeros(2, *shape)).shape == (2, 10)
-    first, again = (dict(plan.network().named_parameters()) for _ in range(2))
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    again = dict(plan.network().named_parameters())
+    assert all(torch.equal(parameter, again[key]) for key, parameter in network.named_parameters())
 
 
 def test_the_width_of_resnet_is_near_the_square_root_of_the_density():
