@@ -54,7 +54,8 @@ class DataTable(Table):
         image_size: side to which images are resized, in pixels; None leaves them.
         train_limit, test_limit: class-balanced subset of that many samples, of text sets that many texts; None takes
             all.
-        public_share: share of the training samples that the server holds for pretraining, and no client.
+        public_share: share of the training samples that the server holds for pretraining and scores, and no
+            client.
         tokenizer: `bytes`, or a folder with GPT-2's vocab.json and merges.txt; for text sets.
         context: tokens of a sample of a text set.
         truncate: whether a text gives one sample only, its beginning.

@@ -91,8 +91,8 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
-        dense = Payload("train", 0, self.weights)
-        self._dense_bytes = len(wire.encode(dense, known={self.weights.topology.digest}))
+        dense = read_weights(plan.build_model())
+        self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
     def begin(self, round: int) -> None:
         """Draws the cohort of a round and starts its sums."""
@@ -110,6 +110,10 @@ class FederatedServer:
     def model(self) -> nn.Module:
         write_weights(self._network, self.weights)
         return self._network
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._plan.data.train.shape
 
     @property
     def public_data(self) -> Dataset | None:
@@ -171,7 +175,7 @@ class FederatedServer:
             self.known.pop(reply.client_id, None)
         elif asked.sent.weights is not None:
             self.known[reply.client_id] = asked.sent.weights.topology.digest
-        self._book(asked.request, reply, update, reason)
+        self._book(asked, reply, update, reason)
         return update
 
     def _tried(self, asked: "_Asked", reply: Reply) -> tuple[Update | None, str]:
@@ -207,7 +211,8 @@ class FederatedServer:
             asked.check(asked.sent, update)
         return update
 
-    def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
+    def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
+        request, training = asked.request, asked.task == self._plan.method.train.__name__
         bytes_up = 0 if reply.blob is None else len(reply.blob)
         traffic = self.traffic
         traffic.bytes_down += len(request.blob)
@@ -216,7 +221,7 @@ class FederatedServer:
         if reply.peak_bytes.value is not None:
             traffic.peak_bytes = max(traffic.peak_bytes or 0, int(reply.peak_bytes.value))
         samples = len(self._plan.data.clients[request.client_id])
-        if request.weights_back:
+        if training:
             traffic.bytes_down_dense += self._dense_bytes
             traffic.bytes_up_dense += self._dense_bytes if reply.blob is not None else 0
             traffic.answered += update is not None
@@ -229,7 +234,7 @@ class FederatedServer:
             {
                 "round": self.round,
                 "client": request.client_id,
-                "exchange": "train" if request.weights_back else "ask",
+                "exchange": "train" if training else "ask",
                 "samples": samples,
                 "status": "ok" if update is not None else "failed",
                 "reason": reason,

@@ -24,7 +24,7 @@ from fedsparse.data import Dataset
 from fedsparse.errors import ClientError, MethodError
 from fedsparse.methods import checks
 from fedsparse.methods.base import DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire.payload import SparseVector
@@ -179,6 +179,12 @@ class FedTiny(DynamicMethod):
             assert sent.weights is not None
             counts, topology = cast(Mapping[str, int], sent.extras["counts"]), sent.weights.topology
             checks.pruned_positions(update.extras, "top", counts=counts, topology=topology, kind=SparseVector)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """As of all that swap, but in one block, and position and value of each candidate are uploaded."""
+        counts = self.swap_counts(topology, round) if self.adjusts(round) else {}
+        swaps = sum(counts[name] for name in self.block(topology, round)) if counts else 0
+        return CostRow(probes=min(swaps, 1), numbers_up=2 * swaps, buffer_bytes=8 * swaps)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer of the block: drop the a_l smallest |w|, grow the a_l largest mean gradients that arrived."""
