@@ -138,8 +138,39 @@ class FederatedServer:
         weights_back: bool = False,
         check: Check | None = None,
     ) -> list[Update]:
-        asked = []
+        updates = self._exchange(self.cohort, task, download, weights_back=weights_back, check=check)
+        if len(updates) < min(self._plan.min_clients, len(self.cohort)):
+            raise ClientError(
+                f"round {self.round}: {len(updates)} of {len(self.cohort)} clients delivered a usable update "
+                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
+                "clients.jsonl says why each failed"
+            )
+        return updates
+
+    def ask_one(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, check: Check | None = None
+    ) -> Update:
         for client_id in self.cohort:
+            updates = self._exchange([client_id], task, download, weights_back=False, check=check)
+            if updates:
+                return updates[0]
+        raise ClientError(
+            f"round {self.round}: none of {len(self.cohort)} clients delivered a usable answer "
+            f"for {task.__name__!r}; clients.jsonl says why each failed"
+        )
+
+    def _exchange(
+        self,
+        clients: Sequence[int],
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        *,
+        weights_back: bool,
+        check: Check | None,
+    ) -> list[Update]:
+        """The usable answers of `clients`, in their order."""
+        asked = []
+        for client_id in clients:
             sent = download(client_id)
             message = Payload(task.__name__, self.round, sent.weights, sent.extras)
             known = {self.known[client_id]} if client_id in self.known else set()
@@ -152,14 +183,7 @@ class FederatedServer:
         answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
         for reply in stray:
             self._book_ignored(reply)
-        updates = [update for update in answers if update is not None]
-        if len(updates) < min(self._plan.min_clients, len(asked)):
-            raise ClientError(
-                f"round {self.round}: {len(updates)} of {len(asked)} clients delivered a usable update "
-                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
-                "clients.jsonl says why each failed"
-            )
-        return updates
+        return [update for update in answers if update is not None]
 
     # ---- the replies of one client
     def _receive(self, asked: "_Asked", replies: Sequence[Reply]) -> Update | None:

@@ -113,8 +113,10 @@ class SparseMethod(Method):
         distribution: how layers share it: `erk`, `er`, `uniform` or `global`.
         granularity: unit of pruning.
         exclude: what is never pruned: `output`, `ends`, `none`, or the name of a layer.
+        fixed_size: whether each layer keeps its number of weights; otherwise the density is an upper limit.
     """
 
+    fixed_size: ClassVar[bool] = True
     density: float = 0.1
     distribution: str = "erk"
     granularity: str = "element"

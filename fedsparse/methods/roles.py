@@ -149,6 +149,16 @@ class Server(Protocol):
         """
         ...
 
+    def ask_one(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, check: Check | None = None
+    ) -> Update:
+        """The first usable answer, cohort members being asked one after another, without weights of their own.
+
+        Raises:
+            ClientError: no member delivered one.
+        """
+        ...
+
     def pretrain(self, epochs: int) -> Weights:
         """Dense global weights after `epochs` of training on the public data; unchanged without any."""
         ...

@@ -2,6 +2,7 @@
 
 from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.plan import Plan, PlannedLayer, plan
@@ -25,6 +26,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
+    "dense_gradients",
     "densify",
     "density",
     "masks",

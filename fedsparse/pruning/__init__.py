@@ -2,6 +2,7 @@
 
 from fedsparse.pruning.allocate import allocate, budget, densities
 from fedsparse.pruning.eligible import prunable
+from fedsparse.pruning.gain import by_gain
 from fedsparse.pruning.gradual import gradually
 from fedsparse.pruning.schedule import adjusts, cosine_share, density_path, swap_counts
 from fedsparse.pruning.score import magnitude, random
@@ -14,6 +15,7 @@ __all__ = [
     "adjusts",
     "allocate",
     "budget",
+    "by_gain",
     "cosine_share",
     "densities",
     "density_path",

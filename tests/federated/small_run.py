@@ -34,6 +34,8 @@ SETTINGS = {
     "candidates": 2,
     "blocks": 2,
     "dev_share": 0.2,
+    "initial_epochs": 2,
+    "initial_adjustments": 6,
 }
 
 # What differs between runs of the same numbers.

@@ -32,6 +32,13 @@ SPARSE = [name for name in NAMES if issubclass(find(name), SparseMethod)]
 PRIVATE = ["fedrandprune"]  # clients train under masks of their own, the global model is dense
 SHARED = [name for name in SPARSE if name not in PRIVATE]
 DYNAMIC = [name for name in SPARSE if issubclass(find(name), DynamicMethod)]
+FIXED = [name for name in SPARSE if find(name).fixed_size]
+FREE = [name for name in SPARSE if not find(name).fixed_size]
+
+# What these exchange is drawn or weighed for each weight, not counted per layer.
+ANY_NUMBER = ("fedrts", "prunefl")
+# These send numbers for every position of a layer.
+EVERYWHERE = ("prunefl", "prunefl_fixed")
 
 ROUNDS = 8
 PRUNABLE = {name for name, p in SmallNet().named_parameters() if p.ndim == 4}
@@ -79,7 +86,7 @@ def watched(name):
     return method, outcome, rounds
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", FIXED)
 def test_c1_each_layer_keeps_its_number_of_weights(name):
     _, outcome, rounds = watched(name)
     counts = rounds[0].topology.counts
@@ -87,6 +94,18 @@ def test_c1_each_layer_keeps_its_number_of_weights(name):
     sizes = {n: pattern.size for n, pattern in rounds[0].topology.items()}
     assert outcome.weights.topology.counts == (counts if name in SHARED else {})
     assert [r.record["nnz"] for r in rounds] == [sum((counts if name in SHARED else sizes).values())] * ROUNDS
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_c1_free_sizes_stay_within_the_density(name):
+    method, outcome, rounds = watched(name)
+    topologies = [r.topology for r in rounds[1:]] + [outcome.weights.topology]
+    others = PARAMETERS - sum(p.size for p in topologies[0].values())
+    for r, topology in zip(rounds, topologies, strict=True):
+        assert min(topology.counts.values()) >= 1
+        assert r.record["nnz"] == topology.nnz
+        assert r.record["density"] == (topology.nnz + others) / PARAMETERS <= method.density
+    assert len({tuple(topology.counts.values()) for topology in topologies}) > 1, "sizes of layers must change"
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -133,7 +152,7 @@ def _updates(r):
     return [Update(k, sizes[k], u.weights, u.extras) for k, u in zip(cohort, r.uploads, strict=True)]
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [name for name in SHARED if name in FIXED])
 def test_c3_the_density_is_kept(name):
     method, outcome, rounds = watched(name)
     kept = rounds[0].topology.nnz
@@ -212,7 +231,7 @@ class Pinned(SparseMethod):
         return self.source.start(server)
 
 
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", [name for name in DYNAMIC if name in FIXED])
 def test_c9_without_swaps_it_is_static_pruning(name):
     method = small_method(name, swap_fraction=0.0, candidates=1)
     # With all clients in the cohort, so that it says the same of methods in which the absent count.
@@ -224,7 +243,7 @@ def test_c9_without_swaps_it_is_static_pruning(name):
     assert "adjust" in [r["kind"] for r in moving.metrics]
 
 
-@pytest.mark.parametrize("name", [name for name in SPARSE if find(name).weights_back])  # others round
+@pytest.mark.parametrize("name", [name for name in FIXED if find(name).weights_back])  # others round
 def test_c10_at_density_one_it_is_dense_averaging(name):
     full = go(small_plan(small_method(name, density=1.0, candidates=1), rounds=4, per_round=6))
     dense = go(small_plan(small_method("fedavg"), rounds=4, per_round=6))
@@ -250,7 +269,7 @@ def test_masks_move_in_adjusting_rounds_and_in_no_others(name):
         changed = topologies[number + 1].changed_positions(topologies[number])
         assert r.record["masks_changed"] == changed
         assert (changed > 0) == (number in adjusting)
-        if changed:
+        if changed and name not in ANY_NUMBER:
             counts = method.swap_counts(topologies[number], number)
             swapping = len(r.uploads) if method.client_masks else 1
             assert changed <= 2 * sum(counts.values()) * swapping
@@ -267,13 +286,13 @@ def uploaded_positions(extras):
     return found
 
 
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", [name for name in DYNAMIC if name not in EVERYWHERE])
 def test_uploads_of_adjusting_rounds_are_bounded_and_of_pruned_positions(name):
     method, _, rounds = watched(name)
     for r in rounds:
         number = r.record["round"]
         counts = method.swap_counts(r.topology, number)
-        block = set(method.block(r.topology, number)) if hasattr(method, "block") else set(r.topology)
+        asked = method.asked(r.topology, number) if hasattr(method, "asked") else counts
         for upload in r.uploads:
             positions = uploaded_positions(upload.extras)
             if r.record["kind"] == "train" or method.client_masks:
@@ -281,11 +300,27 @@ def test_uploads_of_adjusting_rounds_are_bounded_and_of_pruned_positions(name):
                 moved = upload.weights.topology.changed_positions(r.topology)
                 assert moved == (2 * sum(counts.values()) if r.record["kind"] == "adjust" else 0)
                 continue
-            assert set(positions) == {layer for layer in block if counts[layer]}
+            assert set(positions) == {layer for layer in asked if counts[layer]}
             for layer, sent in positions.items():
-                assert 0 < len(sent.indices) <= counts[layer]
+                assert 0 < len(sent.indices) <= asked[layer]
                 assert sent.size == r.topology[layer].size
                 assert not r.topology[layer].mask().flatten()[sent.indices].any()
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_dense_uploads_come_in_adjusting_rounds_only(name):
+    method, _, rounds = watched(name)
+    for r in rounds:
+        layers = {layer for layer, count in method.swap_counts(r.topology, r.record["round"]).items() if count}
+        for upload in r.uploads:
+            if r.record["kind"] == "train":
+                assert upload.extras == {}
+                continue
+            squares = upload.extras["squares"]
+            assert set(squares) == (layers if method.fixed_size else set(r.topology))
+            assert {layer: square.shape for layer, square in squares.items()} == {
+                layer: r.topology[layer].shape for layer in squares
+            }
 
 
 def test_fedtiny_changes_its_block_only_and_as_many_weights_as_it_asks_for():
