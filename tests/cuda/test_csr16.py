@@ -82,6 +82,12 @@ SPECIAL = {
 }  # fmt: skip
 
 
+LARGE = {
+    "four pixels to a thread": one_case((5, 7, 3, 3), (1, 7, 130, 121), SAME, density=0.3),
+    "one pixel to a thread": one_case((6, 9, 1, 1), (2110, 9, 3, 4), Geometry(), density=0.4),
+}
+
+
 def test_awkward_products(scheduled):
     """The same cases under every schedule: what differs is the order of threads alone."""
     for product in product_cases(np.random.default_rng(7), 60):
@@ -97,7 +103,7 @@ def test_special_products(scheduled, name):
 def test_16_bit_storage(shim, dtype):
     """Numbers of 16 bits, sums of 32: errors are those of the last rounding."""
     shim.seed(1)
-    for product in (*product_cases(np.random.default_rng(11), 30), *SPECIAL.values()):
+    for product in (*product_cases(np.random.default_rng(11), 30), *SPECIAL.values(), *LARGE.values()):
         check(shim, product, dtype)
     shim.seed(0)
 
@@ -167,11 +173,15 @@ def test_unknown_dtypes_are_refused(shim):
     assert shim.value("fedsparse_cuda_to_lines", rows, rows, 1, 8, 9, None) == 1
 
 
-def test_the_cases_use_every_path():
-    """Sizes that decide between kernels: tiles of 4 and of 1 pixel, 1 and 4 rows to a warp, several of everything."""
-    products = [*SPECIAL.values(), *product_cases(np.random.default_rng(7), 60)]
-    outputs = [p.case.output[2:] for p in products if p.case.geometry]
-    assert any(max(size) <= 4 for size in outputs)
-    assert any(max(size) > 8 for size in outputs)
-    assert any(p.case.geometry is None for p in products)
-    assert max(math.prod(p.case.output) / 4096 for p in products) > 1
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_warps_of_four_rows(shim, name, seed):
+    """Where blocks of 32 rows suffice to fill a device, a warp takes four rows; forward and backward do here."""
+    product = LARGE[name]
+    (batch, inputs, *size), (outputs, *_) = product.case.input, product.case.shape
+    tile = 4 if max(size) <= 4 else 8
+    for rows in (inputs, outputs):
+        assert math.prod(-(-n // tile) for n in size) * -(-batch // 8) * -(-rows // 32) >= 264
+    shim.seed(seed)
+    check(shim, product)
+    shim.seed(0)

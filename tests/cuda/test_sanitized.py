@@ -12,7 +12,7 @@ import pytest
 from fedsparse.testing import product_cases
 from tests.cuda import shim as shim_build
 from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32
-from tests.cuda.test_csr16 import SPECIAL, stored
+from tests.cuda.test_csr16 import LARGE, SPECIAL, stored
 
 
 def runtime(name: str) -> str:
@@ -65,7 +65,7 @@ def test_abandoned_threads_are_no_mistake(sanitized):
 def test_kernels_are_clean(sanitized, shim, tmp_path):
     """Arrays are exactly as large as the interface says; results are those of the build without sanitizers."""
     kinds = (FLOAT32, BFLOAT16, FLOAT32, FLOAT16)
-    cases = [*SPECIAL.values(), *product_cases(np.random.default_rng(5), 30)]
+    cases = [*LARGE.values(), *SPECIAL.values(), *product_cases(np.random.default_rng(5), 30)]
     products = [stored(case, kinds[number % 4]) for number, case in enumerate(cases)]
     (tmp_path / "in").write_bytes(pickle.dumps(products))
     done = sanitized("products", tmp_path / "in", tmp_path / "out")
