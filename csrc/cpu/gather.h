@@ -1,4 +1,4 @@
-// The one loop of the CPU engine: every sparse op is a gather over blocked activations (blocked.h).
+// The loop of sparse convolutions: forward and backward are gathers over blocked activations (blocked.h).
 //
 // The target's pixels are cut into tiles that fit the registers. For each tile, the source lines its pixels can reach
 // (the *halo*: the tile and what the kernel spans around it, zeros outside the picture) are copied next to each
@@ -13,13 +13,23 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "blocked.h"
 
 namespace fedsparse {
 
 struct Entry {
   float weight;
-  std::int32_t offset;  // floats
+  std::int32_t offset;  // bytes, a multiple of 16, plus the tap's Edge
+};
+
+// Which pixels a tap leaves out where the tile is the whole picture, because they would read outside: along each axis
+// none, the first or the last. That is a third of all products of a 3x3 kernel on 4x4 pixels. In pictures of more
+// tiles it is too little to pay for telling the taps apart.
+struct Edge {
+  static constexpr int kNone = 0, kFirst = 1, kLast = 2;
+  static constexpr int kCount = 9, kMask = 15;
+  static constexpr int of(int vertical, int horizontal) { return vertical * 3 + horizontal; }
 };
 
 // Entries of all targets. Segment (class, block, target) is contiguous and found in `segment`; a block is a range
@@ -31,10 +41,10 @@ struct Program {
   std::int32_t* load = nullptr;     // (targets + 1) running number of entries a target has, to share out the work
   std::int64_t count = 0, targets = 0, blocks = 1, classes = 1;
   std::int64_t block_channels = 0;  // source channels of a block
+  bool trimmed = false;             // entries carry their tap's edge, and those of a tap stand together in a segment
 };
 
-// How lines lie in memory, distances in floats. Pictures lie as blocked.h says. A linear layer has no pixels: its batch
-// groups take their place, so that a register tile holds as many images as it would hold pixels.
+// How the lines of pictures lie in memory (blocked.h), distances in floats.
 struct Lines {
   std::int64_t groups = 0, channels = 0, height = 0, width = 0;
   std::int64_t group = 0, channel = 0, row = 0, column = 0;
@@ -66,11 +76,14 @@ struct Gather {
   Halo halo;
   Term x;                        // what is gathered, laid out as `source`
   Term other;                    // laid out as `target`; correlate when its data is set
+  const Saved* saved = nullptr;  // in place of `other` where that is not simply a term: expanded a tile at a time
   float* y = nullptr;            // laid out as `target`; accumulate when set
   const float* bias = nullptr;   // (targets), optional
   float* slope = nullptr;        // (stripes, count), zeroed and filled when correlating
   float* scratch = nullptr;      // (threads, gather_scratch)
   int threads = 1;
+
+  bool correlates() const { return other.data || saved; }
 };
 
 // Work is shared out by tiles (stripes), each stripe with its own slopes, where there are enough tiles; else by

@@ -19,27 +19,35 @@ Lines pictures(const ConvShape& s, std::int64_t channels, std::int64_t height, s
   return l;
 }
 
-// A linear layer's batch groups as the pixels of one picture, in rows of four where they fill them.
-Lines features(const ConvShape& s, std::int64_t channels, int lanes) {
-  Lines l;
-  const std::int64_t groups = (s.batch + lanes - 1) / lanes;
-  l.groups = 1;
-  l.channels = channels;
-  l.height = groups % 4 == 0 ? groups / 4 : 1;
-  l.width = groups / l.height;
-  l.channel = lanes;
-  l.column = channels * lanes;
-  l.row = l.width * l.column;
-  l.group = groups * l.column;
-  return l;
-}
-
 // One axis of either direction: the grids of the stride classes, and for each tap its class and source pixel.
 struct Axis {
   std::vector<Grid> grids;          // rows, y0 used
   std::vector<std::int64_t> shift;  // (kernel) source pixel of the grid's pixel 0, less `first`
   std::vector<std::int64_t> residue;
   std::int64_t first = 0, reach = 1;
+
+  // Which pixel of a grid reads outside a source of `size` pixels under a tap, source pixels being walked one by one.
+  int edge(std::size_t tap, std::int64_t size) const {
+    const std::int64_t start = first + shift[tap], end = start + grids[static_cast<std::size_t>(residue[tap])].rows;
+    return start < 0 ? Edge::kFirst : end > size ? Edge::kLast : Edge::kNone;
+  }
+
+  // Whether every grid is one tile that reads at most one pixel outside under any tap.
+  bool fits(std::int64_t size, std::int64_t tile) const {
+    for (std::size_t tap = 0; tap < shift.size(); ++tap) {
+      const std::int64_t start = first + shift[tap], end = start + tile;
+      if (grids[static_cast<std::size_t>(residue[tap])].rows != tile) return false;
+      if (start < -1 || end > size + 1 || (start < 0 && end > size)) return false;
+    }
+    return true;
+  }
+
+  // Makes the whole source of `size` pixels the reach: no border is copied with it.
+  void clip(std::int64_t size) {
+    for (auto& s : shift) s += first;
+    first = 0;
+    reach = size;
+  }
 
   static Axis forward(std::int64_t kernel, std::int64_t pad, std::int64_t dilation, std::int64_t out_size) {
     Axis axis;
@@ -85,13 +93,26 @@ struct Axis {
   }
 };
 
-void place(Geometry& g, const Axis& y, const Axis& x, const GatherKernels& kernels) {
+void place(Geometry& g, Axis y, Axis x, const GatherKernels& kernels) {
+  const std::int64_t tile_rows = kernels.tile_rows, tile_columns = kernels.tile_columns;
   for (const Grid& row : y.grids)
     for (const Grid& column : x.grids) g.grids.push_back({row.rows, column.rows, row.y0, column.y0});
+  const bool walks = g.source_step_y == 1 && g.source_step_x == 1 && y.shift.size() * x.shift.size() > 1;
+  g.trimmed = walks && y.fits(g.source.height, tile_rows) && x.fits(g.source.width, tile_columns);
+  if (g.trimmed) {
+    for (std::size_t ky = 0; ky < y.shift.size(); ++ky)
+      for (std::size_t kx = 0; kx < x.shift.size(); ++kx)
+        g.tap_edge.push_back(Edge::of(y.edge(ky, g.source.height), x.edge(kx, g.source.width)));
+    y.clip(g.source.height);
+    x.clip(g.source.width);
+    g.halo.rows = y.reach;
+    g.halo.columns = x.reach;
+  } else {
+    g.halo.rows = (std::min(tile_rows, y.longest()) - 1) * g.source_step_y + y.reach;
+    g.halo.columns = (std::min(tile_columns, x.longest()) - 1) * g.source_step_x + x.reach;
+  }
   g.halo.first_y = y.first;
   g.halo.first_x = x.first;
-  g.halo.rows = (std::min<std::int64_t>(kernels.tile_rows, y.longest()) - 1) * g.source_step_y + y.reach;
-  g.halo.columns = (std::min<std::int64_t>(kernels.tile_columns, x.longest()) - 1) * g.source_step_x + x.reach;
   for (std::size_t ky = 0; ky < y.shift.size(); ++ky)
     for (std::size_t kx = 0; kx < x.shift.size(); ++kx) {
       g.tap_line.push_back(static_cast<std::int32_t>(y.shift[ky] * g.halo.columns + x.shift[kx]));
@@ -105,9 +126,8 @@ Geometry forward_geometry(const Problem& problem) {
   const ConvShape& s = problem.shape;
   const int lanes = problem.kernels->lanes;
   Geometry g;
-  g.source = problem.linear ? features(s, s.in_channels, lanes) : pictures(s, s.in_channels, s.height, s.width, lanes);
-  g.target = problem.linear ? features(s, s.out_channels, lanes)
-                            : pictures(s, s.out_channels, s.out_height(), s.out_width(), lanes);
+  g.source = pictures(s, s.in_channels, s.height, s.width, lanes);
+  g.target = pictures(s, s.out_channels, s.out_height(), s.out_width(), lanes);
   g.source_step_y = s.stride_h;
   g.source_step_x = s.stride_w;
   g.target_step_y = g.target_step_x = 1;
@@ -123,6 +143,7 @@ Geometry backward_geometry(const Problem& problem) {
   g.grids.clear();
   g.tap_line.clear();
   g.tap_class.clear();
+  g.tap_edge.clear();
   std::swap(g.source_step_y, g.target_step_y);
   std::swap(g.source_step_x, g.target_step_x);
   place(g, Axis::backward(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, g.target.height),

@@ -1,8 +1,10 @@
 // The kernels of one instruction set, and which sets this processor runs.
 #pragma once
 
+#include "activation.h"
 #include "gather.h"
 #include "layout.h"
+#include "linear.h"
 #include "norm.h"
 #include "peak.h"
 #include "pool.h"
@@ -14,12 +16,14 @@ struct Kernels {
   const char* name;
   int lanes;
   GatherKernels gather;
+  LinearKernels linear;
   LayoutKernels layout;
   NormKernels norm;
   GroupNormKernels group_norm;
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
   PeakKernels peak;
+  ActivationKernels activation;
 };
 
 // Best first. Never empty; an entry is present only where the processor can run it.

@@ -51,7 +51,7 @@ void write_columns(const std::uint8_t* mask, std::int64_t columns, T* out, const
     if (mask[c]) *out++ = static_cast<T>(c);
 }
 
-// ---- transposition: a counting sort by input whose rows are split into parts, each with places of its own
+// ---- transposition: a counting sort by column whose rows are split into parts, each with places of its own
 struct Parts {
   std::int64_t rows, count;
 
@@ -62,31 +62,32 @@ struct Parts {
 template <typename F>
 void with_taps(std::int64_t taps, F&& visit) {
   if (taps == 1)
-    visit([](std::uint32_t column) { return column; });
+    visit([](std::uint32_t) { return 0u; });
   else if (taps == 9)
-    visit([](std::uint32_t column) { return column / 9; });
+    visit([](std::uint32_t column) { return column % 9; });
   else
-    visit([taps = static_cast<std::uint32_t>(taps)](std::uint32_t column) { return column / taps; });
+    visit([taps = static_cast<std::uint32_t>(taps)](std::uint32_t column) { return column % taps; });
 }
 
-template <typename C, typename D>
-void count_inputs(const PatternView& p, const Parts& parts, const C* column, D&& input_of, std::int32_t* places) {
+template <typename C>
+void count_columns(const PatternView& p, const Parts& parts, const C* column, std::int32_t* places) {
+  const std::int64_t columns = p.inputs * p.taps;
 #pragma omp parallel for num_threads(parts.count) schedule(static)
   for (std::int64_t part = 0; part < parts.count; ++part) {
-    std::int32_t* count = places + part * p.inputs;
-    std::memset(count, 0, static_cast<std::size_t>(p.inputs) * sizeof(std::int32_t));
-    for (std::int64_t i = p.row_start[parts.first(part)]; i < p.row_start[parts.first(part + 1)]; ++i)
-      ++count[input_of(static_cast<std::uint32_t>(column[i]))];
+    std::int32_t* count = places + part * columns;
+    std::memset(count, 0, static_cast<std::size_t>(columns) * sizeof(std::int32_t));
+    for (std::int64_t i = p.row_start[parts.first(part)]; i < p.row_start[parts.first(part + 1)]; ++i) ++count[column[i]];
   }
 }
 
-// Counts become the place where each part's first entry of each input goes.
-void place_inputs(const PatternView& p, const Parts& parts, std::int32_t* places, std::int32_t* column_start) {
+// Counts become the place where each part's first entry of each column goes.
+void place_columns(const PatternView& p, const Parts& parts, std::int32_t* places, std::int32_t* column_start) {
+  const std::int64_t columns = p.inputs * p.taps;
   std::int32_t at = 0;
-  for (std::int64_t input = 0; input < p.inputs; ++input) {
-    column_start[input] = at;
+  for (std::int64_t column = 0; column < columns; ++column) {
+    if (column % p.taps == 0) column_start[column / p.taps] = at;
     for (std::int64_t part = 0; part < parts.count; ++part) {
-      std::int32_t& place = places[part * p.inputs + input];
+      std::int32_t& place = places[part * columns + column];
       const std::int32_t count = place;
       place = at;
       at += count;
@@ -96,17 +97,15 @@ void place_inputs(const PatternView& p, const Parts& parts, std::int32_t* places
 }
 
 template <typename C, typename D, typename E, typename R>
-void write_inputs(const PatternView& p, const Parts& parts, const C* column, D&& input_of, std::int32_t* places,
-                  E* entry, R* rank) {
-  const auto taps = static_cast<std::uint32_t>(p.taps);
+void write_columns(const PatternView& p, const Parts& parts, const C* column, D&& tap_of, std::int32_t* places,
+                   E* entry, R* rank) {
 #pragma omp parallel for num_threads(parts.count) schedule(static)
   for (std::int64_t part = 0; part < parts.count; ++part) {
-    std::int32_t* next = places + part * p.inputs;
+    std::int32_t* next = places + part * p.inputs * p.taps;
     for (std::int64_t row = parts.first(part); row < parts.first(part + 1); ++row)
       for (std::int32_t first = p.row_start[row], i = first; i < p.row_start[row + 1]; ++i) {
-        const auto c = static_cast<std::uint32_t>(column[i]), input = static_cast<std::uint32_t>(input_of(c));
-        const std::int32_t at = next[input]++;
-        entry[at] = static_cast<E>(static_cast<std::uint32_t>(row) * taps + c - input * taps);
+        const std::int32_t at = next[column[i]]++;
+        entry[at] = static_cast<E>(tap_of(column[i]) * p.rows + row);
         rank[at] = static_cast<R>(i - first);
       }
   }
@@ -188,13 +187,13 @@ bool list_flat(const std::int64_t* flat, std::int64_t nnz, std::int64_t rows, st
 void transpose_pattern(const PatternView& p, std::int32_t* column_start, void* entry, bool entry_wide, void* rank,
                        bool rank_wide, std::int32_t* scratch, int threads) {
   const Parts parts{p.rows, workers(p.nnz, threads)};
-  with_taps(p.taps, [&](auto input_of) {
+  with_taps(p.taps, [&](auto tap_of) {
     typed(p.column, [&](const auto* column) {
-      count_inputs(p, parts, column, input_of, scratch);
-      place_inputs(p, parts, scratch, column_start);
+      count_columns(p, parts, column, scratch);
+      place_columns(p, parts, scratch, column_start);
       typed(entry, entry_wide, [&](auto* entries) {
         typed(rank, rank_wide,
-              [&](auto* ranks) { write_inputs(p, parts, column, input_of, scratch, entries, ranks); });
+              [&](auto* ranks) { write_columns(p, parts, column, tap_of, scratch, entries, ranks); });
       });
     });
   });

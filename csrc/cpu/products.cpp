@@ -33,6 +33,84 @@ void deliver_slopes(const Gather& g, std::int64_t stripes, float* to) {
   }
 }
 
+std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+                          Arena& arena) {
+  const GatherKernels& kernels = problem.kernels->gather;
+  const Geometry geometry = forward_geometry(problem);
+  Gather g = describe(problem, geometry);
+  g.program = forward_program(problem, geometry, values, arena);
+  g.x = x;
+  g.y = y;
+  g.bias = bias;
+  g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
+  if (g.scratch) kernels.run(g);
+  return arena.used();
+}
+
+std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
+                           float* grad_x, float* grad_values, Arena& arena) {
+  const GatherKernels& kernels = problem.kernels->gather;
+  const Geometry geometry = backward_geometry(problem);
+  Gather g = describe(problem, geometry);
+  g.program = backward_program(problem, geometry, values, arena);
+  g.x.data = grad_y;
+  g.y = grad_x;
+  Saved saved = x;
+  saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
+  if (grad_values) {
+    g.other = x.held.term;
+    if (!x.is_term()) g.saved = &saved;
+  }
+  const std::int64_t stripes = kernels.split(g).stripes;
+  if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
+  g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
+  if (!g.scratch) return arena.used();
+  kernels.run(g);
+  if (grad_values) deliver_slopes(g, stripes, grad_values);
+  return arena.used();
+}
+
+Linear describe(const Problem& problem, const float* values) {
+  Linear a;
+  a.pattern = problem.pattern;
+  a.groups = (problem.shape.batch + problem.kernels->lanes - 1) / problem.kernels->lanes;
+  a.values = values;
+  a.threads = problem.threads;
+  return a;
+}
+
+std::int64_t packed_floats(const Problem& problem, const Linear& a, std::int64_t features) {
+  return features * problem.kernels->linear.packed_width(a.groups) * problem.kernels->lanes;
+}
+
+std::int64_t linear_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+                            Arena& arena) {
+  const LinearKernels& kernels = problem.kernels->linear;
+  Linear a = describe(problem, values);
+  a.x = x;
+  a.bias = bias;
+  a.y = y;
+  a.packed = arena.take<float>(packed_floats(problem, a, problem.pattern.inputs));
+  if (a.packed) kernels.forward(a);
+  return arena.used();
+}
+
+std::int64_t linear_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
+                             float* grad_x, float* grad_values, Arena& arena) {
+  const LinearKernels& kernels = problem.kernels->linear;
+  Linear a = describe(problem, values);
+  a.x = x.held.term;
+  Saved saved = x;
+  saved.image_lines = problem.pattern.inputs;
+  if (!x.is_term()) a.saved = &saved;
+  a.grad_y = grad_y;
+  a.grad_x = grad_x;
+  a.grad_values = grad_values;
+  a.packed = arena.take<float>(packed_floats(problem, a, problem.pattern.rows));
+  if (a.packed) kernels.backward(a);
+  return arena.used();
+}
+
 }  // namespace
 
 ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs) {
@@ -42,35 +120,15 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
 std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
                      void* workspace) {
   Arena arena(workspace);
-  const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = forward_geometry(problem);
-  Gather g = describe(problem, geometry);
-  g.program = forward_program(problem, geometry, values, arena);
-  g.x = x;
-  g.y = y;
-  g.bias = bias;
-  g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
-  if (workspace) kernels.run(g);
-  return arena.used();
+  return problem.linear ? linear_forward(problem, x, values, bias, y, arena)
+                        : conv_forward(problem, x, values, bias, y, arena);
 }
 
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace) {
   Arena arena(workspace);
-  const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = backward_geometry(problem);
-  Gather g = describe(problem, geometry);
-  g.program = backward_program(problem, geometry, values, arena);
-  g.x.data = grad_y;
-  g.y = grad_x;
-  if (grad_values) g.other = x;
-  const std::int64_t stripes = kernels.split(g).stripes;
-  if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
-  g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
-  if (!workspace) return arena.used();
-  kernels.run(g);
-  if (grad_values) deliver_slopes(g, stripes, grad_values);
-  return arena.used();
+  return problem.linear ? linear_backward(problem, grad_y, x, values, grad_x, grad_values, arena)
+                        : conv_backward(problem, grad_y, x, values, grad_x, grad_values, arena);
 }
 
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads) {

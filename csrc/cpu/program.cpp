@@ -2,6 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace fedsparse {
 namespace {
@@ -9,8 +14,11 @@ namespace {
 // Budgets of one core, a little under the sizes of current server and laptop cores (48 KB and 1 MB).
 constexpr std::int64_t kL1Bytes = 36 * 1024;
 constexpr std::int64_t kL2Bytes = 640 * 1024;
-// Entries a segment needs to pay for moving its tiles in and out of memory: one going forward, three going backward.
-constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 40;
+// Entries a segment needs to pay for moving its tiles in and out of memory: one going forward, three going backward,
+// which the prefetcher mostly hides.
+constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 20;
+// Where taps are told apart, a segment also pays for every change of tap.
+constexpr std::int64_t kEntriesTrimmed = 100;
 
 template <typename F>
 void with_type(const Index& index, F&& f) {
@@ -50,6 +58,14 @@ void sum_loads(Program& p) {
   }
 }
 
+int rank_in_team() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // How many ranges to cut the source channels into. A block's halo should stay in the L1 cache while all targets
@@ -65,48 +81,86 @@ std::int64_t choose_blocks(const Problem& problem, const Geometry& g, std::int64
   return std::clamp<std::int64_t>(blocks, 1, channels);
 }
 
+// What an entry of the pattern becomes, looked up instead of divided out.
+struct Place {
+  std::int32_t offset, bin;
+  std::int32_t row_start = 0;
+};
+
+std::int64_t line_bytes(const Problem& problem) { return problem.kernels->lanes * static_cast<std::int64_t>(sizeof(float)); }
+
+// From a pixel's place in a block's halo to the line of a tap, with the tap's edge.
+std::int32_t offset_of(const Problem& problem, const Geometry& g, std::int64_t channel, std::int64_t tap) {
+  const auto t = static_cast<std::size_t>(tap);
+  const std::int64_t bytes = (channel * g.halo.lines() + g.tap_line[t]) * line_bytes(problem);
+  return static_cast<std::int32_t>(bytes + (g.trimmed ? g.tap_edge[t] : 0));
+}
+
+// Segments (block, row) of rows whose columns ascend.
+template <typename C>
+void cut_rows(const PatternView& pattern, const C* column, std::int64_t blocks, std::int64_t block_columns, int threads,
+              std::int32_t* segment) {
+  if (blocks == 1) {
+    std::copy(pattern.row_start, pattern.row_start + pattern.rows + 1, segment);
+    return;
+  }
+  segment[0] = 0;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t row = 0; row < pattern.rows; ++row) {
+    std::int64_t i = pattern.row_start[row];
+    const std::int64_t end = pattern.row_start[row + 1];
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t begin = i;
+      while (i < end && column[i] < (b + 1) * block_columns) ++i;
+      segment[b * pattern.rows + row + 1] = static_cast<std::int32_t>(i - begin);
+    }
+  }
+  accumulate(segment, blocks * pattern.rows);
+}
+
 }  // namespace
 
 Program forward_program(const Problem& problem, const Geometry& g, const float* values, Arena& arena) {
   const PatternView& pattern = problem.pattern;
-  const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps, lanes = problem.kernels->lanes;
-  const std::int64_t blocks = choose_blocks(problem, g, inputs, rows, kEntriesForward);
-  const std::int64_t block_inputs = ceil_div(inputs, blocks), block_columns = block_inputs * taps;
+  const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
+  const std::int64_t blocks = choose_blocks(problem, g, inputs, rows, g.trimmed ? kEntriesTrimmed : kEntriesForward);
+  const std::int64_t block_inputs = ceil_div(inputs, blocks);
+  // A row lists its channels in turn. Where taps have edges, those of a tap shall stand together within a block.
+  const std::int64_t block_bins = g.trimmed ? taps : 1, bins = blocks * block_bins;
   Program p = take(arena, pattern.nnz, rows, blocks, 1, false);
   p.block_channels = blocks > 1 ? block_inputs : g.source.channels;
-  std::int32_t* offset = arena.take<std::int32_t>(inputs * taps);
+  p.trimmed = g.trimmed;
+  Place* places = arena.take<Place>(inputs * taps);
+  std::int32_t* counts = arena.take<std::int32_t>(problem.threads * bins);
   if (!p.load) return p;
 
   for (std::int64_t j = 0; j < inputs; ++j)
-    for (std::int64_t tap = 0; tap < taps; ++tap)
-      offset[j * taps + tap] = static_cast<std::int32_t>(
-          (j % block_inputs * g.halo.lines() + g.tap_line[static_cast<std::size_t>(tap)]) * lanes);
-
-  const std::int64_t rows_per_group = rows / problem.shape.groups;
-  with_type(pattern.column, [&](const auto* column) {
-    std::memset(p.segment, 0, static_cast<std::size_t>(blocks * rows + 1) * sizeof(std::int32_t));
-#pragma omp parallel for num_threads(problem.threads) schedule(static) if (blocks > 1)
-    for (std::int64_t row = 0; row < rows; ++row) {
-      std::int64_t i = pattern.row_start[row];
-      const std::int64_t end = pattern.row_start[row + 1];
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        const std::int64_t begin = i;
-        if (b + 1 == blocks)
-          i = end;
-        else
-          while (i < end && column[i] < (b + 1) * block_columns) ++i;
-        p.segment[b * rows + row + 1] = static_cast<std::int32_t>(i - begin);
-      }
+    for (std::int64_t tap = 0; tap < taps; ++tap) {
+      const std::int64_t bin = j / block_inputs * block_bins + tap % block_bins;
+      places[j * taps + tap] = {offset_of(problem, g, j % block_inputs, tap), static_cast<std::int32_t>(bin)};
     }
-    accumulate(p.segment, blocks * rows);
-#pragma omp parallel for num_threads(problem.threads) schedule(static)
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const std::int32_t base = static_cast<std::int32_t>(row / rows_per_group * inputs * g.halo.lines() * lanes);
-      std::int64_t i = pattern.row_start[row];
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        const std::int64_t end = p.segment[b * rows + row + 1];
-        for (std::int64_t at = p.segment[b * rows + row]; at < end; ++at, ++i)
-          p.entries[at] = {values[i], offset[column[i]] + base};
+
+  const std::int64_t group_bytes = inputs * g.halo.lines() * line_bytes(problem);
+  with_type(pattern.column, [&](const auto* column) {
+    cut_rows(pattern, column, blocks, block_inputs * taps, problem.threads, p.segment);
+#pragma omp parallel num_threads(problem.threads)
+    {
+      std::int32_t* const next = counts + rank_in_team() * bins;
+#pragma omp for schedule(static)
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const std::int64_t begin = pattern.row_start[row], end = pattern.row_start[row + 1];
+        std::fill(next, next + bins, 0);
+        if (g.trimmed)
+          for (std::int64_t i = begin; i < end; ++i) ++next[places[column[i]].bin];
+        for (std::int64_t b = 0; b < blocks; ++b) {
+          std::int32_t at = p.segment[b * rows + row];
+          for (std::int64_t k = b * block_bins; k < (b + 1) * block_bins; ++k) at += std::exchange(next[k], at);
+        }
+        const std::int32_t base = static_cast<std::int32_t>(row / (rows / problem.shape.groups) * group_bytes);
+        for (std::int64_t i = begin; i < end; ++i) {
+          const Place& place = places[column[i]];
+          p.entries[next[place.bin]++] = {values[i], place.offset + base};
+        }
       }
     }
   });
@@ -116,29 +170,24 @@ Program forward_program(const Problem& problem, const Geometry& g, const float* 
 
 Program backward_program(const Problem& problem, const Geometry& g, const float* values, Arena& arena) {
   const PatternView& pattern = problem.pattern;
-  const std::int64_t groups = problem.shape.groups, lanes = problem.kernels->lanes;
+  const std::int64_t groups = problem.shape.groups;
   const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps, targets = inputs * groups;
   const std::int64_t classes = static_cast<std::int64_t>(g.grids.size());
-  const std::int64_t blocks = choose_blocks(problem, g, rows, targets, kEntriesBackward);
+  const std::int64_t blocks = choose_blocks(problem, g, rows, targets, g.trimmed ? kEntriesTrimmed : kEntriesBackward);
   const std::int64_t block_rows = ceil_div(rows, blocks);
-  // What a transposed entry (row, tap) becomes, looked up instead of divided out.
-  struct Place {
-    std::int32_t offset, row_start, slot;
-  };
   Program p = take(arena, pattern.nnz, targets, blocks, classes, true);
   p.block_channels = block_rows;
+  p.trimmed = g.trimmed;
   Place* places = arena.take<Place>(rows * taps);
   std::int32_t* next = arena.take<std::int32_t>(classes * blocks * targets);
   if (!p.load) return p;
 
-  for (std::int64_t row = 0; row < rows; ++row)
-    for (std::int64_t tap = 0; tap < taps; ++tap) {
+  for (std::int64_t tap = 0; tap < taps; ++tap)
+    for (std::int64_t row = 0; row < rows; ++row) {
       const std::int64_t group = row / (rows / groups), block = row / block_rows;
-      Place& place = places[row * taps + tap];
-      place.offset = static_cast<std::int32_t>(
-          (row % block_rows * g.halo.lines() + g.tap_line[static_cast<std::size_t>(tap)]) * lanes);
-      place.row_start = pattern.row_start[row];
-      place.slot = static_cast<std::int32_t>((g.tap_class[static_cast<std::size_t>(tap)] * blocks + block) * targets + group * inputs);
+      const std::int64_t segments = g.tap_class[static_cast<std::size_t>(tap)] * blocks + block;
+      places[tap * rows + row] = {offset_of(problem, g, row % block_rows, tap),
+                                  static_cast<std::int32_t>(segments * targets + group * inputs), pattern.row_start[row]};
     }
 
   with_type(pattern.entry, [&](const auto* entry) {
@@ -149,7 +198,7 @@ Program backward_program(const Problem& problem, const Geometry& g, const float*
 #pragma omp parallel for num_threads(problem.threads) schedule(static)
       for (std::int64_t j = 0; j < inputs; ++j)
         for (std::int64_t i = pattern.column_start[j]; i < pattern.column_start[j + 1]; ++i)
-          ++p.segment[places[entry[i]].slot + j + 1];
+          ++p.segment[places[entry[i]].bin + j + 1];
       accumulate(p.segment, classes * blocks * targets);
     }
     std::memcpy(next, p.segment, static_cast<std::size_t>(classes * blocks * targets) * sizeof(std::int32_t));
@@ -158,7 +207,7 @@ Program backward_program(const Problem& problem, const Geometry& g, const float*
       for (std::int64_t j = 0; j < inputs; ++j)
         for (std::int64_t i = pattern.column_start[j]; i < pattern.column_start[j + 1]; ++i) {
           const Place& place = places[entry[i]];
-          const std::int32_t at = next[place.slot + j]++, value = place.row_start + rank[i];
+          const std::int32_t at = next[place.bin + j]++, value = place.row_start + rank[i];
           p.entries[at] = {values[value], place.offset};
           p.origin[at] = value;
         }

@@ -16,6 +16,8 @@ struct Geometry {
   std::vector<Grid> grids;
   std::vector<std::int32_t> tap_line;   // (taps) lines from a pixel's first halo line to the tap's
   std::vector<std::int32_t> tap_class;  // (taps)
+  bool trimmed = false;                 // the picture is one tile, and the halo has no border
+  std::vector<std::int32_t> tap_edge;   // (taps) where trimmed
   std::int64_t source_step_y, source_step_x, target_step_y, target_step_x;
   Halo halo;
 };

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -60,7 +61,7 @@ class Case:
         """Kept share of the weight."""
         return self.nnz / math.prod(self.shape)
 
-    @property
+    @cached_property
     def output(self) -> tuple[int, ...]:
         """Shape of the output."""
         if self.geometry is None:

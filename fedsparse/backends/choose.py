@@ -4,13 +4,15 @@ import math
 
 from fedsparse.backends.base import Backend, Case
 from fedsparse.backends.cpu import CpuBackend
+from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.errors import BackendError
 
 __all__ = ["backend", "break_even", "choose", "explain", "names"]
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
+# `auto` does not consider cuda: nobody has measured yet where it beats a dense product.
+BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), MaskedBackend(), ReferenceBackend())}
 
 # By a layer itself, conversions between layouts included, and between others of its kind.
 _BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}

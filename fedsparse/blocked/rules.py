@@ -1,5 +1,6 @@
 """How functions of torch are carried out on blocked tensors; NotImplemented is what a rule does not cover."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,20 +12,20 @@ from fedsparse.backends.blocked import Window, moments
 from fedsparse.blocked.functions import Norm, apply
 from fedsparse.blocked.layers import AveragePool, GroupNorm, MaxPool
 from fedsparse.blocked.nodes import Normed, Stored, add, relu, requires_grad, store
-from fedsparse.blocked.tensor import Blocked, rule
+from fedsparse.blocked.tensor import Blocked, rule, sizes_of
 
 __all__: list[str] = []
 
 
 def _batch(x: Blocked) -> int:
-    return x.shape[0]
+    return x.sizes[0]
 
 
 def _data(x: Blocked) -> Tensor:
     """The numbers of a tensor that has not left the layout."""
     assert x.node is not None
     stored = store(x.node, _batch(x))
-    x.become(Blocked(Stored(stored), x.shape))  # computed once for all users
+    x.become(Blocked(Stored(stored), x.sizes))  # computed once for all users
     return stored
 
 
@@ -44,7 +45,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    count = x.numel() // x.shape[1] if _stays(x) else 0
+    count = math.prod(x.sizes) // x.sizes[1] if _stays(x) else 0
     if count < 2 or not _all_float32(running_mean, running_var, weight, bias):
         return NotImplemented
     data = _data(x)
@@ -58,7 +59,7 @@ def _batch_norm(
         mean, variance = running_mean.detach().clone(), running_var.detach()
     else:
         return NotImplemented
-    return Blocked(Normed(data, Norm.of(mean, variance, eps, weight, bias, own=training)), x.shape)
+    return Blocked(Normed(data, Norm.of(mean, variance, eps, weight, bias, own=training)), x.sizes)
 
 
 def _all_float32(*tensors: Tensor | None) -> bool:
@@ -70,7 +71,7 @@ def _relu(x: Blocked, inplace: bool = False) -> Any:
     if not _stays(x):
         return NotImplemented
     assert x.node is not None
-    result = Blocked(relu(x.node, _batch(x)), x.shape)
+    result = Blocked(relu(x.node, _batch(x)), x.sizes)
     return x.become(result) if inplace else result
 
 
@@ -81,9 +82,9 @@ def _relu_(x: Blocked) -> Any:
 
 @rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 def _add(left: Any, right: Any, *, alpha: float = 1) -> Any:
-    if not _stays(left, right) or left.shape != right.shape or alpha != 1:
+    if not _stays(left, right) or left.sizes != right.sizes or alpha != 1:
         return _elementwise(torch.add)(left, right, alpha=alpha)
-    return Blocked(add(left.node, right.node, _batch(left)), left.shape)
+    return Blocked(add(left.node, right.node, _batch(left)), left.sizes)
 
 
 @rule(Tensor.add_, Tensor.__iadd__)
@@ -97,10 +98,10 @@ def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Any]:
     def carry_out(*args: Any, **kwargs: Any) -> Any:
         blocked = [a for a in args if isinstance(a, Blocked)]
         others = [a for a in args if isinstance(a, Tensor) and not isinstance(a, Blocked)]
-        if others or not blocked or not _stays(*blocked) or any(b.shape != blocked[0].shape for b in blocked):
+        if others or not blocked or not _stays(*blocked) or any(b.sizes != blocked[0].sizes for b in blocked):
             return NotImplemented
         data = [_data(a) if isinstance(a, Blocked) else a for a in args]
-        return Blocked(Stored(function(*data, **kwargs)), blocked[0].shape)
+        return Blocked(Stored(function(*data, **kwargs)), blocked[0].sizes)
 
     return carry_out
 
@@ -130,7 +131,7 @@ for _function, _names in _SMOOTH.items():
 # ---- shapes
 @rule(torch.flatten, Tensor.flatten)
 def _flatten(x: Blocked, start_dim: int = 0, end_dim: int = -1) -> Any:
-    if not _stays(x) or start_dim != 1 or end_dim not in (-1, x.ndim - 1):
+    if not _stays(x) or start_dim != 1 or end_dim not in (-1, len(x.sizes) - 1):
         return NotImplemented
     data = _data(x)
     features = data[0, ..., 0].numel()
@@ -140,20 +141,20 @@ def _flatten(x: Blocked, start_dim: int = 0, end_dim: int = -1) -> Any:
 @rule(Tensor.view, Tensor.reshape, torch.reshape)
 def _view(x: Blocked, *shape: Any) -> Any:
     sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int | torch.dtype) else shape
-    features = x.numel() // _batch(x) if _batch(x) else 0
+    features = math.prod(x.sizes) // _batch(x) if _batch(x) else 0
     flattens = sizes in ((_batch(x), -1), (_batch(x), features), (-1, features))
     return _flatten(x, 1) if flattens else NotImplemented
 
 
 @rule(torch.cat)
 def _cat(tensors: Any, dim: int = 0) -> Any:
-    ranks = {t.ndim for t in tensors}
+    ranks = {len(sizes_of(t)) for t in tensors}
     if not _stays(*tensors) or len(ranks) > 1 or dim not in (1, 1 - next(iter(ranks))):
         return NotImplemented
-    first, channels = tensors[0], sum(t.shape[1] for t in tensors)
-    if any(t.shape[0] != first.shape[0] or t.shape[2:] != first.shape[2:] for t in tensors):
+    first, channels = tensors[0], sum(t.sizes[1] for t in tensors)
+    if any(t.sizes[0] != first.sizes[0] or t.sizes[2:] != first.sizes[2:] for t in tensors):
         return NotImplemented
-    return Blocked(Stored(torch.cat([_data(t) for t in tensors], 1)), (_batch(first), channels, *first.shape[2:]))
+    return Blocked(Stored(torch.cat([_data(t) for t in tensors], 1)), (_batch(first), channels, *first.sizes[2:]))
 
 
 @rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
@@ -171,7 +172,7 @@ def _window(x: Blocked, kernel: Any, stride: Any, padding: Any, dilation: Any = 
     """The window over a picture, or None where torch should look at the arguments."""
     k, p, d = _pair(kernel), _pair(padding), _pair(dilation)
     s = _pair(stride) if stride not in (None, [], ()) else k
-    size = (x.shape[2], x.shape[3])
+    size = (x.sizes[2], x.sizes[3])
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, k, s, p, d, strict=True)]
     if min(out) < 1 or any(2 * pad > side for pad, side in zip(p, k, strict=True)):
         return None
@@ -179,7 +180,7 @@ def _window(x: Blocked, kernel: Any, stride: Any, padding: Any, dilation: Any = 
 
 
 def _pooled(x: Blocked, window: Window, data: Tensor) -> Blocked:
-    return Blocked(Stored(data), (*x.shape[:2], *window.output))
+    return Blocked(Stored(data), (*x.sizes[:2], *window.output))
 
 
 @rule(torch.max_pool2d, F.max_pool2d)
@@ -192,7 +193,7 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    window = _window(x, kernel_size, stride, padding, dilation) if _stays(x) and x.ndim == 4 else None
+    window = _window(x, kernel_size, stride, padding, dilation) if _stays(x) and len(x.sizes) == 4 else None
     if window is None or ceil_mode or return_indices or window.kernel[0] * window.kernel[1] > 256:
         return NotImplemented
     return _pooled(x, window, apply(MaxPool, _data(x), window, _batch(x)))
@@ -208,7 +209,7 @@ def _avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
-    window = _window(x, kernel_size, stride, padding) if _stays(x) and x.ndim == 4 else None
+    window = _window(x, kernel_size, stride, padding) if _stays(x) and len(x.sizes) == 4 else None
     if window is None or ceil_mode or divisor_override is not None:
         return NotImplemented
     divisor = window.kernel[0] * window.kernel[1] if count_include_pad else 0
@@ -217,9 +218,9 @@ def _avg_pool2d(
 
 @rule(F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(x: Blocked, output_size: Any) -> Any:
-    if not _stays(x) or x.ndim != 4:
+    if not _stays(x) or len(x.sizes) != 4:
         return NotImplemented
-    size = (x.shape[2], x.shape[3])
+    size = (x.sizes[2], x.sizes[3])
     out = [n if o is None else o for n, o in zip(size, _pair(output_size), strict=True)]
     if any(o < 1 or n % o for n, o in zip(size, out, strict=True)):
         return NotImplemented  # windows of different sizes
@@ -229,7 +230,7 @@ def _adaptive_avg_pool2d(x: Blocked, output_size: Any) -> Any:
 
 @rule(torch.mean, Tensor.mean)
 def _mean(x: Blocked, dim: Any = None, keepdim: bool = False) -> Any:
-    if not _stays(x) or x.ndim != 4 or dim is None or {d % 4 for d in _axes(dim)} != {2, 3}:
+    if not _stays(x) or len(x.sizes) != 4 or dim is None or {d % 4 for d in _axes(dim)} != {2, 3}:
         return NotImplemented
     pooled = _adaptive_avg_pool2d(x, 1)
     return pooled if keepdim else _flatten(pooled, 1)
@@ -243,7 +244,7 @@ def _axes(dim: Any) -> tuple[int, ...]:
 def _group_norm(
     x: Blocked, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Any:
-    fits = _stays(x) and num_groups > 0 and x.shape[1] % num_groups == 0 and _all_float32(weight, bias)
-    if not fits or x.numel() // (x.shape[0] * num_groups) < 2:
+    fits = _stays(x) and num_groups > 0 and x.sizes[1] % num_groups == 0 and _all_float32(weight, bias)
+    if not fits or math.prod(x.sizes) // (x.sizes[0] * num_groups) < 2:
         return NotImplemented
-    return Blocked(Stored(apply(GroupNorm, _data(x), weight, bias, num_groups, eps, _batch(x))), x.shape)
+    return Blocked(Stored(apply(GroupNorm, _data(x), weight, bias, num_groups, eps, _batch(x))), x.sizes)

@@ -14,6 +14,7 @@ import typer
 from fedsparse import _native
 from fedsparse.cli.failures import FAILED
 from fedsparse.errors import BackendError
+from fedsparse.experiment.engine import cores, engines
 from fedsparse.experiment.environment import processor, version
 from fedsparse.experiment.plan import data_root
 from fedsparse.experiment.settings import DataTable
@@ -71,6 +72,7 @@ def checks() -> Iterator[Check]:
     yield Check("python", True, platform.python_version())
     yield Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield Check("processor", True, processor())
+    yield Check("engines", True, f"{', '.join(engines())}; up to {cores()} workers, one for each usable core")
     yield _extension()
     yield from _cuda()
     yield _triton_kernels()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedsparse import backends, data, models
+from fedsparse.experiment.engine import engines
 from fedsparse.methods import base as methods
 
 __all__ = ["EXAMPLE", "Kind", "show"]
@@ -23,13 +24,14 @@ class Kind(StrEnum):
     models = "models"
     datasets = "datasets"
     backends = "backends"
+    engines = "engines"
 
 
 def show(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """List the methods, models, data sets or backends that a configuration may name."""
+    """List the methods, models, data sets, backends or engines that a configuration may name."""
     entries = LISTS[kind]()
     if as_json:
         print(json.dumps(entries, indent=2))
@@ -67,4 +69,14 @@ def _backends() -> list[dict[str, object]]:
     return [{"name": name} for name in backends.names()]
 
 
-LISTS = {Kind.methods: _methods, Kind.models: _models, Kind.datasets: _datasets, Kind.backends: _backends}
+def _engines() -> list[dict[str, object]]:
+    return [{"name": name, "about": about} for name, about in engines().items()]
+
+
+LISTS = {
+    Kind.methods: _methods,
+    Kind.models: _models,
+    Kind.datasets: _datasets,
+    Kind.backends: _backends,
+    Kind.engines: _engines,
+}

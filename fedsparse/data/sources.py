@@ -16,6 +16,7 @@ from fedsparse.data.idx import read_idx_folder
 from fedsparse.data.npz import read_npz
 from fedsparse.data.pictures import moments, resize
 from fedsparse.data.subset import balanced
+from fedsparse.data.texts import TEXTS, Cutting, load_text
 from fedsparse.errors import ConfigError, DataError, DataNotFoundError
 
 __all__ = ["datasets", "load"]
@@ -50,7 +51,7 @@ _SOURCES = {
 
 def datasets() -> list[str]:
     """Names that `load` knows."""
-    return sorted(_SOURCES)
+    return sorted((*_SOURCES, *TEXTS))
 
 
 def load(
@@ -61,21 +62,31 @@ def load(
     image_size: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    cutting: Cutting | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and test set; pictures of both are normalised by the moments of the training pictures taken.
+
+    Where a text set is split, and how, stands with its reader in `data.texts`.
 
     Args:
         name: one of `datasets()`.
         root: folder of the files, or the file itself for `npz`; not needed for embedded sets.
         generator: draws the test split of sets that have none, and the subsets.
         image_size: side pictures are resized to (bilinear, antialiased), in pixels.
-        train_limit, test_limit: sizes of class-balanced subsets.
+        train_limit, test_limit: sizes of class-balanced subsets; of text sets the number of texts.
+        cutting: how the texts of a text set become samples; None means blocks of 256 bytes.
 
     Raises:
         ConfigError: unknown name, a limit or size below 1, or `image_size` for data that are no pictures.
         DataNotFoundError: files are missing.
         DataError: files are damaged or do not fit.
     """
+    _check(name, root)
+    if name in TEXTS:
+        if image_size is not None:
+            raise ConfigError(f"image_size={image_size} needs pictures, {name} is a text set; leave it out")
+        limits = {"train_limit": train_limit, "test_limit": test_limit}
+        return load_text(name, root or Path(), cutting or Cutting(), generator=generator, **limits)
     x, y, x_test, y_test = _read(name, root, generator)
     classes = _SOURCES[name].classes or int(max(y.max(), y_test.max())) + 1
     for labels in (y, y_test):
@@ -92,15 +103,17 @@ def load(
     return Dataset(train, train_labels, classes, mean, std), Dataset(test, test_labels, classes, mean, std)
 
 
-def _read(name: str, root: Path | None, generator: np.random.Generator) -> Arrays:
-    if name not in _SOURCES:
-        near = difflib.get_close_matches(name, _SOURCES, n=1)
+def _check(name: str, root: Path | None) -> None:
+    if name not in datasets():
+        near = difflib.get_close_matches(name, datasets(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown data set {name!r}{hint} (known: {', '.join(datasets())})")
-    source = _SOURCES[name]
-    if root is None and not source.embedded:
+    if root is None and not (name in _SOURCES and _SOURCES[name].embedded):
         raise DataNotFoundError(f"data set {name!r} is read from disk; set data.root to the folder that holds it")
-    arrays = source.read(root or Path(), generator)
+
+
+def _read(name: str, root: Path | None, generator: np.random.Generator) -> Arrays:
+    arrays = _SOURCES[name].read(root or Path(), generator)
     if not len(arrays[1]) or not len(arrays[3]):
         raise DataError(
             f"{name} in {root} has {len(arrays[1])} training and {len(arrays[3])} test samples; each needs at least one"

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
+from fedsparse.experiment.engine import engines
 from fedsparse.experiment.method_settings import checked_method, fitting, settings_of, shared_settings
 from fedsparse.experiment.origin import Origin, nearest, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
@@ -169,6 +170,7 @@ def _resolve(document: Document, origin: Origin) -> Config:
     )
     _check_name("data.name", config.data.name, datasets(), origin)
     _check_name("model.name", config.model.name, models(), origin)
+    _check_engine(config.engine.kind, origin)
     _check_cohort(config, origin)
     return config
 
@@ -190,6 +192,12 @@ def _table(kind: type[TableT], name: str, document: Document, origin: Origin) ->
 def _check_name(key: str, name: str, known: Sequence[str], origin: Origin) -> None:
     if name not in known:
         raise origin.unknown_name(key, name, known)
+
+
+def _check_engine(kind: str, origin: Origin) -> None:
+    if kind == "flower":
+        raise origin.wrong("engine.kind", kind, f"{' or '.join(engines())}; this version has no flower engine yet")
+    _check_name("engine.kind", kind, list(engines()), origin)
 
 
 def _check_cohort(config: Config, origin: Origin) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from fedsparse import models
-from fedsparse.data import Dataset, FederatedDataset, load, partition
+from fedsparse.data import Cutting, Dataset, FederatedDataset, load, partition
 from fedsparse.errors import ConfigError, DataError, PatternError
 from fedsparse.experiment.config import Config
+from fedsparse.experiment.engine import client_threads
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
-from fedsparse.methods.base import Method, SparseMethod
+from fedsparse.methods.base import SparseMethod
 
 __all__ = ["SeededModel", "build_plans", "data_root", "deal"]
 
@@ -28,9 +29,10 @@ class SeededModel:
 
     Attributes:
         name, options: the model and its options.
-        in_shape: shape of one sample, `(channels, height, width)` or `(features,)`.
-        num_classes: classes of the data set.
+        in_shape: shape of one sample, `(channels, height, width)`, `(features,)` or `(length,)` of tokens.
+        num_classes: classes of the data set, or the size of its vocabulary.
         seed: initial weights follow from it.
+        tokens: whether samples are tokens.
     """
 
     name: str
@@ -38,12 +40,23 @@ class SeededModel:
     num_classes: int
     seed: int
     options: Mapping[str, object] = field(default_factory=dict)
+    tokens: bool = False
 
     def __call__(self) -> nn.Module:
         """A new model on the CPU with the initial weights of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return models.build(self.name, in_shape=self.in_shape, num_classes=self.num_classes, options=self.options)
+            return models.build(
+                self.name,
+                in_shape=self.in_shape,
+                num_classes=self.num_classes,
+                options=self.options,
+                tokens=self.tokens,
+            )
+
+    def narrowed(self, share: float) -> nn.Module:
+        """The same with `share` of its channels."""
+        return replace(self, options=models.narrowed(self.name, self.options, share))()
 
 
 def build_plans(configs: Iterable[Config]) -> list[Plan]:
@@ -52,7 +65,8 @@ def build_plans(configs: Iterable[Config]) -> list[Plan]:
     Reads the data and makes each model once, so that a bad setting shows here, before a run begins.
 
     Raises:
-        ConfigError: the model, its options or the device do not exist, or the masks do not fit the network.
+        ConfigError: the model, its options or the device do not exist, the masks do not fit the network, or there
+            are more workers than cores.
         InfeasibleDensityError: no masks reach the density.
         DataError: the data cannot be read, or not dealt as asked.
     """
@@ -74,10 +88,10 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         num_classes=data.train.num_classes,
         seed=config.run.seed,
         options=config.model.options,
+        tokens=data.train.is_text,
     )
-    _check_masks(config.method, config.method.build(model()))
     client = config.client
-    return Plan(
+    plan = Plan(
         method=config.method,
         data=data,
         build_model=model,
@@ -90,7 +104,11 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         min_clients=config.engine.min_clients,
         device=config.run.device,
         public=public,
+        threads=client_threads(config.engine),
+        narrowed=model.narrowed,
     )
+    _check_masks(plan)
+    return plan
 
 
 def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | None]:
@@ -104,7 +122,8 @@ def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | No
         "train_limit": table.train_limit,
         "test_limit": table.test_limit,
     }
-    train, test = load(table.name, data_root(table), **limits, generator=_generator(seed, 0))
+    cutting = Cutting(table.tokenizer, table.context, table.truncate)
+    train, test = load(table.name, data_root(table), **limits, generator=_generator(seed, 0), cutting=cutting)
     private, public = _split_public(train, table.public_share, _generator(seed, 1))
     parts = partition(
         private.y.numpy(),
@@ -113,6 +132,7 @@ def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | No
         alpha=table.alpha,
         min_samples=table.min_samples,
         generator=_generator(seed, 2),
+        groups=None if private.story is None else private.story.numpy(),
     )
     clients = tuple(torch.from_numpy(part) for part in parts)
     return FederatedDataset(train=private, test=test, clients=clients, name=table.name), public
@@ -128,25 +148,28 @@ def _generator(seed: int, purpose: int) -> np.random.Generator:
 
 
 def _split_public(train: Dataset, share: float, generator: np.random.Generator) -> tuple[Dataset, Dataset | None]:
-    """The samples of the clients, and those of the server."""
+    """The samples of the clients, and those of the server; a story goes to one of them as a whole."""
     if share == 0:
         return train, None
-    count = round(share * len(train))
-    if not 0 < count < len(train):
+    story = torch.arange(len(train)) if train.story is None else train.story.unique(return_inverse=True)[1]
+    whole = int(story.max()) + 1
+    count = round(share * whole)
+    if not 0 < count < whole:
         raise DataError(
-            f"data.public_share = {share} of {len(train)} training samples is {count}: "
-            "expected at least 1 for the server and 1 for the clients; change the share"
+            f"data.public_share = {share} of {whole} training {'samples' if train.story is None else 'texts'} is "
+            f"{count}: expected at least 1 for the server and 1 for the clients; change the share"
         )
-    order = torch.from_numpy(generator.permutation(len(train)))
-    return train.subset(order[count:].sort().values), train.subset(order[:count].sort().values)
+    public = torch.isin(story, torch.from_numpy(generator.permutation(whole)[:count]))
+    return train.subset((~public).nonzero()[:, 0]), train.subset(public.nonzero()[:, 0])
 
 
-def _check_masks(method: Method, network: nn.Module) -> None:
-    """Draws masks once, so that a density that does not fit the network shows before a run begins."""
-    if not isinstance(method, SparseMethod):
+def _check_masks(plan: Plan) -> None:
+    """Makes the network and draws masks once, so that a density that fits neither shows before a run begins."""
+    network = replace(plan, device="cpu").network()
+    if not isinstance(plan.method, SparseMethod):
         return
     try:
-        method.initial_topology(network, "random", torch.Generator())
+        plan.method.initial_topology(network, "random", torch.Generator())
     except PatternError as error:
         raise ConfigError(f"[method] {error}") from error
 

@@ -20,8 +20,9 @@ from fedsparse.experiment.toml_text import to_toml
 __all__ = ["create", "locked", "read_json", "reopen", "write_json"]
 
 RUNS = Path("runs")
-# Where the data lie and where the run is written may change between start and resume.
-MOVABLE = frozenset({"run.out", "data.root"})
+# What may change between start and resume, as no number depends on it: where things lie, what runs the clients and
+# when it gives up. Threads and workers may not: the last bits follow from how many threads a client has.
+MOVABLE = frozenset({"run.out", "data.root", "engine.kind", "engine.timeout_s", "engine.min_clients"})
 
 
 def create(config: Config) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fedsparse.experiment.config import Config
+from fedsparse.experiment.engine import open_engine
 from fedsparse.experiment.plan import build_plans
 from fedsparse.experiment.rundir import create, locked, reopen, write_json
 from fedsparse.experiment.summary import summarise
-from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import run_rounds
 from fedsparse.federated.plan import Plan
 from fedsparse.nn import masks
@@ -113,7 +113,7 @@ def _finish(
     should_stop: ShouldStop,
 ) -> Result:
     """Goes on from the last checkpoint in the folder, from the start when there is none."""
-    with closing(InlineEngine(plan)) as engine:
+    with closing(open_engine(config.engine, plan, folder)) as engine:
         outcome = run_rounds(plan, engine, folder=folder, resume=True, on_round=on_round, should_stop=should_stop)
     identity = {"name": config.run.name, "method": config.method.name, "complete": not outcome.stopped}
     final = {**identity, "rounds": config.run.rounds, **summarise(outcome.metrics)}

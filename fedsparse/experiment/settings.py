@@ -47,24 +47,33 @@ class DataTable(Table):
         name: a data set of `fedsparse list datasets`.
         root: folder of the files; None means the environment variable FEDSPARSE_DATA, else `data`.
         clients: number of clients the training samples are dealt to.
-        partition: `dirichlet` (label skew), `iid` or `shards`.
-        alpha: concentration of the Dirichlet partition; smaller is more skewed.
+        partition: `dirichlet` (label skew), `quantity` (quantity skew), `iid`, `shards`, or `natural`, where a
+            story or speaker of a text set is a client and `clients` of them are drawn.
+        alpha: concentration of the Dirichlet distribution of both skews; smaller is more skewed.
         min_samples: fewest samples that a client may hold.
         image_size: side to which images are resized, in pixels; None leaves them.
-        train_limit, test_limit: class-balanced subset of that many samples; None takes all.
-        public_share: share of the training samples that the server holds for pretraining, and no client.
+        train_limit, test_limit: class-balanced subset of that many samples, of text sets that many texts; None takes
+            all.
+        public_share: share of the training samples that the server holds for pretraining and scores, and no
+            client.
+        tokenizer: `bytes`, or a folder with GPT-2's vocab.json and merges.txt; for text sets.
+        context: tokens of a sample of a text set.
+        truncate: whether a text gives one sample only, its beginning.
     """
 
     name: str = "digits"
     root: Annotated[str, Field(min_length=1)] | None = None
     clients: Count = 8
-    partition: Literal["dirichlet", "iid", "shards"] = "dirichlet"
+    partition: Literal["dirichlet", "iid", "natural", "quantity", "shards"] = "dirichlet"
     alpha: Positive = 0.5
     min_samples: Count = 1
     image_size: Count | None = None
     train_limit: Count | None = None
     test_limit: Count | None = None
     public_share: Share = 0.0
+    tokenizer: Annotated[str, Field(min_length=1)] = "bytes"
+    context: Count = 256
+    truncate: bool = False
 
 
 class ModelTable(BaseModel):
@@ -104,13 +113,16 @@ class EngineTable(Table):
     """[engine]: what runs the clients of a round.
 
     Attributes:
-        kind: `inline` runs them one after the other in this process.
+        kind: `inline` runs them one after the other in this process, `process` in workers on this host.
         workers: processes that share the clients of a round; `inline` works in this one alone.
+        threads: that a client computes with, in every engine, as results depend on it; None means this process's
+            number, divided by `workers`. Given, it may be more than the cores can serve.
         timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
-        min_clients: fewest usable updates of a round; with fewer the run fails, and can be resumed.
+        min_clients: fewest usable answers in a round; with fewer the run fails, and can be resumed.
     """
 
-    kind: Literal["inline"] = "inline"
+    kind: str = "inline"
     workers: Count = 1
+    threads: Count | None = None
     timeout_s: Positive = 600.0
     min_clients: Count = 1

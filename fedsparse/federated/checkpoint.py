@@ -1,10 +1,13 @@
 """Checkpoints that are there in full or not at all.
 
-A checkpoint is one message of the wire format: versioned, checksummed, exact to the bit, without pickle.
+A checkpoint is one message of the wire format: versioned, checksummed, exact to the bit, without pickle. Beside it lies
+a folder of further messages, what the clients keep, which is complete before the checkpoint gets its name.
 """
 
 import os
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from fedsparse import wire
@@ -22,8 +25,12 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, state: Payload) -> None:
+    def save(self, state: Payload, write_clients: Callable[[Path], None]) -> None:
         """Writes a state under its round, surviving a crash at any moment.
+
+        Args:
+            state: the server's half.
+            write_clients: called with the path of a new folder, which it makes and fills with the clients' half.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -31,6 +38,8 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             target = self._folder / f"round-{state.round:06d}.fsp"
+            shutil.rmtree(self.clients(state.round), ignore_errors=True)
+            write_clients(self.clients(state.round))
             partial = target.with_suffix(".partial")
             with partial.open("wb") as file:
                 file.write(wire.encode(state))
@@ -39,7 +48,7 @@ class Checkpoints:
             partial.replace(target)
             self._sync_folder()
             for old in self._files()[_KEPT:]:
-                old.unlink()
+                self._remove(old)
         except OSError as error:
             raise CheckpointError(f"the checkpoint of round {state.round} cannot be written: {error}") from error
 
@@ -51,7 +60,9 @@ class Checkpoints:
         """
         try:
             for file in (*self._files(), *self._folder.glob("*.partial")):
-                file.unlink()
+                self._remove(file)
+            for folder in self._folder.glob("round-*.clients"):
+                shutil.rmtree(folder)
         except OSError as error:
             raise CheckpointError(f"old checkpoints in {self._folder} cannot be removed: {error}") from error
 
@@ -66,12 +77,23 @@ class Checkpoints:
         files = self._files()
         for file in files:
             try:
-                return wire.decode(file.read_bytes())
+                state = wire.decode(file.read_bytes())
+                for beside in file.with_suffix(".clients").iterdir():
+                    wire.decode(beside.read_bytes())
+                return state
             except (WireError, OSError) as error:
                 warnings.warn(f"checkpoint {file} cannot be used ({error}); trying the one before", stacklevel=2)
         if files:
             raise CheckpointError(f"none of the checkpoints in {self._folder} can be read; start the run again")
         return None
+
+    def clients(self, round: int) -> Path:
+        """Folder of the clients' half of a state."""
+        return self._folder / f"round-{round:06d}.clients"
+
+    def _remove(self, file: Path) -> None:
+        file.unlink()
+        shutil.rmtree(file.with_suffix(".clients"), ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("round-*.fsp"), reverse=True)

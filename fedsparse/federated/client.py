@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,6 +15,7 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import Plan
+from fedsparse.federated.store import Kept, TopologyFiles
 from fedsparse.measure import measure, resident_bytes
 from fedsparse.methods.roles import (
     AroundStep,
@@ -28,7 +28,7 @@ from fedsparse.methods.roles import (
 )
 from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
 from fedsparse.pattern import Topology
-from fedsparse.wire import Payload, Section, SparseVector
+from fedsparse.wire import Payload, SparseVector
 
 __all__ = ["ClientHost", "HostedClient"]
 
@@ -97,7 +97,7 @@ class HostedClient:
             probes = {
                 name: stack.enter_context(topk_pruned_gradient(layers[name], k)) for name, k in counts.items() if k
             }
-            F.cross_entropy(self.model(x.to(device)), y.to(device)).backward()
+            self.data.task.loss(self.model(x.to(device)), y.to(device)).backward()
         self.model.zero_grad()
         for buffer, before in buffers.items():
             buffer.copy_(before)
@@ -116,71 +116,69 @@ def _sorted_vector(size: int, probe: topk_pruned_gradient) -> SparseVector:
 
 
 class ClientHost:
-    """Serves any client of a run with one network and the clients' private memories.
+    """Serves any client of a run with one network; what clients keep comes with the request and goes with the reply.
 
     A client holds the topology it was last sent, so that masks travel only when they change. What it makes of it
     itself is sent back in full and then forgotten: next time the server speaks of its own masks, not of this client's.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, topologies: TopologyFiles) -> None:
         self._plan = plan
         self._model = plan.network()
-        self._held: dict[int, Topology] = {}
-        self._memories: dict[int, dict[str, Any]] = {}
+        self._topologies = topologies
+        sgd.optimizer(self._model, plan.client)  # torch imports its compiler with the first one: no client's seconds
 
-    def serve(self, request: Request) -> Reply:
-        """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's."""
+    def serve(self, request: Request, kept: Kept) -> tuple[Reply, Kept]:
+        """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's.
+
+        A client that failed keeps what it kept before.
+        """
         blob, reason = None, ""
         standing = resident_bytes(self._model)
-        with measure(self._plan.device) as reading:
-            try:
-                blob = self._answer(request)
-            except (ClientFailure, FedsparseError) as error:
-                reason = str(error)
+        reading = measure(self._plan.device)
+        try:
+            held, memory = self._recalled(kept)
+            with reading:
+                answer, received = self._answer(request, held, memory)
+            kept, blob = self._keep(received, memory), answer
+        except (ClientFailure, FedsparseError) as error:
+            reason = str(error)
         peak = reading.peak_bytes
         if peak.value is not None:  # counted from what was there before: the network this host trains on
             peak = replace(peak, value=peak.value + standing)
-        return Reply(request.client_id, blob, reason, reading.seconds, peak)
+        return Reply(request.client_id, blob, reason, reading.seconds, peak), kept
 
-    def _answer(self, request: Request) -> bytes:
+    def _answer(self, request: Request, held: Topology | None, memory: Memory) -> tuple[bytes, Topology | None]:
+        """The encoded answer, and the topology that the client holds from now on."""
         client_id = request.client_id
-        held = self._held.get(client_id)
         message = wire.decode(request.blob, topologies={} if held is None else {held.digest: held})
         if len(self._plan.data.clients[client_id]) == 0:
             raise ClientFailure("the client has no samples")
         if message.weights is not None:
             write_weights(self._model, message.weights)
-            self._held[client_id] = message.weights.topology
-        memory = self._memories.setdefault(client_id, {})
+            held = message.weights.topology
         client = HostedClient(self._plan, message, client_id=client_id, model=self._model, memory=memory)
         with seeds.network_randomness(client.rng(f"network in {message.task}"), self._plan.device):
             answer = self._task(message.task)(client)
         if request.weights_back:
             sent = set() if message.weights is None else {message.weights.topology.digest}
-            return wire.encode(Payload(message.task, message.round, read_weights(self._model), answer), known=sent)
-        return wire.encode(Payload(message.task, message.round, extras=answer))
+            payload = Payload(message.task, message.round, read_weights(self._model), answer)
+            return wire.encode(payload, known=sent), held
+        return wire.encode(Payload(message.task, message.round, extras=answer)), held
+
+    # ---- what a client keeps; not part of its seconds, as a device of its own would have it at hand
+    def _recalled(self, kept: Kept) -> tuple[Topology | None, Memory]:
+        held = self._topologies.get(kept.held) if kept.held else None
+        return held, dict(wire.decode(kept.memory).extras) if kept.memory else {}
+
+    def _keep(self, held: Topology | None, memory: Memory) -> Kept:
+        if held is not None:
+            self._topologies.add(held)
+        blob = wire.encode(Payload("memory", 0, extras=memory)) if memory else b""
+        return Kept("" if held is None else held.digest, blob)
 
     def _task(self, name: str) -> ClientTask:
         task = getattr(self._plan.method, name, None)
         if not is_client_task(task):
             raise MethodError(f"method {self._plan.method.name!r} has no client task {name!r}")
         return cast(ClientTask, task)
-
-    def memories(self) -> bytes:
-        """Held topologies and private memories of all clients, encoded."""
-        topologies = {topology.digest: topology for topology in self._held.values()}
-        clients: dict[str, Section] = {
-            str(client): {
-                "held": self._held[client].digest if client in self._held else "",
-                "memory": self._memories.get(client, {}),
-            }
-            for client in sorted(self._held.keys() | self._memories.keys())
-        }
-        return wire.encode(Payload("memories", 0, extras={"topologies": topologies, "clients": clients}))
-
-    def restore(self, memories: bytes) -> None:
-        extras = cast(dict[str, Any], wire.decode(memories).extras)
-        for client, state in extras["clients"].items():
-            if state["held"]:
-                self._held[int(client)] = extras["topologies"][state["held"]]
-            self._memories[int(client)] = dict(state["memory"])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
+from fedsparse.federated.replies import by_request
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
@@ -37,6 +38,9 @@ class Traffic:
         peak_bytes: largest peak of a client, None where memory cannot be counted.
         samples: training samples of the clients that answered a training.
         answered, failed: clients that did and did not deliver a usable training.
+        asks_failed: requests of other exchanges without a usable answer.
+        retried: requests that the engine gave to another worker.
+        ignored: replies that answer nothing: a client's second one, a late one, one of a client not asked.
     """
 
     bytes_down: int = 0
@@ -49,6 +53,9 @@ class Traffic:
     samples: int = 0
     answered: int = 0
     failed: int = 0
+    asks_failed: int = 0
+    retried: int = 0
+    ignored: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +91,8 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
-        dense = Payload("train", 0, self.weights)
-        self._dense_bytes = len(wire.encode(dense, known={self.weights.topology.digest}))
+        dense = read_weights(plan.build_model())
+        self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
     def begin(self, round: int) -> None:
         """Draws the cohort of a round and starts its sums."""
@@ -103,6 +110,10 @@ class FederatedServer:
     def model(self) -> nn.Module:
         write_weights(self._network, self.weights)
         return self._network
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._plan.data.train.shape
 
     @property
     def public_data(self) -> Dataset | None:
@@ -128,7 +139,7 @@ class FederatedServer:
         check: Check | None = None,
     ) -> list[Update]:
         updates = self._exchange(self.cohort, task, download, weights_back=weights_back, check=check)
-        if len(updates) < self._plan.min_clients:
+        if len(updates) < min(self._plan.min_clients, len(self.cohort)):
             raise ClientError(
                 f"round {self.round}: {len(updates)} of {len(self.cohort)} clients delivered a usable update "
                 f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
@@ -168,25 +179,37 @@ class FederatedServer:
         start = time.perf_counter()
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
-        answers = [self._receive(each, reply) for each, reply in zip(asked, replies, strict=True)]
+        of_request, stray = by_request([each.request for each in asked], replies)
+        answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
+        for reply in stray:
+            self._book_ignored(reply)
         return [update for update in answers if update is not None]
 
-    # ---- one reply
-    def _receive(self, asked: "_Asked", reply: Reply) -> Update | None:
-        """Books a reply and opens it; None, with the reason on record, when it cannot be used."""
-        update, reason = None, reply.reason
-        if reply.blob is not None:
-            try:
-                update = self._opened(asked, reply.blob)
-            except FedsparseError as error:
-                reason = str(error)
+    # ---- the replies of one client
+    def _receive(self, asked: "_Asked", replies: Sequence[Reply]) -> Update | None:
+        """Books a client's replies and opens the first usable one; None, with the reason on record, without any."""
+        opened = [self._tried(asked, reply) for reply in replies]
+        chosen = next((i for i, (update, _) in enumerate(opened) if update is not None), 0)
+        for i, (reply, (_, reason)) in enumerate(zip(replies, opened, strict=True)):
+            if i != chosen:
+                self._book_ignored(replace(reply, reason=reason or "the client has answered already"))
+        reply, (update, reason) = replies[chosen], opened[chosen]
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
             self.known.pop(reply.client_id, None)
         elif asked.sent.weights is not None:
             self.known[reply.client_id] = asked.sent.weights.topology.digest
-        self._book(asked.request, reply, update, reason)
+        self._book(asked, reply, update, reason)
         return update
+
+    def _tried(self, asked: "_Asked", reply: Reply) -> tuple[Update | None, str]:
+        """The update in a reply, or the reason why there is none."""
+        if reply.blob is None:
+            return None, reply.reason
+        try:
+            return self._opened(asked, reply.blob), ""
+        except FedsparseError as error:
+            return None, str(error)
 
     def _opened(self, asked: "_Asked", blob: bytes) -> Update:
         request, sent = asked.request, asked.sent.weights
@@ -212,7 +235,8 @@ class FederatedServer:
             asked.check(asked.sent, update)
         return update
 
-    def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
+    def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
+        request, training = asked.request, asked.task == self._plan.method.train.__name__
         bytes_up = 0 if reply.blob is None else len(reply.blob)
         traffic = self.traffic
         traffic.bytes_down += len(request.blob)
@@ -221,17 +245,20 @@ class FederatedServer:
         if reply.peak_bytes.value is not None:
             traffic.peak_bytes = max(traffic.peak_bytes or 0, int(reply.peak_bytes.value))
         samples = len(self._plan.data.clients[request.client_id])
-        if request.weights_back:
+        if training:
             traffic.bytes_down_dense += self._dense_bytes
             traffic.bytes_up_dense += self._dense_bytes if reply.blob is not None else 0
             traffic.answered += update is not None
             traffic.failed += update is None
             traffic.samples += samples if update is not None else 0
+        else:
+            traffic.asks_failed += update is None
+        traffic.retried += reply.retries
         self._ledger.add_client(
             {
                 "round": self.round,
                 "client": request.client_id,
-                "exchange": "train" if request.weights_back else "ask",
+                "exchange": "train" if training else "ask",
                 "samples": samples,
                 "status": "ok" if update is not None else "failed",
                 "reason": reason,
@@ -239,13 +266,34 @@ class FederatedServer:
                 "bytes_up": bytes_up,
                 "seconds": reply.seconds.value,
                 "peak_bytes": reply.peak_bytes.value,
+                "retries": reply.retries,
+            }
+        )
+
+    def _book_ignored(self, reply: Reply) -> None:
+        """A reply that answers nothing: its bytes travelled, and that is all."""
+        bytes_up = 0 if reply.blob is None else len(reply.blob)
+        self.traffic.ignored += 1
+        self.traffic.bytes_up += bytes_up
+        self._ledger.add_client(
+            {
+                "round": self.round,
+                "client": reply.client_id,
+                "exchange": "none",
+                "samples": 0,
+                "status": "ignored",
+                "reason": reply.reason,
+                "bytes_down": 0,
+                "bytes_up": bytes_up,
+                "seconds": reply.seconds.value,
+                "peak_bytes": reply.peak_bytes.value,
+                "retries": reply.retries,
             }
         )
 
     # ---- checkpoints
     def state(self, next_round: int) -> Payload:
-        """Everything that the rounds from `next_round` on depend on."""
-        blob = np.frombuffer(self._engine.memories(), dtype=np.uint8).copy()
+        """Everything that the rounds from `next_round` on depend on, but for what clients keep."""
         return Payload(
             "checkpoint",
             next_round,
@@ -253,7 +301,6 @@ class FederatedServer:
             {
                 "memory": self.memory,
                 "known": {str(client): digest for client, digest in self.known.items()},
-                "clients": torch.from_numpy(blob),
                 "ledger": self._ledger.lengths(),
             },
         )
@@ -270,7 +317,6 @@ class FederatedServer:
         self.weights = state.weights
         self.memory = dict(extras["memory"])
         self.known = {int(client): digest for client, digest in extras["known"].items()}
-        self._engine.restore(extras["clients"].numpy().tobytes())
         self._ledger.restore(extras["ledger"])
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsparse.data import Dataset
@@ -14,8 +13,6 @@ from fedsparse.federated.plan import ClientSettings
 from fedsparse.methods.roles import AroundStep, LearningRate, Penalty
 
 __all__ = ["batches", "check_batch", "evaluate", "optimizer", "train"]
-
-_EVALUATION_BATCH = 256
 
 _OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], ClientSettings], torch.optim.Optimizer]] = {
     "sgd": lambda p, s: torch.optim.SGD(p, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
@@ -62,7 +59,7 @@ def train(
     learning_rate: LearningRate | None = None,
     around_step: AroundStep = nullcontext,
 ) -> None:
-    """Cross-entropy training.
+    """Training for the data's task.
 
     A batch of a single sample is skipped where the model has batch norm, which has no variance to divide by then.
 
@@ -92,7 +89,7 @@ def train(
             x, y = data.batch(positions)
             steps.zero_grad()
             with around_step():
-                loss = F.cross_entropy(model(x.to(device)), y.to(device))
+                loss = data.task.loss(model(x.to(device)), y.to(device))
                 if penalty is not None:
                     loss = loss + penalty(model)
                 if not math.isfinite(loss.item()):
@@ -109,15 +106,14 @@ def _set_rate(steps: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy over all samples, in evaluation mode."""
+def evaluate(model: nn.Module, data: Dataset) -> dict[str, float]:
+    """Metrics of the data's task over all samples, in evaluation mode."""
     device = next(model.parameters()).device
     model.eval()
-    right, loss = 0, 0.0
+    scores = [torch.empty(0, 3, dtype=torch.float64)]
     with torch.no_grad():
-        for positions in torch.arange(len(data)).split(_EVALUATION_BATCH):
-            x, y = data.batch(positions)
-            logits, y = model(x.to(device)), y.to(device)
-            right += int((logits.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-    return right / max(len(data), 1), loss / max(len(data), 1)
+        for positions in torch.arange(len(data)).split(data.chunk):
+            if len(positions):  # split() gives one empty part for no samples
+                x, y = data.batch(positions)
+                scores.append(data.task.scores(model(x.to(device)), y.to(device)).cpu())
+    return dict(data.task.metrics(torch.cat(scores), data.story))

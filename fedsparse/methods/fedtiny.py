@@ -17,14 +17,14 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsparse import pruning
+from fedsparse.data import Dataset
 from fedsparse.errors import ClientError, MethodError
 from fedsparse.methods import checks, regrow
 from fedsparse.methods.base import DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
 
@@ -32,7 +32,6 @@ __all__ = ["FedTiny"]
 
 _TOLERANCE = 0.02  # of a candidate's number of kept weights
 _DRAWS = 10_000
-_CHUNK = 256  # development samples evaluated at a time
 
 Statistics = Mapping[str, Tensor]  # batch-norm buffers by name
 
@@ -130,7 +129,7 @@ class FedTiny(DynamicMethod):
         statistics = {}
         for key, candidate in pool.items():
             write_weights(client.model, candidate)
-            statistics[key] = _adapt(client.model, x)
+            statistics[key] = _adapt(client.model, x, client.data.chunk)
         client.memory["pool"] = pool
         return {"statistics": statistics, "samples": len(x)}
 
@@ -145,7 +144,7 @@ class FedTiny(DynamicMethod):
         losses = []
         for key, candidate in pool.items():
             write_weights(client.model, candidate.with_dense(statistics[key]))
-            losses.append(_summed_loss(client.model, x, y))
+            losses.append(_summed_loss(client.model, client.data, x, y))
         return {"losses": torch.tensor(losses, dtype=torch.float64), "samples": len(y)}
 
     def _development(self, client: Client) -> tuple[Tensor, Tensor]:
@@ -177,6 +176,12 @@ class FedTiny(DynamicMethod):
 
     def check(self, sent: Download, update: Update) -> None:
         regrow.check(sent, update)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """As of all that swap, but in one block, and position and value of each candidate are uploaded."""
+        counts = self.swap_counts(topology, round) if self.adjusts(round) else {}
+        swaps = sum(counts[name] for name in self.block(topology, round)) if counts else 0
+        return CostRow(probes=min(swaps, 1), numbers_up=2 * swaps, buffer_bytes=8 * swaps)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer of the block: drop the a_l smallest |w|, grow the a_l largest mean gradients that arrived."""
@@ -249,16 +254,18 @@ def _statistics_names(model: nn.Module) -> list[str]:
     return [f"{path}.{kind}" for path in _norms(model) for kind in ("running_mean", "running_var")]
 
 
-def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def _adapt(model: nn.Module, x: Tensor, chunk: int) -> dict[str, Tensor]:
     """Running statistics after one pass over `x`, each chunk weighing the same (momentum None accumulates)."""
     norms, device = _norms(model), next(model.parameters()).device
+    if not norms:  # of a network without batch norm the candidates compete as they are
+        return {}
     momenta = {path: norm.momentum for path, norm in norms.items()}
     for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
     with torch.no_grad():
-        for part in x.split(_CHUNK):
+        for part in x.split(chunk):
             if len(part) > 1:  # a chunk of one has no variance to speak of
                 model(part.to(device))
     for path, norm in norms.items():
@@ -266,9 +273,10 @@ def _adapt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name: model.get_buffer(name).clone().cpu() for name in _statistics_names(model)}
 
 
-def _summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def _summed_loss(model: nn.Module, data: Dataset, x: Tensor, y: Tensor) -> float:
+    """Of the samples x and their labels y, which are some of `data`."""
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
-        parts = zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-        return sum(float(F.cross_entropy(model(a.to(device)), b.to(device), reduction="sum")) for a, b in parts)
+        parts = zip(x.split(data.chunk), y.split(data.chunk), strict=True)
+        return sum(float(data.task.scores(model(a.to(device)), b.to(device))[:, 0].sum()) for a, b in parts)

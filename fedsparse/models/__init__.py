@@ -10,29 +10,40 @@ from typing import Any
 from torch import nn
 
 from fedsparse.errors import ConfigError
+from fedsparse.models.gpt2 import gpt2
 from fedsparse.models.resnet import resnet18
 from fedsparse.models.small import lenet, mlp
 from fedsparse.models.vgg import vgg11
 
-__all__ = ["build", "lenet", "mlp", "models", "resnet18", "vgg11"]
+__all__ = ["build", "gpt2", "lenet", "mlp", "models", "narrowed", "resnet18", "vgg11"]
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A factory, and the smallest side of its pictures in pixels; None where it takes anything."""
+    """How a model is made.
+
+    Attributes:
+        make: the factory.
+        smallest: smallest side of its pictures in pixels; None where it takes any shape.
+        width: option that holds the channels of its layers, one number or one a layer; None where there is none.
+        reads: whether it takes tokens.
+    """
 
     make: Callable[..., nn.Module]
-    smallest: int | None
+    smallest: int | None = None
+    width: str | None = None
+    reads: bool = False
 
 
 _MODELS = {
-    "lenet": _Model(lenet, 10),
-    "mlp": _Model(mlp, None),
-    "resnet18": _Model(resnet18, 1),
-    "vgg11": _Model(vgg11, 32),
+    "gpt2": _Model(gpt2, reads=True),
+    "lenet": _Model(lenet, 10, "widths"),
+    "mlp": _Model(mlp, None, "hidden"),
+    "resnet18": _Model(resnet18, 1, "width"),
+    "vgg11": _Model(vgg11, 32, "width"),
 }
 # Parameters that follow from the data.
-_FROM_DATA = ("num_classes", "in_channels", "in_features")
+_FROM_DATA = ("num_classes", "in_channels", "in_features", "vocabulary")
 
 
 def models() -> list[str]:
@@ -40,10 +51,19 @@ def models() -> list[str]:
     return sorted(_MODELS)
 
 
-def build(name: str, *, in_shape: tuple[int, ...], num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-    """Model for samples of shape `in_shape`, `(channels, height, width)` or `(features,)`.
+def build(
+    name: str, *, in_shape: tuple[int, ...], num_classes: int, options: Mapping[str, Any], tokens: bool = False
+) -> nn.Module:
+    """Model for samples of shape `in_shape`.
 
     Initial weights come from torch's global generator, as in every module; seed it inside `torch.random.fork_rng`.
+
+    Args:
+        name: one of `models()`.
+        in_shape: `(channels, height, width)`, `(features,)`, or `(length,)` of tokens.
+        num_classes: number of labels; of tokens the size of the vocabulary.
+        options: of the model.
+        tokens: whether samples are tokens.
 
     Raises:
         ConfigError: the model or an option is unknown, an option has a bad value, or the samples do not fit.
@@ -55,12 +75,41 @@ def build(name: str, *, in_shape: tuple[int, ...], num_classes: int, options: Ma
     model = _MODELS[name]
     wanted = inspect.signature(model.make).parameters
     _check_options(name, options, {key: wanted[key].default for key in wanted if key not in _FROM_DATA})
+    if tokens != model.reads:
+        raise ConfigError(
+            f"model {name!r} takes {'tokens' if model.reads else 'no tokens'}, the data has "
+            f"{'texts' if tokens else 'none'}; choose another model or another data set"
+        )
+    if model.reads:
+        _check_length(name, in_shape[0], options.get("context", wanted["context"].default))
     _check_samples(name, in_shape, model.smallest)
-    facts = {"num_classes": num_classes, "in_channels": in_shape[0], "in_features": math.prod(in_shape)}
+    facts = {
+        "num_classes": num_classes,
+        "in_channels": in_shape[0],
+        "in_features": math.prod(in_shape),
+        "vocabulary": num_classes,
+    }
     try:
         return model.make(**{key: value for key, value in facts.items() if key in wanted}, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model {name!r} cannot be built with {dict(options)}: {error}") from error
+
+
+def narrowed(name: str, options: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """Options of the model `name` that has `share` of the channels, in (0, 1]: rounded, at least 1 in every layer.
+
+    What follows from the data stays: inputs, and the classes of the output layer.
+
+    Raises:
+        ConfigError: the model has no width.
+    """
+    option = _MODELS[name].width
+    if option is None:
+        raise ConfigError(f"model {name!r} has no width to change; choose another model")
+    full = options.get(option, inspect.signature(_MODELS[name].make).parameters[option].default)
+    if isinstance(full, int):
+        return {**options, option: max(1, round(share * full))}
+    return {**options, option: tuple(max(1, round(share * channels)) for channels in full)}
 
 
 def _check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -90,4 +139,12 @@ def _check_samples(name: str, in_shape: tuple[int, ...], smallest: int | None) -
         raise ConfigError(
             f"model {name!r} needs pictures of {smallest} x {smallest} pixels or more, got {in_shape[1]} x "
             f"{in_shape[2]}; set data.image_size = {smallest} or choose another model"
+        )
+
+
+def _check_length(name: str, length: int, context: int) -> None:
+    if length > context:
+        raise ConfigError(
+            f"model {name!r} reads {context} tokens, the data has blocks of {length}; "
+            f"set data.context = {context} or model.context = {length}"
         )

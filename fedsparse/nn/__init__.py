@@ -1,5 +1,6 @@
 """Sparse layers, and the surgery that puts them into any model."""
 
+from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.layer import SparseLayer
@@ -30,6 +31,7 @@ __all__ = [
     "density",
     "masks",
     "plan",
+    "prune_activations",
     "read_weights",
     "set_backend",
     "set_masks",

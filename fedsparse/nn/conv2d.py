@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsparse.blocked import sizes_of
 from fedsparse.functional import place_kernel
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.pattern import Pattern, parse
@@ -69,10 +70,11 @@ class SparseConv2d(SparseLayer):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._rim, mode=self.padding_mode), (0, 0)
-        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        pictures = len(sizes_of(x)) == 4
+        batched = x if pictures else x.unsqueeze(0)
         batched, geometry = place_kernel(batched, self._pattern.shape, self.stride, padding, self.dilation, self.groups)
         y = self.product(batched, geometry)
-        return y if x.ndim == 4 else y.squeeze(0)
+        return y if pictures else y.squeeze(0)
 
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import backends, ops
+from fedsparse.backends.activation import Pruning
 from fedsparse.blocked import plain
 from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
@@ -33,6 +34,7 @@ class SparseLayer(nn.Module):
         bias: `(out,)` parameter, or None.
         backend: who computes; `auto` decides by case.
         watcher: called after each product; see `topk_pruned_gradient`.
+        activation_pruning: what is saved of the input in training; None: all. See `prune_activations`.
     """
 
     values: nn.Parameter
@@ -42,6 +44,7 @@ class SparseLayer(nn.Module):
         super().__init__()
         self.backend = "auto"
         self.watcher: Watcher | None = None
+        self.activation_pruning: Pruning | None = None
         self._hold(pattern)
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -61,9 +64,8 @@ class SparseLayer(nn.Module):
     @property
     def pattern(self) -> Pattern:
         """Kept positions of the weight."""
-        index = self.index
-        if index[1] is not self._pattern.column:  # the module has been moved or copied
-            self._pattern = Pattern.from_index(self._pattern.shape, index, self._pattern.granularity)
+        if self._buffers["column"] is not self._pattern.column:  # the module has been moved or copied
+            self._pattern = Pattern.from_index(self._pattern.shape, self.index, self._pattern.granularity)
         return self._pattern
 
     @property
@@ -113,12 +115,17 @@ class SparseLayer(nn.Module):
 
     def product(self, x: Tensor, geometry: tuple[int, ...]) -> Tensor:
         """Product of a batched input with the weight; `geometry` as in `ops.product`."""
+        saves = self.training and torch.is_grad_enabled() and self.values.requires_grad
+        pruning = self.activation_pruning if saves else None
         if self.watcher is None:
-            blocked = blocked_product(x, self.values, self.bias, self.pattern, geometry, self.backend)
+            blocked = blocked_product(x, self.values, self.bias, self.pattern, geometry, self.backend, pruning)
             if blocked is not None:
                 return blocked
         x, weight = plain(x), (self.index, self._pattern.shape, geometry, self.backend)
-        y = ops.product(x, self.values, self.bias, *weight)
+        if pruning is None:
+            y = ops.product(x, self.values, self.bias, *weight)
+        else:
+            y = ops.pruned_product(x, self.values, self.bias, weight, pruning)
         if self.watcher is not None:
             self.watcher(x, y, weight)
         return y

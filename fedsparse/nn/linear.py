@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fedsparse.blocked import sizes_of
 from fedsparse.errors import ShapeError
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.pattern import Pattern, parse
@@ -36,8 +37,9 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
         out, inputs = self._pattern.shape
-        if x.ndim == 0 or x.shape[-1] != inputs:
-            raise ShapeError(f"SparseLinear expects inputs of shape (..., {inputs}), got {tuple(x.shape)}")
-        if x.ndim == 2:
+        sizes = sizes_of(x)
+        if not sizes or sizes[-1] != inputs:
+            raise ShapeError(f"SparseLinear expects inputs of shape (..., {inputs}), got {sizes}")
+        if len(sizes) == 2:
             return self.product(x, ())
-        return self.product(x.reshape(-1, inputs), ()).reshape(*x.shape[:-1], out)
+        return self.product(x.reshape(-1, inputs), ()).reshape(*sizes[:-1], out)

@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
@@ -16,14 +17,16 @@ class topk_pruned_gradient:
     """Context that finds the k largest |dL/dw| over the pruned positions of one layer.
 
     Run one forward and backward pass of the loss inside it. The dense gradient is streamed, never held: extra memory
-    is O(k) beside one chunk of positions. The result equals a stable sort of the dense gradient's pruned entries.
+    is O(k) beside one chunk of positions; of a layer used several times also a copy of what enters and comes back at
+    each use. The result equals a stable sort of the dense gradient's pruned entries.
 
         with fs.topk_pruned_gradient(layer, k) as top:
             loss(model(x), y).backward()
         top.indices, top.gradients
 
     Args:
-        layer: a sparse layer that the loss uses exactly once.
+        layer: a sparse layer that the loss uses once; a linear one may be used several times, like a table of tokens
+            that is tied to the output of a language model.
         k: how many; fewer are returned when fewer are pruned.
 
     Attributes:
@@ -31,7 +34,7 @@ class topk_pruned_gradient:
         gradients: `(k,)` signed gradients at `indices`.
 
     Raises:
-        PatternError: `layer` is not sparse, k is negative, or the layer was used twice or not at all.
+        PatternError: `layer` is not sparse, k is negative, it was not used at all, or is a convolution used twice.
     """
 
     def __init__(self, layer: SparseLayer, k: int) -> None:
@@ -43,6 +46,7 @@ class topk_pruned_gradient:
         self._k = k
         self._found: tuple[Tensor, Tensor] | None = None
         self._uses = 0
+        self._caught: list[tuple[Tensor, Tensor]] = []  # gradient of the output and input of each use
 
     def __enter__(self) -> "topk_pruned_gradient":
         self._layer.watcher = self._watch
@@ -74,15 +78,20 @@ class topk_pruned_gradient:
 
     def _watch(self, x: Tensor, output: Tensor, weight: tuple[Any, ...]) -> None:
         self._uses += 1
-        if self._uses > 1:
+        if self._uses > 1 and len(self._layer.pattern.shape) > 2:
             raise PatternError(
-                "the layer ran twice inside topk_pruned_gradient; gradients of shared layers are not supported"
+                "the convolution ran twice inside topk_pruned_gradient; only linear layers can be shared"
             )
-
         if not output.requires_grad:
             raise PatternError("no gradient is being recorded inside topk_pruned_gradient; remove torch.no_grad()")
 
         def catch(grad: Tensor) -> None:
-            self._found = topk_pruned(grad, x.detach(), self._k, *weight)
+            self._caught.append((grad, x.detach()))
+            if len(self._caught) == self._uses:
+                # The gradients of linear products sum up like those of one product with all their rows.
+                grads, inputs = (
+                    torch.cat(parts) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
+                )
+                self._found = topk_pruned(grads, inputs, self._k, *weight)
 
         output.register_hook(catch)

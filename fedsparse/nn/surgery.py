@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import pruning
-from fedsparse.blocked import keep_blocked, leave_blocked
+from fedsparse.blocked import hold_whole, keep_blocked, leave_blocked
 from fedsparse.errors import ConfigError, PatternError
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
@@ -114,7 +114,7 @@ def densify(model: nn.Module) -> nn.Module:
         return model.to_dense()
     for name, layer in sparse_layers(model).items():
         _replace(model, name, layer.to_dense())
-    return leave_blocked(model)
+    return leave_blocked(hold_whole(model))
 
 
 def _sparse(module: nn.Module, mask: Tensor, granularity: str) -> SparseLayer:

@@ -6,6 +6,7 @@ dilation (vertical, horizontal each) and groups.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fedsparse.backends import Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
-__all__ = ["check_parameters", "product", "read_case", "topk_pruned", "weight_gradient"]
+__all__ = ["check_parameters", "product", "read_case", "remembered_case", "topk_pruned", "weight_gradient"]
 
 _LIBRARY = torch.library.Library("fedsparse", "DEF")
 _WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
@@ -34,21 +35,34 @@ def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]
     Raises:
         ShapeError: the input does not fit the weight, or the output would be empty.
     """
+    return _case(tuple(shape), tuple(x.shape), nnz, tuple(geometry), x.dtype, x.device.type)
+
+
+@lru_cache(maxsize=4096)
+def remembered_case(shape: tuple[int, ...], sizes: tuple[int, ...], nnz: int, geometry: tuple[int, ...]) -> Case:
+    """`read_case` for a float32 input of `sizes` on the CPU, which need not be at hand."""
+    return _case(shape, sizes, nnz, geometry, torch.float32, "cpu")
+
+
+def _case(
+    shape: tuple[int, ...],
+    sizes: tuple[int, ...],
+    nnz: int,
+    geometry: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+) -> Case:
     moves = None
     if geometry:
         sh, sw, ph, pw, dh, dw, groups = geometry
         moves = Geometry((sh, sw), (ph, pw), (dh, dw), groups)
     wanted, channels = (2, shape[1]) if moves is None else (4, shape[1] * moves.groups)
-    if x.ndim != wanted or x.shape[1] != channels:
+    if len(sizes) != wanted or sizes[1] != channels:
         form = f"(batch, {channels})" if moves is None else f"(batch, {channels}, height, width)"
-        raise ShapeError(
-            f"input of shape {tuple(x.shape)} does not fit a weight of shape {tuple(shape)}; expected {form}"
-        )
-    case = Case(tuple(shape), tuple(x.shape), nnz, moves, x.dtype, x.device.type)
+        raise ShapeError(f"input of shape {sizes} does not fit a weight of shape {shape}; expected {form}")
+    case = Case(shape, sizes, nnz, moves, dtype, device)
     if moves is not None and min(case.output[2:]) < 1:
-        raise ShapeError(
-            f"an input of {tuple(x.shape[2:])} pixels is smaller than the kernel {tuple(shape[2:])} reaches"
-        )
+        raise ShapeError(f"an input of {sizes[2:]} pixels is smaller than the kernel {shape[2:]} reaches")
     return case
 
 

@@ -5,7 +5,7 @@ the kernel's sizes. `values[i]` belongs to the i-th kept position in row order, 
 Two lists of the same positions are held, each as narrow as its largest entry allows (2 or 4 bytes):
 
 * by row, for the forward product: `row_start` and `column`;
-* by input, for the backward product: `column_start`, `entry` (row * taps + tap) and `rank`, the place within the
+* by input, for the backward product: `column_start`, `entry` (tap * out + row) and `rank`, the place within the
   row, so that the value is number `row_start[row] + rank` and needs no 4-byte permutation.
 
 That is 6 bytes per kept weight plus one 4-byte start per row and input (more only where a weight has over 65,536
@@ -132,7 +132,7 @@ class Pattern:
         column_start, threads = _starts(inputs), torch.get_num_threads()
         entry, rank = _index(column.numel(), rows * taps - 1), _index(column.numel(), max(longest - 1, 0))
         pattern = cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
-        scratch = torch.empty(threads * inputs, dtype=torch.int32)
+        scratch = torch.empty(threads * inputs * taps, dtype=torch.int32)
         _native.extension().transpose_pattern(
             pattern.view,
             address(column_start),
@@ -196,7 +196,7 @@ class Pattern:
         """Bytes of all index tensors."""
         return sum(t.numel() * t.element_size() for t in self.index)
 
-    @property
+    @cached_property
     def view(self) -> object:
         """The pattern as the compiled kernels see it; valid while this object lives."""
         sizes = (self.shape[0], self.shape[1], math.prod(self.shape[2:]), self.nnz)

@@ -125,6 +125,16 @@ SPECIAL = {
     "blocks of source channels": _one_case((40, 64, 3, 3), (3, 64, 6, 6), SAME, density=0.3),
     "one row of pixels": _one_case((4, 3, 1, 7), (2, 3, 1, 50), Geometry(padding=(0, 3)), density=0.5),
     "pixels that no tap meets": _one_case((3, 2, 1, 1), (2, 2, 9, 10), Geometry(stride=(3, 4)), density=0.5),
+    "one tile of 4x4": _one_case((40, 30, 3, 3), (33, 30, 4, 4), SAME, density=0.3),
+    "one tile of 2x4": _one_case((24, 30, 3, 3), (9, 30, 2, 4), SAME, density=0.3),
+    "one tile in blocks": _one_case((9, 150, 3, 3), (16, 150, 4, 4), SAME, density=0.9),
+    "one tile in groups": _one_case((12, 5, 3, 3), (16, 20, 4, 4), Geometry(padding=(1, 1), groups=4), density=0.5),
+    "one tile read one pixel outside on one side": _one_case(
+        (5, 6, 2, 3), (16, 6, 4, 5), Geometry(padding=(1, 0)), density=0.6
+    ),
+    "one tile read far outside": _one_case((6, 4, 5, 5), (7, 4, 4, 4), Geometry(padding=(2, 2)), density=0.5),
+    "one tile, dilated": _one_case((6, 4, 3, 3), (7, 4, 4, 4), Geometry((1, 1), (2, 2), (2, 2)), density=0.5),
+    "four classes of one tile": _one_case((6, 4, 3, 3), (16, 4, 8, 8), Geometry((2, 2), (1, 1)), density=0.5),
     "nearly all border": _one_case((3, 2, 3, 3), (17, 2, 1, 1), Geometry((1, 1), (5, 4), (2, 3)), density=0.5),
 }
 

@@ -15,6 +15,7 @@ from fedsparse.errors import BackendError
         ("models", {"resnet18", "mlp", "lenet", "vgg11"}),
         ("datasets", {"digits", "mnist", "fashion-mnist", "cifar10"}),
         ("backends", {"auto", "cpu", "reference", "masked"}),
+        ("engines", {"inline", "process"}),
     ],
 )
 def test_lists_name_what_a_configuration_may_use(call, kind, some):
@@ -35,6 +36,7 @@ def test_doctor_reports_this_installation(call):
     report = {check["name"]: check for check in json.loads(result.stdout)}
     assert report["python"]["ok"]
     assert report["torch"]["ok"]
+    assert report["engines"]["found"].startswith("inline, process; up to ")
     assert report["compiled kernels"]["ok"]
     assert "instruction sets" in report["compiled kernels"]["found"]
     assert {"CUDA kernels", "CUDA device", "triton", "data folder"} <= set(report)

@@ -1,11 +1,16 @@
 """`fedsparse run` and `fedsparse resume`."""
 
 import json
+import os
 import shlex
 import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from fedsparse import wire
 
 VARIANTS = """
 [[variants]]
@@ -105,7 +110,9 @@ def test_resuming_a_finished_run_changes_nothing(call, config):
         (["run", "small.toml", "--set", "method.granularity=block:5"], 2, "[method]"),
         (["run", "small.toml", "--set", "model.hiden=[3]"], 2, "hidden"),
         (["run", "small.toml", "--set", "data.name=digit"], 2, "digits"),
-        (["run", "small.toml", "--engine", "inlin"], 2, "engine.kind"),
+        (["run", "small.toml", "--engine", "proces"], 2, "did you mean 'process'? known are inline, process"),
+        (["run", "small.toml", "--engine", "flower"], 2, "inline or process; this version has no flower engine yet"),
+        (["run", "small.toml", "--set", "engine.workers=9999"], 2, "engine.workers = 9999: expected at most "),
         (
             ["run", "small.toml", "--set", "run.device=cuda:99"],
             2,
@@ -187,3 +194,49 @@ def test_a_second_signal_aborts_at_once(start, config):
         process.send_signal(signal.SIGINT)
         assert any(notice in line for line in process.stderr)
     assert process.wait() == 1
+
+
+# ---- workers
+FEDTINY = ["--set", "method.name=fedtiny", "--set", "method.density=0.2", "--set", "method.adjust_every=2"]
+WORKERS = ["--set", "engine.workers=2", "--set", "engine.threads=1"]
+
+
+def test_workers_give_the_metrics_and_bytes_of_inline(call, config):
+    for engine in ("inline", "process"):
+        arguments = ["--out", engine, "--engine", engine, "--set", "run.rounds=5", *FEDTINY, *WORKERS]
+        result = call("run", config(), *arguments)
+        assert result.exit_code == 0, result.output
+    assert metrics("inline") == metrics("process")
+    assert sum(line["masks_changed"] for line in metrics("inline")) > 0
+    ends = [Path(engine, "checkpoints/round-000005.fsp").read_bytes() for engine in ("inline", "process")]
+    weights = [wire.decode(end).weights for end in ends]
+    assert weights[0].topology == weights[1].topology
+    ours, theirs = (dict(each.items()) for each in weights)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not Path("process/.clients").exists()
+
+
+def test_a_run_killed_with_its_workers_resumes_to_the_same_metrics(call, start, config, uninterrupted):
+    process = start("run", config(), *LONG, *WORKERS, "--engine", "process")
+    wait_for_round(process, 2)
+    workers = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # the other one notices by itself
+        time.sleep(0.01)
+    assert Path("runs/small-1/.clients").is_dir()
+    text = Path("runs/small-1/config.toml").read_text()
+    Path("runs/small-1/config.toml").write_text(text.replace('kind = "process"', 'kind = "inline"'))
+    result = call("resume", "runs/small-1")
+    assert result.exit_code == 0, result.output
+    assert metrics("runs/small-1") == uninterrupted
+    assert not Path("runs/small-1/.clients").exists()
+
+
+def children(pid):
+    """Process ids of the children of a process."""
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fedsparse.data import Dataset, FederatedDataset
+from fedsparse.data.task import CLASSES, NEXT_TOKEN
 from fedsparse.errors import DataError
 
 
@@ -65,6 +66,52 @@ def test_subset_keeps_order_and_moments():
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(DataError, match=message):
         pictures(**changes)
+
+
+def tokens(**changes):
+    given = {
+        "x": torch.tensor([[5, 1], [2, -1]], dtype=torch.int32),
+        "y": torch.tensor([[1, 4], [3, -1]], dtype=torch.int32),
+        "num_classes": 6,
+        "story": torch.tensor([8, 8]),
+    }
+    return Dataset(**{**given, **changes})
+
+
+def test_tokens_are_samples():
+    data = tokens()
+    x, y = data.batch(torch.tensor([1, 0]))
+    assert (x.dtype, y.dtype) == (torch.int64, torch.int64)
+    assert x.tolist() == [[2, 0], [5, 1]]
+    assert y.tolist() == [[3, -1], [1, 4]]
+    assert data.subset(torch.tensor([1])).story.tolist() == [8]
+    assert data.task is NEXT_TOKEN
+    assert pictures().task is CLASSES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": torch.tensor([1, 2], dtype=torch.int32)}, r"got torch.int32 and torch.int32 \(2,\)"),
+        ({"y": torch.tensor([[1, 4], [3, -1]])}, "got torch.int32 and torch.int64"),
+        ({"num_classes": 4}, r"labels must lie in \[0, 4\), found -1 to 4"),
+        ({"story": torch.tensor([1])}, r"2 samples but stories of shape \(1,\)"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        tokens(**changes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "length", "chunk"), [(10, None, 256), (256, 256, 256), (50257, 256, 5), (2**20, 256, 1)]
+)
+def test_as_many_samples_are_evaluated_together_as_logits_fit(classes, length, chunk):
+    if length is None:
+        assert pictures(num_classes=classes).chunk == chunk
+    else:
+        none = torch.empty(0, length, dtype=torch.int32)
+        assert Dataset(none, none, classes).chunk == chunk
 
 
 def federated(*clients):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fedsparse.data import partition
 from fedsparse.errors import ConfigError, DataError
 
-SCHEMES = ["dirichlet", "iid", "shards"]
+SCHEMES = ["dirichlet", "iid", "quantity", "shards"]
 
 
 def dealt(labels, clients, seed=0, **settings):
@@ -142,15 +142,95 @@ def test_too_few_samples(labels, asked, message):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"clients": 2, "scheme": "quantity"}, "unknown partition scheme 'quantity'; expected one of dirichlet, iid"),
+        ({"clients": 2, "scheme": "skew"}, "unknown partition scheme 'skew'; expected one of dirichlet, iid, natural"),
         ({"clients": 0, "scheme": "iid"}, "got clients=0"),
         ({"clients": 2, "scheme": "dirichlet", "alpha": 0.0}, "alpha=0.0"),
         ({"clients": 2, "scheme": "dirichlet", "alpha": float("nan")}, "alpha=nan"),
         ({"clients": 2, "scheme": "dirichlet", "alpha": float("inf")}, "alpha=inf"),
         ({"clients": 2, "scheme": "iid", "min_samples": -1}, "min_samples=-1"),
         ({"clients": 2, "scheme": "shards", "shards_per_client": 0}, "shards_per_client=0"),
+        ({"clients": 2, "scheme": "natural"}, "'natural' needs texts with stories or speakers"),
     ],
 )
 def test_values_out_of_range(asked, message):
     with pytest.raises(ConfigError, match=message):
         dealt(np.zeros(10, int), **asked)
+
+
+# ---- stories and speakers
+STORIES = np.array([3, 0, 3, 1, 2, 2, 2, 0, 9, 8])  # 2, 1, 3, 2, 1, 1 samples of 0, 1, 2, 3, 8, 9
+TOKENS = np.zeros((10, 4), int)  # as labels: only their number counts
+
+
+class Drawn:
+    """In place of a generator: the order as it is, and given shares."""
+
+    def __init__(self, *shares):
+        self.shares = iter(shares)
+        self.alphas = []
+
+    def permutation(self, count):
+        return np.arange(count)
+
+    def dirichlet(self, alphas):
+        self.alphas.append(alphas.tolist())
+        return np.array(next(self.shares))
+
+
+def test_quantity_skew_by_hand():
+    """6 stories in shares of 1/2, 1/6 and 1/3: stories 0 to 2, story 3, and stories 8 and 9."""
+    drawn = Drawn([0.5, 0.17, 0.33])
+    parts = partition(TOKENS, 3, scheme="quantity", alpha=5.0, groups=STORIES, generator=drawn)
+    assert [part.tolist() for part in parts] == [[1, 3, 4, 5, 6, 7], [0, 2], [8, 9]]
+    assert drawn.alphas == [[5.0, 5.0, 5.0]]
+
+
+def test_quantity_skew_of_samples_that_stand_alone():
+    parts = partition(np.zeros(10, int), 2, scheme="quantity", generator=Drawn([0.35, 0.65]))
+    assert [part.tolist() for part in parts] == [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]
+
+
+def test_quantity_skew_is_drawn_again_until_all_hold_enough():
+    drawn = Drawn([0.9, 0.1], [0.1, 0.9], [0.5, 0.5])
+    parts = partition(TOKENS, 2, scheme="quantity", min_samples=4, groups=STORIES, generator=drawn)
+    assert [len(part) for part in parts] == [6, 4]
+    with pytest.raises(
+        DataError, match=r"no Dirichlet\(0.5\) split of 2 groups of samples gave all 2 clients 4 samples"
+    ):
+        dealt(TOKENS, 2, scheme="quantity", min_samples=4, groups=np.array([0] * 7 + [1] * 3))
+
+
+def test_small_alpha_is_more_skewed():
+    sizes = [
+        np.std(
+            [len(part) for part in dealt(np.zeros(2000, int), 20, seed=4, scheme="quantity", alpha=a, min_samples=0)]
+        )
+        for a in (0.5, 5.0, 50.0)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    # A share of Dirichlet(5, ..., 5) over 20 clients has deviation sqrt(1/20 * 19/20 / 101).
+    assert sizes[1] == pytest.approx(2000 * (0.05 * 0.95 / 101) ** 0.5, rel=0.4)
+
+
+def test_stories_stay_together():
+    for scheme in ("iid", "quantity"):
+        parts = dealt(TOKENS, 3, scheme=scheme, groups=STORIES, alpha=5.0, min_samples=0)
+        assert sorted(np.concatenate(parts).tolist()) == list(range(10))
+        held = [set(STORIES[part].tolist()) for part in parts]
+        assert sum(map(len, held)) == 6
+
+
+def test_natural_clients_are_groups_with_enough_samples():
+    parts = dealt(TOKENS, 3, scheme="natural", min_samples=2, groups=STORIES)
+    assert [part.tolist() for part in parts] == [[1, 7], [4, 5, 6], [0, 2]]
+    drawn = {tuple(map(tuple, dealt(TOKENS, 2, seed, scheme="natural", groups=STORIES))) for seed in range(20)}
+    assert len(drawn) > 5
+    assert all(part in {(1, 7), (3,), (4, 5, 6), (0, 2), (9,), (8,)} for parts in drawn for part in parts)
+    with pytest.raises(DataError, match=r"3 of 6 natural clients have 2 samples or more, data\.clients asks for 4"):
+        dealt(TOKENS, 4, scheme="natural", min_samples=2, groups=STORIES)
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "shards"])
+def test_texts_have_no_classes_to_go_by(scheme):
+    with pytest.raises(ConfigError, match=f"partition '{scheme}' goes by class labels; for text use quantity"):
+        dealt(TOKENS, 2, scheme=scheme, groups=STORIES)

@@ -29,7 +29,8 @@ def rng(seed=0):
 
 
 def test_names():
-    assert datasets() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "npz"]
+    pictures = ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "npz"]
+    assert datasets() == sorted([*pictures, "federated_shakespeare", "tinyshakespeare", "tinystories", "wikitext2"])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class TestRefusals:
             ("client.lr = nan", "client.lr = nan: expected a finite number"),
             ("client.momentum = 1.0", "client.momentum = 1.0: expected less than 1"),
             ('data.partition = "random"', "data.partition = \"random\": "
-             "expected 'dirichlet', 'iid' or 'shards'"),
+             "expected 'dirichlet', 'iid', 'natural', 'quantity' or 'shards'"),
             ("data.name = 3", "data.name = 3: expected a valid string"),
             ("model.name = 3", "model.name = 3: expected a valid string"),
             ("client.per_round = 9", "client.per_round = 9: expected at most data.clients = 8"),

@@ -13,6 +13,7 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.client import ClientHost, HostedClient
 from fedsparse.federated.engines.base import Request
 from fedsparse.federated.failure import ClientFailure
+from fedsparse.federated.store import ClientStore
 from fedsparse.methods.base import Method, SparseMethod
 from fedsparse.methods.roles import client_task
 from fedsparse.nn import read_weights, sparse_layers
@@ -35,9 +36,22 @@ def plan():
     return small_plan(small_method("static"), sizes=(20, 0, 30), per_round=3)
 
 
+class Clients:
+    """A host with the store that an engine keeps beside it."""
+
+    def __init__(self, plan):
+        self.store = ClientStore()
+        self.host = ClientHost(plan, self.store.topologies)
+
+    def serve(self, request):
+        reply, kept = self.host.serve(request, self.store.kept(request.client_id))
+        self.store.commit(request.client_id, kept)
+        return reply
+
+
 @pytest.fixture
 def host(plan):
-    return ClientHost(plan)
+    return Clients(plan)
 
 
 # ---- training
@@ -59,7 +73,7 @@ def test_a_client_answers_with_what_sgd_makes_of_the_download(host, plan):
 
 def test_nothing_of_one_client_reaches_the_next(plan):
     weights = sparse_weights()
-    alone, after = ClientHost(plan), ClientHost(plan)
+    alone, after = Clients(plan), Clients(plan)
     after.serve(request(0, read_weights(SmallNet(seed=3))))
     assert after.serve(request(2, weights)).blob == alone.serve(request(2, weights)).blob
 
@@ -120,7 +134,7 @@ def test_a_mistake_in_a_method_is_not_taken_for_a_lost_client():
             return {"ratio": 1 / (client.id - client.id)}
 
     with pytest.raises(ZeroDivisionError):
-        ClientHost(small_plan(Wrong())).serve(request(0, read_weights(SmallNet())))
+        Clients(small_plan(Wrong())).serve(request(0, read_weights(SmallNet())))
 
 
 # ---- memory
@@ -138,9 +152,9 @@ def number(reply):
     return wire.decode(reply.blob).extras["number"]
 
 
-def test_memory_stays_with_its_client_and_survives_a_restart():
+def test_memory_stays_with_its_client_and_survives_a_restart(tmp_path):
     plan = small_plan(Remembering(density=0.2))
-    host, weights = ClientHost(plan), sparse_weights()
+    host, weights = Clients(plan), sparse_weights()
     digest = weights.topology.digest
 
     def ask(where, client, value, known=()):
@@ -148,11 +162,40 @@ def test_memory_stays_with_its_client_and_survives_a_restart():
         return number(where.serve(request(client, weights, task="remember", extras=extras, known=known, back=False)))
 
     assert [ask(host, 0, 3), ask(host, 0, 4), ask(host, 2, 5)] == [3, 7, 5]
-    restarted = ClientHost(plan)
-    restarted.restore(host.memories())
-    assert restarted.memories() == host.memories()
+    host.store.save(tmp_path / "saved")
+    restarted = Clients(plan)
+    restarted.store.restore(tmp_path / "saved")
+    assert [restarted.store.kept(client) == host.store.kept(client) for client in range(3)] == [True] * 3
     # client 0 holds the topology it was sent before, client 1 has never been asked
     assert [ask(restarted, 0, 1, known={digest}), ask(restarted, 2, 1), ask(restarted, 1, 1)] == [8, 6, 1]
+
+
+class Stumbling(Remembering):
+    name = "stumbling"
+
+    @client_task
+    def stumble(self, client):
+        client.memory["number"] = 100
+        raise ClientFailure("gone")
+
+    @client_task
+    def hoard(self, client):
+        client.memory["number"] = {1, 2}
+        return {}
+
+
+@pytest.mark.parametrize(("task", "reason"), [("stumble", "gone"), ("hoard", "extras/number: a set cannot be sent")])
+def test_a_client_that_fails_keeps_what_it_kept(task, reason):
+    host = Clients(small_plan(Stumbling(density=0.2)))
+    old, new = sparse_weights(0.2), sparse_weights(0.3)
+    host.serve(request(0, old, task="remember", extras={"number": 3}))
+    failed = host.serve(request(0, new, task=task, back=False))
+    assert failed.blob is None
+    assert failed.reason.startswith(reason)
+    # The old masks still serve as a reference, the new ones do not.
+    known = {old.topology.digest}
+    assert number(host.serve(request(0, old, task="remember", extras={"number": 1}, known=known, back=False))) == 4
+    assert host.serve(request(0, new, task="remember", known={new.topology.digest}, back=False)).blob is None
 
 
 # ---- gradients of pruned weights
@@ -205,11 +248,6 @@ def test_generators_of_a_client(plan):
     assert one.rng("a").initial_seed() != other.rng("a").initial_seed()
     assert len(small_data((20, 0, 30)).client(2)) == len(other.data) == 30
     assert one.rng("a").initial_seed() != one.rng("b").initial_seed()
-
-
-def test_a_fresh_host_remembers_nothing(host):
-    extras = wire.decode(host.memories()).extras
-    assert (dict(extras["topologies"]), dict(extras["clients"])) == ({}, {})
 
 
 # ---- training in parts

@@ -158,14 +158,16 @@ def test_evaluation_is_over_all_samples_and_changes_nothing(generator):
     data = samples(600, generator=generator)  # more than two batches of 256
     model = normed(generator)
     model.train()
-    accuracy, loss = sgd.evaluate(model, data)
+    metrics = sgd.evaluate(model, data)
+    assert list(metrics) == ["accuracy", "loss"]
+    accuracy, loss = metrics.values()
     model.eval()
     with torch.no_grad():
         logits = model(data.x).double()
     assert accuracy == pytest.approx(float((logits.argmax(1) == data.y).double().mean()))
     assert loss == pytest.approx(float(cross_entropy(logits, data.y)), rel=1e-6)
     assert model[1].num_batches_tracked.item() == 0
-    assert sgd.evaluate(model, samples(0, generator=generator)) == (0.0, 0.0)
+    assert sgd.evaluate(model, samples(0, generator=generator)) == {"accuracy": 0.0, "loss": 0.0}
 
 
 # ---- what methods shape

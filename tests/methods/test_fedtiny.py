@@ -259,8 +259,8 @@ def test_selection_takes_two_exchanges_and_leaves_nothing_behind():
     assert wire.decode(second).weights is None
     sent = sum(len(request.blob) for exchange in engine.exchanges for request, _ in exchange)
     assert outcome.metrics[0]["bytes_down"] == sent
-    held = wire.decode(engine.memories()).extras["clients"]
-    assert all(client["memory"] == {} for client in held.values())
+    kept = [engine.kept(request.client_id) for request, _ in engine.exchanges[-1]]
+    assert all(state.held and not state.memory for state in kept)
 
 
 def test_public_data_is_trained_on_before_the_pool_is_drawn():

@@ -4,7 +4,7 @@ from torch import nn
 
 import fedsparse
 from fedsparse.errors import ConfigError
-from fedsparse.models import build, lenet, mlp, models, resnet18, vgg11
+from fedsparse.models import build, lenet, mlp, models, narrowed, resnet18, vgg11
 
 
 def parameters(model: nn.Module) -> int:
@@ -113,10 +113,19 @@ def test_resnet_convolutions_start_with_kaiming_spread():
     assert abs(weight.mean().item()) < 1e-3
 
 
+SMALL = {"resnet18": {"width": 2}, "gpt2": {"hidden": 8, "layers": 2, "heads": 2, "context": 16}}
+
+
+def small(name: str) -> nn.Module:
+    shape, tokens = ((16,), True) if name == "gpt2" else ((1, 32, 32), False)
+    return build(name, in_shape=shape, num_classes=3, options=SMALL.get(name, {}), tokens=tokens)
+
+
 @pytest.mark.parametrize("name", models())
 def test_every_parameter_gets_a_gradient(name):
-    model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 4} if name == "resnet18" else {})
-    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    model = small(name)
+    x = torch.randint(3, (4, 16)) if name == "gpt2" else torch.randn(4, 1, 32, 32)
+    model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -125,7 +134,7 @@ def test_build_follows_the_torch_seed(name):
     def flat(seed: int) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build(name, in_shape=(1, 32, 32), num_classes=3, options={"width": 2} if name == "resnet18" else {})
+            model = small(name)
         return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
     first = flat(5)
@@ -145,12 +154,12 @@ def test_build_passes_facts_and_options():
 
 
 def test_models_are_listed_and_public():
-    assert models() == ["lenet", "mlp", "resnet18", "vgg11"]
+    assert models() == ["gpt2", "lenet", "mlp", "resnet18", "vgg11"]
     assert all(callable(getattr(fedsparse.models, name)) for name in models())
 
 
 RGB = (3, 32, 32)
-KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
+KNOWN = "(known: gpt2, lenet, mlp, resnet18, vgg11)"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,12 @@ KNOWN = "(known: lenet, mlp, resnet18, vgg11)"
             "model 'resnet18' has no option 'widht'; did you mean 'width'? (known: stem, width)",
         ),
         ("resnet18", RGB, {"num_classes": 3}, "model 'resnet18' has no option 'num_classes' (known: stem, width)"),
-        ("lenet", (1, 28, 28), {"width": 8}, "model 'lenet' has no option 'width' (known: none)"),
+        (
+            "lenet",
+            (1, 28, 28),
+            {"width": 8},
+            "model 'lenet' has no option 'width'; did you mean 'widths'? (known: widths)",
+        ),
         ("resnet18", RGB, {"width": "8"}, "option 'width' of model 'resnet18' must be int as in 64, got '8'"),
         ("resnet18", RGB, {"width": True}, "option 'width' of model 'resnet18' must be int as in 64, got True"),
         (
@@ -223,7 +237,101 @@ def test_build_refuses(name, shape, options, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "length", "options", "tokens", "message"),
+    [
+        (
+            "mlp",
+            8,
+            {},
+            True,
+            "model 'mlp' takes no tokens, the data has texts; choose another model or another data set",
+        ),
+        (
+            "gpt2",
+            8,
+            {},
+            False,
+            "model 'gpt2' takes tokens, the data has none; choose another model or another data set",
+        ),
+        (
+            "gpt2",
+            32,
+            {"context": 16},
+            True,
+            "model 'gpt2' reads 16 tokens, the data has blocks of 32; set data.context = 16 or model.context = 32",
+        ),
+        (
+            "gpt2",
+            8,
+            {"vocabulary": 9},
+            True,
+            "model 'gpt2' has no option 'vocabulary' (known: hidden, layers, heads, context, dropout)",
+        ),
+        (
+            "gpt2",
+            8,
+            {"hidden": 10, "heads": 4},
+            True,
+            "model 'gpt2' cannot be built with {'hidden': 10, 'heads': 4}: hidden = 10 is no multiple of heads = 4; "
+            "every head takes an equal part",
+        ),
+    ],
+)
+def test_build_refuses_what_does_not_read(name, length, options, tokens, message):
+    with pytest.raises(ConfigError) as error:
+        build(name, in_shape=(length,), num_classes=2, options=options, tokens=tokens)
+    assert str(error.value) == message
+
+
 def test_what_torch_refuses_is_passed_on():
     with pytest.raises(ConfigError, match=r"^model 'mlp' cannot be built with \{'hidden': \[2\.5\]\}: .") as error:
         build("mlp", in_shape=(4,), num_classes=2, options={"hidden": [2.5]})
     assert isinstance(error.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "share", "wanted"),
+    [
+        ("resnet18", {}, 0.5, {"width": 32}),
+        ("resnet18", {"stem": "7x7", "width": 16}, 0.1, {"stem": "7x7", "width": 2}),
+        ("vgg11", {"batch_norm": False}, 0.25, {"batch_norm": False, "width": 16}),
+        ("lenet", {}, 0.5, {"widths": (3, 8, 60, 42)}),
+        ("mlp", {"hidden": [300, 3]}, 0.2, {"hidden": (60, 1)}),
+        ("mlp", {"hidden": ()}, 0.2, {"hidden": ()}),
+    ],
+)
+def test_narrowed_options(name, options, share, wanted):
+    assert narrowed(name, options, share) == wanted
+    build(name, in_shape=(1, 32, 32), num_classes=3, options=wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in models() if name != "gpt2"])
+def test_all_channels_are_the_model_as_it_is(name):
+    full, same = (
+        build(name, in_shape=(1, 32, 32), num_classes=3, options=options) for options in ({}, narrowed(name, {}, 1.0))
+    )
+    assert [tuple(p.shape) for p in full.parameters()] == [tuple(p.shape) for p in same.parameters()]
+
+
+def test_a_model_without_channels_is_not_narrowed():
+    with pytest.raises(ConfigError, match="'gpt2' has no width to change"):
+        narrowed("gpt2", {}, 0.5)
+
+
+def test_widths_by_hand():
+    # 2*25+2, 3*2*25+3, 75*4+4, 4*5+5, 5*10+10
+    assert parameters(lenet(widths=(2, 3, 4, 5))) == 52 + 153 + 304 + 25 + 60
+    # 9 * (3*1 + 1*2 + 2*4 + 4*4 + 4*8 + 3*8*8) weights and 2 * 43 of batch norm, 8*10+10
+    assert parameters(vgg11(width=1)) == 9 * 253 + 2 * 43 + 90
+
+
+@pytest.mark.parametrize("widths", [(6, 16, 120), (6, 16, 0, 84)])
+def test_lenet_needs_four_widths(widths):
+    with pytest.raises(ConfigError, match="expected the widths of four layers, each at least 1"):
+        lenet(widths=widths)
+
+
+def test_vgg_needs_a_channel():
+    with pytest.raises(ConfigError, match="a width of at least 1 channel, got 0"):
+        vgg11(width=0)

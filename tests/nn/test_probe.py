@@ -97,6 +97,22 @@ def test_a_frozen_layer_is_probed_too(layer, generator):
     assert torch.equal(top.indices, positions)
 
 
+def test_uses_of_a_shared_linear_layer_add_up(some_mask, generator):
+    """As in a language model: the table of tokens is looked up and predicts; at each place either use matters."""
+    dense = nn.Linear(20, 13, bias=False)
+    mask = some_mask(dense.weight)
+    layer = SparseLinear.from_dense(dense, mask)
+    x, more = integers((2, 3, 20), generator), integers((5, 20), generator)
+    weights, others = integers((2, 3, 13), generator), integers((5, 13), generator)
+    gradient = dense_gradient(layer, x, weights) + dense_gradient(layer, more, others)
+    pruned = int((~mask).sum())
+    with fs.topk_pruned_gradient(layer, pruned) as top:
+        ((layer(more) * others).sum() + (layer(x) * weights).sum()).backward()
+    positions, gradients = stable_top(gradient, mask, pruned)
+    assert torch.equal(top.indices, positions)
+    assert torch.equal(top.gradients.double(), gradients)
+
+
 def test_misuse(layer):
     x = torch.ones(3, 8)
     with pytest.raises(PatternError, match="need a sparse layer, got Linear"):
@@ -105,9 +121,11 @@ def test_misuse(layer):
         fs.topk_pruned_gradient(layer, -1)
     with pytest.raises(PatternError, match="no gradient reached the layer"), fs.topk_pruned_gradient(layer, 1):
         layer(x)
-    with pytest.raises(PatternError, match="ran twice"), fs.topk_pruned_gradient(layer, 1):
-        (layer(x) + layer(x)).sum().backward()
-    assert layer.watcher is None
+    conv = SparseConv2d.from_dense(nn.Conv2d(1, 1, 2), torch.tensor([[[[True, False], [True, True]]]]))
+    picture = torch.ones(1, 1, 3, 3)
+    with pytest.raises(PatternError, match="convolution ran twice"), fs.topk_pruned_gradient(conv, 1):
+        (conv(picture) + conv(picture)).sum().backward()
+    assert conv.watcher is None
     top = fs.topk_pruned_gradient(layer, 1)
     with pytest.raises(PatternError, match="no result before backward"):
         _ = top.indices

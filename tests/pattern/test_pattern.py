@@ -163,9 +163,9 @@ def test_lists_are_the_same_for_any_number_of_threads(shape, generator):
     assert torch.equal(Pattern.from_mask(masks[0]).flat, flat)
     after = torch.cat([flat[torch.arange(len(flat)) % 3 > 0], grown]).sort().values
     assert torch.equal(Pattern.from_mask(masks[0]).exchanged(dropped, grown).flat, after)
-    inputs = (flat % math.prod(shape[1:])) // math.prod(shape[2:])
+    columns = flat % math.prod(shape[1:])
     rank = torch.cat([torch.arange(int(row.sum())) for row in masks[0].reshape(shape[0], -1)])
-    assert torch.equal(alone[4].long(), rank[inputs.argsort(stable=True)])
+    assert torch.equal(alone[4].long(), rank[columns.argsort(stable=True)])
     for threads in (2, 3):
         torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(alone, everything(), strict=True))
@@ -202,7 +202,7 @@ def test_lists_mean_what_their_names_say(mask):
     assert pattern.row_start.dtype == pattern.column_start.dtype == torch.int32
     assert pattern.row_start.tolist() == [0, *columns.sum(1).cumsum(0).tolist()]
     assert pattern.column.long().tolist() == columns.nonzero()[:, 1].tolist()
-    by_input = columns.view(mask.shape[0], mask.shape[1], taps).transpose(0, 1)  # (in, out, taps)
+    by_input = columns.view(mask.shape[0], mask.shape[1], taps).permute(1, 2, 0)  # (in, taps, out)
     assert pattern.column_start.tolist() == [0, *by_input.flatten(1).sum(1).cumsum(0).tolist()]
     assert pattern.entry.long().tolist() == by_input.flatten(1).nonzero()[:, 1].tolist()
 
@@ -216,7 +216,7 @@ def test_rank_finds_the_value(mask):
     flat = weight.view(mask.shape[0], mask.shape[1], taps)
     for j in range(mask.shape[1]):
         for i in range(int(pattern.column_start[j]), int(pattern.column_start[j + 1])):
-            row, tap = divmod(int(pattern.entry[i]), taps)
+            tap, row = divmod(int(pattern.entry[i]), mask.shape[0])
             flat[row, j, tap] = values[int(pattern.row_start[row]) + int(pattern.rank[i])]
     assert torch.equal(weight, dense(mask, values))
 

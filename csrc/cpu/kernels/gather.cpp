@@ -3,28 +3,33 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "saved.h"
 #include "simd.h"
+#include "term.h"
 
 namespace {
 
+using fedsparse::Edge;
 using fedsparse::Entry;
 using fedsparse::Gather;
 using fedsparse::Grid;
 using fedsparse::Lines;
 using fedsparse::Program;
 using fedsparse::Split;
-using fedsparse::Term;
 
 // 16 accumulators of 32 registers with AVX-512, 8 of 16 elsewhere: more would spill.
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 constexpr int kTileColumns = 4;
 // What the slopes of one entry cost in all stripes, in copied lines.
 constexpr std::int64_t kSlopeCost = 8;
+// Entries and slopes of large layers stream from the L3 cache.
+constexpr int kEntriesAhead = 48, kSlopesAhead = 64;
 
 // The pixels of one class inside one tile, or the part of them that one kernel call takes.
 struct Piece {
@@ -37,23 +42,7 @@ struct Piece {
   const std::int32_t* segment;           // of target 0
   std::int64_t first, last;              // targets
   bool starts, ends;                     // first block: begin from the bias; last block: write the target
-};
-
-// A Term for one channel.
-struct Reader {
-  Vec scale, shift;
-  bool affine, relu;
-
-  Reader(const Term& term, std::int64_t channel)
-      : scale(broadcast(term.scale ? term.scale[channel] : 1.0f)),
-        shift(broadcast(term.shift ? term.shift[channel] : 0.0f)),
-        affine(term.scale || term.shift),
-        relu(term.relu) {}
-
-  Vec operator()(Vec v) const {
-    if (affine) v = v * scale + shift;
-    return relu ? (v < Vec{} ? Vec{} : v) : v;
-  }
+  bool reads;                            // `other` from memory, not from held_other
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.
@@ -62,9 +51,11 @@ struct SlopeRing {
   Vec waiting[kLanes];
   int held = 0;
 
-  void push(Vec partial) {
-    waiting[held] = partial;
-    if (++held < kLanes) return;
+  int room() const { return kLanes - held; }
+
+  void settle() {
+    if (held < kLanes) return;
+    __builtin_prefetch(slope + kSlopesAhead, 1);
     Vec rows[kLanes];  // a copy that can live in registers
     std::copy(waiting, waiting + kLanes, rows);
     store_loose(slope, load_loose(slope) + sum_each(rows));
@@ -89,16 +80,34 @@ inline void fetch_tile(const float* line, const Piece& t) {
   for (int i = 0; i < ROWS * COLS; ++i) __builtin_prefetch(line + i / COLS * t.target_row + i % COLS * t.target_col, 1);
 }
 
+// Calls f with the edge as a constant.
+template <typename F>
+__attribute__((always_inline)) inline void on_edge(int edge, F&& f) {
+  switch (edge) {
+    case 0: return f(std::integral_constant<int, 0>{});
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    case 5: return f(std::integral_constant<int, 5>{});
+    case 6: return f(std::integral_constant<int, 6>{});
+    case 7: return f(std::integral_constant<int, 7>{});
+    case 8: return f(std::integral_constant<int, 8>{});
+    default: __builtin_unreachable();
+  }
+}
+
 // ROWS x COLS pixels. STEP is the column step in lines where it is known at compile time (else 0): then every
-// load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency.
-template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE>
+// load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency. With TRIM,
+// the pixels that a tap's edge leaves out are not computed.
+template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE, bool TRIM>
 void gather_tile(const Gather& g, const Piece& t, float* slope) {
   constexpr int kPixels = ROWS * COLS;
   constexpr int kChains = CORRELATE || kPixels >= 8 ? 1 : kPixels >= 4 ? 2 : 4;
   const std::int64_t step = STEP ? STEP * kLanes : t.source_col;
   const Entry* const entries = g.program.entries;
   // In locals, where stores through vector pointers cannot touch them.
-  const float* const source = t.source;
+  const char* const source = reinterpret_cast<const char*>(t.source);
   const std::int64_t source_row = t.source_row, target_row = t.target_row, target_col = t.target_col;
   const auto at = [&](int i) __attribute__((always_inline)) { return i / COLS * target_row + i % COLS * target_col; };
   SlopeRing ring;
@@ -108,14 +117,14 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
     const Entry* e = entries + t.segment[target];
     const Entry* const end = entries + t.segment[target + 1];
     const bool moves = ACCUMULATE && (t.starts || t.ends);  // the sums change places even where nothing is added
-    if (e == end && !moves && !(CORRELATE && t.starts && !t.ends)) continue;
+    if (e == end && !moves && !(CORRELATE && t.reads && !t.ends)) continue;
 
     const std::int64_t lines = t.target + target * g.target.channel;
     if (target + 1 < t.last) {
       if constexpr (ACCUMULATE)
         if (t.ends) fetch_tile<ROWS, COLS>(g.y + lines + g.target.channel, t);
       if constexpr (CORRELATE)
-        if (t.starts) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
+        if (t.reads) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
     }
     Vec sum[kChains][kPixels];
     if constexpr (ACCUMULATE) {
@@ -130,7 +139,7 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
     Vec other[kPixels];
     if constexpr (CORRELATE) {
       float* held = t.held_other + target * kPixels * kLanes;
-      if (t.starts) {
+      if (t.reads) {
         const Reader read(g.other, target);
 #pragma GCC unroll 16
         for (int i = 0; i < kPixels; ++i) {
@@ -143,28 +152,51 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
       }
     }
 
-    const auto visit = [&](const Entry& entry, Vec* acc) __attribute__((always_inline)) {
-      const float* p = source + entry.offset;
+    const auto visit = [&](const Entry& entry, Vec* acc, auto edge) __attribute__((always_inline)) {
+      constexpr int kVertical = decltype(edge)::value / 3, kHorizontal = decltype(edge)::value % 3;
+      constexpr int kTop = kVertical == Edge::kFirst, kBottom = ROWS - (kVertical == Edge::kLast);
+      constexpr int kLeft = kHorizontal == Edge::kFirst, kRight = COLS - (kHorizontal == Edge::kLast);
+      const std::int32_t offset = TRIM ? entry.offset & ~Edge::kMask : entry.offset;
+      const float* p = reinterpret_cast<const float*>(source + offset) + kTop * source_row;
       const Vec weight = broadcast(entry.weight);
       Vec part[4] = {};
 #pragma GCC unroll 4
-      for (int y = 0; y < ROWS; ++y, p += source_row) {
+      for (int y = kTop; y < kBottom; ++y, p += source_row) {
 #pragma GCC unroll 4
-        for (int x = 0; x < COLS; ++x) {
+        for (int x = kLeft; x < kRight; ++x) {
           Vec s = load(p + x * step);
           if constexpr (ACCUMULATE && CORRELATE) hold(s);
           if constexpr (ACCUMULATE) acc[y * COLS + x] += weight * s;
           if constexpr (CORRELATE) part[(y * COLS + x) % 4] += other[y * COLS + x] * s;
         }
       }
-      if constexpr (CORRELATE) ring.push((part[0] + part[1]) + (part[2] + part[3]));
+      if constexpr (CORRELATE) ring.waiting[ring.held++] = (part[0] + part[1]) + (part[2] + part[3]);
     };
+    constexpr std::integral_constant<int, Edge::kNone> kWhole{};
     if constexpr (kChains > 1) {
       for (; end - e >= kChains; e += kChains)
 #pragma GCC unroll 4
-        for (int c = 0; c < kChains; ++c) visit(e[c], sum[c]);
+        for (int c = 0; c < kChains; ++c) visit(e[c], sum[c], kWhole);
     }
-    for (; e != end; ++e) visit(*e, sum[0]);
+    while (e != end) {
+      const Entry* stop = end;
+      if constexpr (CORRELATE) {
+        stop = std::min(end, e + ring.room());
+        __builtin_prefetch(e + kEntriesAhead);
+        __builtin_prefetch(e + kEntriesAhead + kLanes / 2);
+      }
+      if constexpr (TRIM) {
+        const int tap_edge = e->offset & Edge::kMask;
+        on_edge(tap_edge, [&](auto edge) __attribute__((always_inline)) {
+          do visit(*e, sum[0], edge);
+          while (++e != stop && (e->offset & Edge::kMask) == tap_edge);
+        });
+      } else {
+        do visit(*e, sum[0], kWhole);
+        while (++e != stop);
+      }
+      if constexpr (CORRELATE) ring.settle();
+    }
 
     if constexpr (ACCUMULATE) {
       float* held = t.held_sum + target * kPixels * kLanes;
@@ -182,13 +214,16 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
 using TileFn = void (*)(const Gather&, const Piece&, float*);
 
 template <int ROWS, int COLS, bool ACCUMULATE, bool CORRELATE>
-TileFn tile_for_step(std::int64_t step) {
-  if constexpr (CORRELATE) {  // backward walks the source pixel by pixel
-    return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE>;
-  } else {
-    if (step == 1) return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE>;
-    if (step == 2 && ROWS * COLS == kTileRows * kTileColumns) return gather_tile<ROWS, COLS, 2, ACCUMULATE, CORRELATE>;
-    return gather_tile<ROWS, COLS, 0, ACCUMULATE, CORRELATE>;
+TileFn tile_for(std::int64_t step, bool trimmed) {
+  constexpr bool kFull = ROWS == kTileRows && COLS == kTileColumns;
+  // Backward walks the source pixel by pixel.
+  if (CORRELATE || step == 1) {
+    if (kFull && trimmed) return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, kFull>;
+    return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, false>;
+  }
+  if constexpr (!CORRELATE) {
+    if (step == 2 && kFull) return gather_tile<ROWS, COLS, 2, ACCUMULATE, CORRELATE, false>;
+    return gather_tile<ROWS, COLS, 0, ACCUMULATE, CORRELATE, false>;
   }
 }
 
@@ -196,28 +231,29 @@ TileFn tile_for_step(std::int64_t step) {
 struct TileSet {
   TileFn by_shape[3][3];
 
-  template <bool ACCUMULATE, bool CORRELATE>
-  void fill(std::int64_t step) {
-    fill_row<1, 0, ACCUMULATE, CORRELATE>(step);
-    fill_row<2, 1, ACCUMULATE, CORRELATE>(step);
-    if constexpr (kTileRows == 4) fill_row<4, 2, ACCUMULATE, CORRELATE>(step);
-  }
-
-  TileSet(std::int64_t step, bool accumulate, bool correlate) {
-    if (accumulate && correlate)
-      fill<true, true>(step);
-    else if (accumulate)
-      fill<true, false>(step);
+  explicit TileSet(const Gather& g) {
+    if (g.y && g.correlates())
+      fill<true, true>(g);
+    else if (g.y)
+      fill<true, false>(g);
     else
-      fill<false, true>(step);
+      fill<false, true>(g);
   }
 
  private:
+  template <bool ACCUMULATE, bool CORRELATE>
+  void fill(const Gather& g) {
+    fill_row<1, 0, ACCUMULATE, CORRELATE>(g);
+    fill_row<2, 1, ACCUMULATE, CORRELATE>(g);
+    if constexpr (kTileRows == 4) fill_row<4, 2, ACCUMULATE, CORRELATE>(g);
+  }
+
   template <int ROWS, int AT, bool ACCUMULATE, bool CORRELATE>
-  void fill_row(std::int64_t step) {
-    by_shape[AT][0] = tile_for_step<ROWS, 1, ACCUMULATE, CORRELATE>(step);
-    by_shape[AT][1] = tile_for_step<ROWS, 2, ACCUMULATE, CORRELATE>(step);
-    by_shape[AT][2] = tile_for_step<ROWS, 4, ACCUMULATE, CORRELATE>(step);
+  void fill_row(const Gather& g) {
+    const std::int64_t step = g.source_step_x;
+    by_shape[AT][0] = tile_for<ROWS, 1, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][1] = tile_for<ROWS, 2, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][2] = tile_for<ROWS, 4, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
   }
 };
 
@@ -336,13 +372,25 @@ struct Scratch {
     if (g.program.blocks == 1) return 0;
     return g.program.classes * g.program.targets * kTileRows * kTileColumns * kLanes;
   }
+  // With one block, what was saved is expanded for one piece after the other, in the same place.
+  static std::int64_t other_floats(const Gather& g) {
+    if (g.saved && g.program.blocks == 1) return g.program.targets * kTileRows * kTileColumns * kLanes;
+    return g.correlates() ? held_floats(g) : 0;
+  }
   static std::int64_t floats(const Gather& g) {
-    return halo_floats(g) + held_floats(g) * ((g.y ? 1 : 0) + (g.other.data ? 1 : 0));
+    return halo_floats(g) + (g.y ? held_floats(g) : 0) + other_floats(g);
   }
 
   Scratch(const Gather& g, std::int64_t rank)
       : halo(g.scratch + rank * floats(g)), sums(halo + halo_floats(g)), others(sums + (g.y ? held_floats(g) : 0)) {}
 };
+
+// What was saved for a piece's targets, where gather_tile finds it.
+void expand_piece(const Gather& g, const Piece& t, int rows, int columns) {
+  const Patch patch{t.target / kLanes, g.target.channel / kLanes, t.target_row / kLanes, t.target_col / kLanes, rows,
+                    columns};
+  expand_patch(*g.saved, patch, t.first, t.last, t.held_other + t.first * patch.size() * kLanes);
+}
 
 // One class of one tile for targets [first, last), from the halo in scratch: as few kernel calls as its shape allows.
 void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::int64_t class_, std::int64_t block,
@@ -361,6 +409,7 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
   t.last = last;
   t.starts = block == 0;
   t.ends = block + 1 == program.blocks;
+  t.reads = t.starts && !g.saved;
   std::int64_t held = class_ * kTileRows * kTileColumns;
   for (std::int64_t a = tile.y, rows; a < rows_end; a += rows) {
     const int row_power = tile_power(rows_end - a, kTileRows);
@@ -371,8 +420,9 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
       t.source = scratch.halo + (a - tile.y) * t.source_row + (b - tile.x) * t.source_col;
       t.target = g.target.at(tile.group, 0, grid.y0 + a * g.target_step_y, grid.x0 + b * g.target_step_x);
       t.held_sum = scratch.sums + held * program.targets * kLanes;
-      t.held_other = scratch.others + held * program.targets * kLanes;
+      t.held_other = scratch.others + (program.blocks > 1 ? held * program.targets * kLanes : 0);
       held += rows * columns;
+      if (g.saved && t.starts) expand_piece(g, t, static_cast<int>(rows), static_cast<int>(columns));
       tiles.by_shape[row_power][column_power](g, t, slope);
     }
   }
@@ -395,7 +445,7 @@ Split split(const Gather& g) {
   const int stripes = std::max(4, g.threads);
   const bool even = tiles % stripes == 0 || tiles >= 4 * stripes;
   // Stripes zero, fill and sum slopes of their own; parts copy every halo once a part.
-  const bool cheaper = !g.other.data || kSlopeCost * g.program.count < tiles * lines;
+  const bool cheaper = !g.correlates() || kSlopeCost * g.program.count < tiles * lines;
   if (even && cheaper) return {stripes, 1};
   return {1, g.threads};
 }
@@ -414,7 +464,7 @@ inline void barrier() {
 void work(const Gather& g, Team team) {
   const Tiling tiling(g);
   const Program& program = g.program;
-  const TileSet tiles(g.source_step_x, g.y != nullptr, g.other.data != nullptr);
+  const TileSet tiles(g);
   const Scratch scratch(g, team.rank);
   const Split share = split(g);
   if (share.stripes > 1) {

@@ -11,6 +11,7 @@
 namespace fedsparse {
 
 struct Kernels;
+struct Saved;
 struct Term;
 
 // ---- patterns
@@ -20,7 +21,7 @@ std::int64_t count_kept(const std::uint8_t* mask, std::int64_t rows, std::int64_
 // The columns of a mask whose row_start is known.
 void list_columns(const std::uint8_t* mask, std::int64_t rows, std::int64_t columns, const std::int32_t* row_start,
                   void* column, bool wide, int threads);
-// column_start, entry and rank of `pattern` from its row_start and column. `scratch` (threads * inputs).
+// column_start, entry and rank of `pattern` from its row_start and column. `scratch` (threads * inputs * taps).
 void transpose_pattern(const PatternView& pattern, std::int32_t* column_start, void* entry, bool entry_wide,
                        void* rank, bool rank_wide, std::int32_t* scratch, int threads);
 // For each kept position of `to`, its place among the values of `from`, or -1. Same shape.
@@ -43,8 +44,9 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
 // Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
 std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
                      void* workspace);
-// grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed.
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+// grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed. Pruned x
+// (cpu/activation.h) changes grad_values only.
+std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace);
 
 // The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position, NaN before all: flat

@@ -25,7 +25,7 @@ struct PatternView {
   const std::int32_t* row_start = nullptr;     // (rows + 1)
   Index column;                                // (nnz) column of each value
   const std::int32_t* column_start = nullptr;  // (inputs + 1) into the two lists below
-  Index entry;                                 // (nnz) row * taps + tap, sorted, for each input in turn
+  Index entry;                                 // (nnz) tap * rows + row, sorted, for each input in turn
   Index rank;                                  // (nnz) place within its row: value = row_start[row] + rank
 };
 

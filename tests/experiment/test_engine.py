@@ -1,0 +1,89 @@
+"""Engines by name, and how many threads a client has."""
+
+import os
+
+import pytest
+import torch
+
+from fedsparse.errors import CheckpointError, ConfigError
+from fedsparse.experiment import load_config, resume, run
+from fedsparse.experiment.engine import client_threads, cores
+from fedsparse.experiment.plan import build_plans
+from fedsparse.experiment.settings import EngineTable
+
+TEXT = """
+[run]
+rounds = 2
+[data]
+clients = 3
+train_limit = 100
+test_limit = 50
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of 8 cores, whose torch uses 6 threads."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({}, 6),
+        ({"workers": 2}, 3),
+        ({"workers": 4}, 1),
+        ({"workers": 8}, 1),
+        ({"workers": 2, "threads": 5}, 5),
+        ({"workers": 9, "threads": 1}, 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["inline", "process"])
+def test_workers_share_the_threads_and_inline_uses_as_many(kind, given, threads):
+    assert client_threads(EngineTable(kind=kind, **given)) == threads
+    assert cores() == 8
+
+
+@pytest.mark.usefixtures("machine")
+def test_more_workers_than_cores_are_refused():
+    with pytest.raises(ConfigError) as raised:
+        client_threads(EngineTable(workers=9))
+    assert str(raised.value) == (
+        "engine.workers = 9: expected at most 8, the cores this process may use; take fewer, or set "
+        "engine.threads = 1 to have them share cores"
+    )
+
+
+def test_a_plan_has_the_threads_of_its_configuration():
+    (plan,) = build_plans([load_config(TEXT, ["engine.threads=3"])])
+    assert plan.threads == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("proces", "override: engine.kind = \"proces\" is unknown; did you mean 'process'? known are inline, process"),
+        (
+            "flower",
+            'override: engine.kind = "flower": expected inline or process; this version has no flower engine yet; '
+            "change it there or pass --set engine.kind=VALUE",
+        ),
+    ],
+)
+def test_an_unknown_engine_is_refused(kind, message):
+    with pytest.raises(ConfigError) as raised:
+        load_config(TEXT, [f"engine.kind={kind}"])
+    assert str(raised.value) == message
+
+
+def test_what_gives_the_same_numbers_may_change_between_start_and_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run(load_config(TEXT), should_stop=lambda: True).dir
+    lines = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(lines + "\n[engine]\nthreads = 2\n")
+    with pytest.raises(CheckpointError, match=r"engine\.threads = 2, but the run was started with null"):
+        resume(folder)
+    (folder / "config.toml").write_text(lines + "\n[engine]\ntimeout_s = 5.0\nmin_clients = 2\n")
+    assert not resume(folder).stopped
