@@ -4,7 +4,7 @@ from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
-from fedsparse.nn.plan import Plan, PlannedLayer, plan
+from fedsparse.nn.plan import Conversion, Plan, PlannedLayer, plan
 from fedsparse.nn.probe import topk_pruned_gradient
 from fedsparse.nn.surgery import (
     densify,
@@ -20,6 +20,7 @@ from fedsparse.nn.surgery import (
 )
 
 __all__ = [
+    "Conversion",
     "Plan",
     "PlannedLayer",
     "SparseConv2d",
