@@ -11,6 +11,7 @@ from fedsparse.blocked.functions import Enter, Product, apply
 from fedsparse.blocked.nodes import Stored, form, operand
 from fedsparse.blocked.region import inside
 from fedsparse.blocked.tensor import Blocked, plain
+from fedsparse.blocked.trace import current
 from fedsparse.ops.products import check_parameters, read_case, remembered_case
 from fedsparse.pattern import Pattern
 
@@ -42,6 +43,7 @@ def blocked_product(
     if not isinstance(engine, CpuBackend):
         return None
     batch = case.input[0]
+    entered = node is None
     if node is None:
         x = plain(x)
         check_parameters(x, values, bias, pattern.index, pattern.shape[0])
@@ -50,6 +52,9 @@ def blocked_product(
     else:
         data, term = operand(node, batch)
         check_parameters(data, values, bias, pattern.index, pattern.shape[0])
+    trace = current()
+    if trace is not None:
+        trace.product(case, enters=entered)
     saved = term if pruning is None else form(node, term, batch, pruning)
     bias = None if bias is None else bias.contiguous()
     y = apply(Product, data, values.contiguous(), bias, term, saved, pattern, case, engine)

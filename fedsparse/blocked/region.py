@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedsparse.blocked.tensor import plain
+from fedsparse.blocked.trace import END
 
 __all__ = ["inside", "keep_blocked", "leave_blocked", "network"]
 
@@ -62,4 +63,4 @@ def _exit(_module: nn.Module, _args: Any, output: Any) -> Any:
     if torch.compiler.is_compiling():
         return output
     _depth.set(_depth.get() - 1)
-    return output if _depth.get() else plain(output)
+    return output if _depth.get() else plain(output, END)

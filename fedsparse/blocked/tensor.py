@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fedsparse.blocked.nodes import Node, leave
+from fedsparse.blocked.trace import ASKED, current
 
 __all__ = ["Blocked", "plain", "rule", "sizes_of"]
 
@@ -56,11 +57,14 @@ class Blocked(Tensor):
         self._node, self._plain = other._node, other._plain
         return self
 
-    def plain(self) -> Tensor:
-        """The ordinary tensor that it is from now on."""
+    def plain(self, cause: Any = ASKED) -> Tensor:
+        """The ordinary tensor that it is from now on; `cause`, a function of torch or words, is for the record."""
         if self._plain is None:
             assert self._node is not None
             self._plain, self._node = leave(self._node, self.sizes), None
+            trace = current()
+            if trace is not None:
+                trace.leave(self.sizes, cause)
         return self._plain
 
     @classmethod
@@ -76,7 +80,7 @@ class Blocked(Tensor):
             result = carry_out(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        return function(*plain(tuple(args)), **plain(kwargs))
+        return function(*plain(tuple(args), function), **plain(kwargs, function))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -114,8 +118,11 @@ def sizes_of(x: Tensor) -> tuple[int, ...]:
     return x.sizes if isinstance(x, Blocked) else tuple(x.shape)
 
 
-def plain(tree: Any) -> Any:
-    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones."""
+def plain(tree: Any, cause: Any = ASKED) -> Any:
+    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones.
+
+    `cause` as in `Blocked.plain`.
+    """
     if isinstance(tree, Blocked):
-        return tree.plain()
-    return tree_map_only(Blocked, Blocked.plain, tree)
+        return tree.plain(cause)
+    return tree_map_only(Blocked, lambda x: x.plain(cause), tree)

@@ -5,7 +5,7 @@ from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
-from fedsparse.nn.plan import Plan, PlannedLayer, plan
+from fedsparse.nn.plan import Conversion, Plan, PlannedLayer, plan
 from fedsparse.nn.probe import topk_pruned_gradient
 from fedsparse.nn.surgery import (
     densify,
@@ -21,6 +21,7 @@ from fedsparse.nn.surgery import (
 )
 
 __all__ = [
+    "Conversion",
     "Plan",
     "PlannedLayer",
     "SparseConv2d",
