@@ -40,6 +40,9 @@ ANY_NUMBER = ("fedrts", "prunefl")
 # These send numbers for every position of a layer.
 EVERYWHERE = ("prunefl", "prunefl_fixed")
 
+# What some methods do beside choosing masks, turned off.
+PLAIN = {"penalty": 0.0, "keep": None, "norm_free": False}
+
 ROUNDS = 8
 PRUNABLE = {name for name, p in SmallNet().named_parameters() if p.ndim == 4}
 PARAMETERS = sum(p.numel() for p in SmallNet().parameters())
@@ -233,7 +236,7 @@ class Pinned(SparseMethod):
 
 @pytest.mark.parametrize("name", [name for name in DYNAMIC if name in FIXED])
 def test_c9_without_swaps_it_is_static_pruning(name):
-    method = small_method(name, swap_fraction=0.0, candidates=1)
+    method = small_method(name, swap_fraction=0.0, candidates=1, **PLAIN)
     # With all clients in the cohort, so that it says the same of methods in which the absent count.
     moving = go(small_plan(method, rounds=6, per_round=6))
     fixed = go(small_plan(Pinned(source=method, density=method.density), rounds=6, per_round=6))
@@ -245,7 +248,7 @@ def test_c9_without_swaps_it_is_static_pruning(name):
 
 @pytest.mark.parametrize("name", [name for name in FIXED if find(name).weights_back])  # others round
 def test_c10_at_density_one_it_is_dense_averaging(name):
-    full = go(small_plan(small_method(name, density=1.0, candidates=1), rounds=4, per_round=6))
+    full = go(small_plan(small_method(name, density=1.0, candidates=1, **PLAIN), rounds=4, per_round=6))
     dense = go(small_plan(small_method("fedavg"), rounds=4, per_round=6))
     assert [r["density"] for r in full.metrics] == [1.0] * 4
     assert [r["masks_changed"] for r in full.metrics] == [0] * 4

@@ -22,17 +22,18 @@ def test_norms_go_and_convolutions_normalise(net):
 
 
 def test_weights_are_normal_by_outputs_and_follow_from_the_network_or_a_generator():
-    wide = lambda seed: nn.Sequential(nn.Conv2d(8, 64, 3, bias=False), nn.BatchNorm2d(64))  # noqa: E731
+    def wide():
+        return nn.Sequential(nn.Conv2d(8, 64, 3, bias=False), nn.BatchNorm2d(64))
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        one, other = wide(0), wide(1)
-    same = nn.Sequential(nn.Conv2d(8, 64, 3, bias=False), nn.BatchNorm2d(64))
+        one, other, same = wide(), wide(), wide()
     same.load_state_dict(one.state_dict())
     weights = [without_batch_norm(m)[0].weight for m in (one, same, other)]
     assert float(weights[0].std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    given = [without_batch_norm(m, generator=torch.Generator().manual_seed(3))[0].weight for m in (wide(0), wide(1))]
+    given = [without_batch_norm(m, generator=torch.Generator().manual_seed(3))[0].weight for m in (wide(), wide())]
     assert torch.equal(*given)
 
 
