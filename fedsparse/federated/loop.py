@@ -157,4 +157,5 @@ def _record(
         "replies_ignored": traffic.ignored,
         "diverged": diverged,
         **costs,
+        **plan.method.metrics(server),
     }

@@ -91,6 +91,13 @@ class Method:
         """What a client with these masks costs in a round beyond plain training, for the ledger."""
         return CostRow()
 
+    def metrics(self, server: Server) -> Mapping[str, float | None]:
+        """Numbers of its own, finite or None, for the record of the round that has just been adjusted.
+
+        They come after everyone's under names of their own, the same in every round.
+        """
+        return {}
+
     # ---- on a client
     @client_task
     def train(self, client: Client) -> Extras:

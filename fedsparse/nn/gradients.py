@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.nn.layer import SparseLayer, Watcher
-from fedsparse.ops import weight_gradient
+from fedsparse.nn.layer import Operand, SparseLayer, Watcher
 
 __all__ = ["dense_gradients"]
 
@@ -34,7 +32,7 @@ def dense_gradients(layers: Mapping[str, SparseLayer], receive: Receiver) -> Ite
         PatternError: a layer ran twice before a backward pass.
     """
     for name, layer in layers.items():
-        layer.watcher = _watcher(name, receive)
+        layer.watcher = _watcher(name, layer, receive)
     try:
         yield
     finally:
@@ -42,10 +40,10 @@ def dense_gradients(layers: Mapping[str, SparseLayer], receive: Receiver) -> Ite
             layer.watcher = None
 
 
-def _watcher(name: str, receive: Receiver) -> Watcher:
+def _watcher(name: str, layer: SparseLayer, receive: Receiver) -> Watcher:
     waiting = False
 
-    def watch(x: Tensor, output: Tensor, weight: tuple[Any, ...]) -> None:
+    def watch(x: Tensor, output: Tensor, weight: Operand) -> None:
         nonlocal waiting
         if not output.requires_grad:  # an evaluation
             return
@@ -55,12 +53,11 @@ def _watcher(name: str, receive: Receiver) -> Watcher:
                 "gradients of shared layers are not supported"
             )
         waiting = True
-        _, shape, geometry, _ = weight
 
         def catch(grad: Tensor) -> None:
             nonlocal waiting
             waiting = False
-            receive(name, weight_gradient(grad, x.detach(), shape, geometry))
+            receive(name, layer.dense_gradient(grad, x.detach(), weight))
 
         output.register_hook(catch)
 

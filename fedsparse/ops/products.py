@@ -17,7 +17,15 @@ from fedsparse.backends import Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
-__all__ = ["check_parameters", "product", "read_case", "remembered_case", "topk_pruned", "weight_gradient"]
+__all__ = [
+    "check_parameters",
+    "product",
+    "read_case",
+    "remembered_case",
+    "topk_pruned",
+    "values_gradient",
+    "weight_gradient",
+]
 
 _LIBRARY = torch.library.Library("fedsparse", "DEF")
 _WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
@@ -245,6 +253,22 @@ def topk_pruned(
         grad, x, k, list(index), list(shape), list(geometry), backend
     )
     return result
+
+
+def values_gradient(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    backend: str,
+) -> Tensor:
+    """dL/dvalues `(nnz,)` from the gradient of the product."""
+    gradient: Tensor = torch.ops.fedsparse.product_backward(
+        grad, x, values, False, True, list(index), list(shape), list(geometry), backend
+    )[1]
+    return gradient
 
 
 def weight_gradient(grad: Tensor, x: Tensor, shape: Sequence[int], geometry: Sequence[int]) -> Tensor:
