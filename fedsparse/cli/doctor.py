@@ -28,6 +28,7 @@ OPTIONAL = {
     "sklearn": ("the embedded data set digits", "data"),
     "pyarrow": ("data sets in parquet files", "data"),
     "PIL": ("data sets of encoded images", "data"),
+    "matplotlib": ("`fedsparse report`", "report"),
     "triton": ("the Triton kernels", "triton"),
     "sparseprop": ("comparisons of `fedsparse bench`", "bench"),
     "sparselab": ("comparisons of `fedsparse bench`", "bench"),
