@@ -1,6 +1,7 @@
 """Sparse training that stores, computes and sends only what is kept, and federated pruning on top of it."""
 
 from fedsparse import functional, models, nn, wire
+from fedsparse.allocator import keep_freed_memory
 from fedsparse.errors import (
     BackendError,
     CheckpointError,
@@ -52,6 +53,7 @@ __all__ = [
     "densify",
     "density",
     "functional",
+    "keep_freed_memory",
     "load_config",
     "masks",
     "measure",

@@ -2,6 +2,7 @@
 
 import typer
 
+from fedsparse.allocator import keep_freed_memory
 from fedsparse.cli import benching, comparing, doctor, listing, reporting, running
 from fedsparse.cli.failures import CleanFailures
 
@@ -27,4 +28,5 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 def main() -> None:
     """Entry point of the console script; exits 0 when done, 1 on failure, 2 on bad usage or configuration."""
+    keep_freed_memory()
     app(prog_name="fedsparse")

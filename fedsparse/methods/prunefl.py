@@ -11,8 +11,7 @@ that missed rounds sends what it summed since the last adjustment. Weights grown
 the server kept from before. `distribution` has no say, sizes of layers are free.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -24,29 +23,16 @@ from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
-from fedsparse.methods.squares import GradientSums, check_squares, summed_gradients, total
+from fedsparse.methods.squares import Squares, all_gradients, check_squares, total
 from fedsparse.nn import SparseLayer, read_weights, sparse_layers
 from fedsparse.pattern import Pattern, Topology, Weights, parse
 from fedsparse.pruning.rounding import floor_share
 
-__all__ = ["PruneFL", "Squares", "core"]
+__all__ = ["PruneFL", "core"]
 
 _QUIET_CHANGE, _QUIET_TIMES = 0.1, 5  # the first stage ends when the size has changed by no more, so often in a row
 _LEARNT = 1.5  # times the accuracy of guessing, before which the first stage prunes nothing
 _CHUNK = 256  # samples evaluated at a time
-
-
-@dataclass(frozen=True, eq=False)
-class Squares:
-    """Squared gradients: by pruned layer, dense-shaped float32, and the sum of all other weights' ones."""
-
-    weights: Mapping[str, Tensor]
-    rest: float
-
-    def plus(self, other: "Squares") -> "Squares":
-        """Both added up; nothing to begin with."""
-        added = {name: square + self.weights[name] for name, square in other.weights.items() if name in self.weights}
-        return Squares({**other.weights, **added}, self.rest + other.rest)
 
 
 @register
@@ -113,9 +99,9 @@ class PruneFL(DynamicMethod):
         uses, limit = _uses(client), cast(int, client.extras["limit"])
         squares, quiet = Squares({}, 0.0), 0
         for _ in range(self.initial_adjustments):
-            with _summed(client, torch.square) as found:
+            with all_gradients(client.model, term=torch.square) as found:
                 client.sgd(epochs=self.initial_epochs)
-            squares = squares.plus(_squares(client, found.sums))
+            squares = squares.plus(Squares.of(client.model, found.sums))
             if _accuracy(client) < _LEARNT / client.data.num_classes:
                 continue
             weights = read_weights(client.model)
@@ -142,9 +128,9 @@ class PruneFL(DynamicMethod):
         if due is None:
             client.sgd()
             return {}
-        with _summed(client, torch.clone) as found:
+        with all_gradients(client.model, term=torch.clone) as found:
             client.sgd()
-        squares = _squares(client, {name: g.square() * len(client.data) for name, g in found.sums.items()})
+        squares = Squares.of(client.model, {name: g.square() * len(client.data) for name, g in found.sums.items()})
         if before.get("due") == due:
             squares = squares.plus(Squares(before["weights"], before["rest"]))
         if client.round == due:
@@ -174,7 +160,7 @@ class PruneFL(DynamicMethod):
 
     # ---- the rule
     def adjusted(
-        self, weights: Weights, squares: "Squares", *, uses: Mapping[str, int], limit: int, round: int
+        self, weights: Weights, squares: Squares, *, uses: Mapping[str, int], limit: int, round: int
     ) -> Topology:
         """Cores stay; then, over all layers, whatever raises the sum of squares per second."""
         share = float(f"{self.swap_fraction * 0.5 ** (round / self.half_life):.12f}")
@@ -185,27 +171,13 @@ class PruneFL(DynamicMethod):
 
 
 def core(pattern: Pattern, values: Tensor, share: float) -> Tensor:
-    """Mask of the kept weights that are no smaller than the floor(share * K)-th smallest |w|, counted from 0.
+    """Mask, in main memory, of kept weights no smaller than the floor(share * K)-th smallest |w|, counted from 0.
 
-    One of them is kept in any case.
+    One of them is in it in any case.
     """
     magnitudes = values.detach().abs()
     threshold = magnitudes.sort().values[min(floor_share(share, pattern.nnz), pattern.nnz - 1)]
-    return pattern.scatter((magnitudes >= threshold).to(values.dtype)) > 0
-
-
-def _summed(client: Client, term: Callable[[Tensor], Tensor]) -> AbstractContextManager[GradientSums]:
-    """Watches every trainable weight of the client's model."""
-    layers = sparse_layers(client.model)
-    watched = {id(layer.values) for layer in layers.values()}
-    others = {n: p for n, p in client.model.named_parameters() if p.requires_grad and id(p) not in watched}
-    return summed_gradients(layers, others, term=term)
-
-
-def _squares(client: Client, squares: Mapping[str, Tensor]) -> Squares:
-    layers = sparse_layers(client.model)
-    rest = sum(float(square.sum()) for name, square in squares.items() if name not in layers)
-    return Squares({name: square.cpu() for name, square in squares.items() if name in layers}, rest)
+    return pattern.scatter((magnitudes >= threshold).to(values.dtype)).cpu() > 0
 
 
 def _accuracy(client: Client) -> float:
@@ -221,16 +193,12 @@ def _accuracy(client: Client) -> float:
 
 def _uses(client: Client) -> dict[str, int]:
     """Places of one sample that each pruned layer's weights are used at: pixels of its output."""
-    layers, found = sparse_layers(client.model), dict[str, int]()
+    names, found = {layer: name for name, layer in sparse_layers(client.model).items()}, dict[str, int]()
 
-    def count(name: str, layer: SparseLayer, _inputs: object, output: Tensor) -> None:
-        found[name] = output.numel() // layer.pattern.shape[0]
+    def count(layer: SparseLayer, _inputs: object, output: Tensor) -> None:
+        found[names[layer]] = output.numel() // layer.pattern.shape[0]
 
-    # A forward hook is told the module first.
-    hooks = [
-        layer.register_forward_hook(lambda module, x, y, name=name: count(name, module, x, y))
-        for name, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_hook(count) for layer in names]
     x, _ = client.data.batch(torch.tensor([0]))
     client.model.eval()
     with torch.no_grad():

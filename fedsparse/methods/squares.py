@@ -1,7 +1,7 @@
 """Squared gradients at every position, kept or pruned, gathered during local training: what PruneFL's clients send."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.roles import Update
-from fedsparse.nn import SparseLayer, dense_gradients
+from fedsparse.nn import SparseLayer, dense_gradients, sparse_layers
 from fedsparse.pattern import Topology
 
-__all__ = ["GradientSums", "check_squares", "summed_gradients", "total"]
+__all__ = ["GradientSums", "Squares", "all_gradients", "check_squares", "summed_gradients", "total"]
 
 _EXTRA = "squares"
 
@@ -61,6 +61,34 @@ def summed_gradients(
         for name, parameter in others.items():
             stack.callback(parameter.register_hook(partial(found.add, name)).remove)
         yield found
+
+
+def all_gradients(model: nn.Module, *, term: Callable[[Tensor], Tensor]) -> AbstractContextManager[GradientSums]:
+    """`summed_gradients` of every trainable weight of a model."""
+    layers = sparse_layers(model)
+    values = {id(layer.values) for layer in layers.values()}
+    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in values}
+    return summed_gradients(layers, others, term=term)
+
+
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """Squared gradients: by pruned layer, dense-shaped float32, and the sum of all other weights' ones."""
+
+    weights: Mapping[str, Tensor]
+    rest: float
+
+    @classmethod
+    def of(cls, model: nn.Module, squares: Mapping[str, Tensor]) -> "Squares":
+        """Squares of a model's weights by name, told apart."""
+        layers = sparse_layers(model)
+        rest = sum(float(square.sum()) for name, square in squares.items() if name not in layers)
+        return cls({name: square.cpu() for name, square in squares.items() if name in layers}, rest)
+
+    def plus(self, other: "Squares") -> "Squares":
+        """Both added up; nothing to begin with."""
+        added = {name: square + self.weights[name] for name, square in other.weights.items() if name in self.weights}
+        return Squares({**other.weights, **added}, self.rest + other.rest)
 
 
 def check_squares(update: Update, topology: Topology, names: Iterable[str]) -> None:

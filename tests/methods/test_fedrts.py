@@ -29,7 +29,7 @@ def weights_of(*values):
     return Weights(topology, {"w": torch.tensor(values)}, {})
 
 
-def server(method, aggregate, round, *, prior=1.0):
+def server(aggregate, round, *, prior=1.0):
     memory = {"posterior": {"w": {"alpha": torch.full((SIZE,), prior), "beta": torch.full((SIZE,), prior)}}}
     rng = lambda purpose: seeds.generator(0, round, purpose)  # noqa: E731
     return SimpleNamespace(round=round, weights=aggregate, memory=memory, rng=rng)
@@ -53,7 +53,7 @@ def test_the_core_is_of_the_largest_magnitudes():
 def test_the_posterior_of_kept_weights_in_a_round_without_adjustment():
     # K = 2, kappa = 1. W_1 = (1, 2), W_2 = (5, 0.5), W_agg = (3, 1.25): X_agg = (1, 0), clients' mean (.5, .5).
     method = FedRTS(aggregate_vote=0.25, swap_fraction=0.8)
-    host = server(method, weights_of(3.0, 1.25), 1)
+    host = server(weights_of(3.0, 1.25), 1)
     updates = [Update(0, 7, weights_of(1.0, 2.0), {}), Update(1, 7, weights_of(5.0, 0.5), {})]
     assert method.adjust(host, updates) is None
     assert belief(host) == ([7.25, 4.75, 1, 1, 1, 1], [4.75, 7.25, 1, 1, 1, 1])
@@ -61,7 +61,7 @@ def test_the_posterior_of_kept_weights_in_a_round_without_adjustment():
 
 def test_clients_vote_by_their_samples():
     method = FedRTS(aggregate_vote=0.0, swap_fraction=0.8)
-    host = server(method, weights_of(3.0, 1.25), 1)
+    host = server(weights_of(3.0, 1.25), 1)
     method.adjust(host, [Update(0, 1, weights_of(1.0, 2.0), {}), Update(1, 3, weights_of(5.0, 0.5), {})])
     assert belief(host)[0][:2] == [8.5, 3.5]
 
@@ -69,7 +69,7 @@ def test_clients_vote_by_their_samples():
 def test_the_posterior_of_pruned_weights_in_an_adjusting_round():
     # gamma = 1/2: no vote .25, half the votes .5, all votes .75; kept ones by the core as in every round.
     method = FedRTS(swap_fraction=0.8, adjust_every=2)
-    host = server(method, weights_of(3.0, 1.25), 2)
+    host = server(weights_of(3.0, 1.25), 2)
     updates = [
         Update(0, 5, weights_of(3.0, 1.0), votes(3, 4)),
         Update(1, 5, weights_of(3.0, 1.0), votes(4)),
@@ -83,7 +83,7 @@ def test_the_posterior_of_pruned_weights_in_an_adjusting_round():
 
 def test_a_layer_without_anything_to_swap_keeps_its_mask():
     method = FedRTS(swap_fraction=0.4, adjust_every=2)  # 0.4 of two is none
-    host = server(method, weights_of(3.0, 1.25), 2)
+    host = server(weights_of(3.0, 1.25), 2)
     update = Update(0, 5, weights_of(3.0, 1.0), {"votes": {}})
     assert method.adjust(host, [update]) == host.weights.topology
     assert belief(host) == ([11, 11, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1])
@@ -91,7 +91,7 @@ def test_a_layer_without_anything_to_swap_keeps_its_mask():
 
 def test_sampling_from_certainty_returns_it():
     method = FedRTS(swap_fraction=0.8, adjust_every=2)
-    host = server(method, weights_of(3.0, 1.25), 2)
+    host = server(weights_of(3.0, 1.25), 2)
     sure = torch.tensor([False, False, False, True, False, True])
     many, one = torch.tensor(1e6), torch.tensor(1.0)
     host.memory["posterior"]["w"] = {"alpha": torch.where(sure, many, one), "beta": torch.where(sure, one, many)}
@@ -101,7 +101,7 @@ def test_sampling_from_certainty_returns_it():
 
 def test_upper_bounds_choose_what_is_known_least():
     method = FedRTS(swap_fraction=0.8, adjust_every=2, score="cucb")
-    host = server(method, weights_of(3.0, 1.25), 2)
+    host = server(weights_of(3.0, 1.25), 2)
     # Position 2 has 100 middling outcomes, 3 to 5 none but this round's: one each.
     memory = host.memory["posterior"]["w"]
     memory["alpha"][2] = memory["beta"][2] = 501.0
@@ -112,7 +112,7 @@ def test_upper_bounds_choose_what_is_known_least():
 
 def test_averaging_outcomes_in_place_of_counting():
     method = FedRTS(swap_fraction=0.8, momentum=0.9, aggregate_vote=1.0, score="mean", adjust_every=2)
-    host = server(method, weights_of(3.0, 1.25), 1, prior=0.5)
+    host = server(weights_of(3.0, 1.25), 1, prior=0.5)
     method.adjust(host, [Update(0, 5, weights_of(1.0, 2.0), {})])
     assert belief(host)[0] == pytest.approx([0.55, 0.45, 0.5, 0.5, 0.5, 0.5])
     host.round = 2
@@ -126,7 +126,7 @@ def test_the_aggregates_core_is_kept_when_only_it_counts():
         aggregate_vote=1.0, evidence=1e6, score="mean", every_round=False, swap_fraction=0.7, adjust_every=2
     )
     values = (0.3, -4.0, 2.0, 0.1)
-    host = server(method, weights_of(*values), 2)
+    host = server(weights_of(*values), 2)
     topology = method.adjust(host, [Update(0, 5, weights_of(9.0, 0.0, 0.0, 9.0), votes(5))])
     # kappa = 4 - floor(0.7 * 4) = 2: positions 1 and 2; the other kept ones have a mean of 0, pruned ones of 1/2.
     assert topology["w"].flat.tolist() == [1, 2, 4, 5]
@@ -137,7 +137,7 @@ def test_the_aggregates_core_is_kept_when_only_it_counts():
 def test_two_steps_exchange_exactly_as_many_and_the_reset_forgets():
     # One of two goes: position 1 by the posterior. Votes: 3 none, 4 all, so Beta(10 + 1/4, 1/4) at 4.
     method = FedRTS(swap_fraction=0.8, adjust_every=2, two_step=True, reset=True, score="mean")
-    host = server(method, weights_of(3.0, 1.25), 2, prior=0.5)
+    host = server(weights_of(3.0, 1.25), 2, prior=0.5)
     topology = method.adjust(host, [Update(0, 5, weights_of(3.0, 1.0), votes(4))])
     assert topology["w"].flat.tolist() == [0, 4]
     assert belief(host) == ([0.5] * SIZE, [0.5] * SIZE)  # a = 1 of K = 2
@@ -145,7 +145,7 @@ def test_two_steps_exchange_exactly_as_many_and_the_reset_forgets():
 
 def test_two_steps_may_take_back_what_was_dropped():
     method = FedRTS(swap_fraction=0.8, adjust_every=2, two_step=True, score="mean")
-    host = server(method, weights_of(3.0, 1.25), 2)
+    host = server(weights_of(3.0, 1.25), 2)
     topology = method.adjust(host, [Update(0, 5, weights_of(3.0, 1.0), votes())])
     assert topology["w"].flat.tolist() == [0, 1]  # nobody votes, so all are equal and the lowest position wins
 
