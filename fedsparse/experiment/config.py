@@ -16,6 +16,7 @@ from fedsparse.experiment.method_settings import checked_method, fitting, settin
 from fedsparse.experiment.origin import Origin, nearest, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
+from fedsparse.experiment.trackers import trackers
 from fedsparse.methods.base import Method
 from fedsparse.models import models
 
@@ -205,6 +206,8 @@ def _resolve(document: Document, origin: Origin) -> Config:
     _check_name("data.name", config.data.name, datasets(), origin)
     _check_name("model.name", config.model.name, models(), origin)
     _check_engine(config.engine.kind, origin)
+    for tracker in config.run.trackers:
+        _check_name("run.trackers", tracker, trackers(), origin)
     _check_cohort(config, origin)
     return config
 

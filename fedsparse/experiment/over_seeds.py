@@ -12,7 +12,7 @@ __all__ = ["Group", "Spread", "over_seeds"]
 
 QUANTITIES = ("density", "accuracy", "client_seconds", "peak_bytes", "bytes_down", "bytes_up")
 # Settings that say which of several equal runs one is, or where things lie.
-APART = {"run": {"seed", "name", "out"}, "data": {"root"}}
+APART = {"run": {"seed", "name", "out", "trackers"}, "data": {"root"}}
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _record(
         "server_seconds": seconds,
         "peak_bytes": traffic.peak_bytes,
         "flops_modelled": costs["flops_exact_modelled"],
-        "joules": None,
+        "joules": traffic.joules,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
         "clients_retried": traffic.retried,
