@@ -34,7 +34,7 @@ RANKS = {
     "cli": 10,
     "fedsparse": 11,  # the package itself, which gathers the public names
 }
-ALSO = {("_native", "errors"), ("_native", "_C"), ("functional", "ops")}
+ALSO = {("measure", "energy"), ("_native", "errors"), ("_native", "_C"), ("functional", "ops")}
 # Parts that see less than their rank allows.
 ONLY = {
     "kernels": set(),

@@ -11,10 +11,12 @@ from pydantic import BaseModel
 from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
 from fedsparse.experiment.engine import engines
+from fedsparse.experiment.grid import Grid, Point, Seeds, grid_points, point_name
 from fedsparse.experiment.method_settings import checked_method, fitting, settings_of, shared_settings
 from fedsparse.experiment.origin import Origin, nearest, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
+from fedsparse.experiment.trackers import trackers
 from fedsparse.methods.base import Method
 from fedsparse.models import models
 
@@ -57,7 +59,7 @@ class Config:
         return replace(self, run=self.run.model_copy(update={"out": str(folder)}), given=given)
 
 
-def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
+def load_config(path_or_text: str | Path, overrides: Overrides = (), *, grid: Grid = (), seeds: Seeds = ()) -> Config:
     """Reads a configuration from a TOML file, or from TOML text.
 
     Args:
@@ -65,6 +67,10 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
         overrides: settings laid over the file: `{"method.density": 0.05}` or `["method.density=0.05"]`.
             They hold for every variant, those of a method for the variants whose method has them. Naming
             another method keeps the settings that both methods have.
+        grid: values to combine, `{"method.density": [0.2, 0.1]}` or `["method.density=0.2,0.1"]`: the configuration,
+            or each of its variants, becomes a variant for every combination, without those settings that its method
+            does not have.
+        seeds: values of `run.seed` to combine with all that, numbers or a text such as `"0-2"`.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a value of the wrong type or out of range.
@@ -75,11 +81,40 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
     changes = parse_overrides(overrides)
     if "variants" in changes:
         raise ConfigError("override variants: variants are set in the file alone; edit its [[variants]] tables")
-    origin = Origin(file, dotted(changes))
+    points = [(point, parse_overrides(point)) for point in grid_points(grid, seeds)]
+    origin = Origin(file, dotted(changes).union(*(point for point, _ in points)))
     drafts = [(origin, document), *_drafts(document, variants, origin)]
-    elsewhere = settings_of((draft for _, draft in drafts), origin)
+    chosen = [draft for _, draft in drafts]
+    elsewhere = settings_of([*chosen, *(overlay(draft, at) for draft in chosen for _, at in points)], origin)
     base, *others = [_overridden(draft, changes, elsewhere, where) for where, draft in drafts]
+    if points:
+        spread = drafts[1:] or [(replace(origin, variant=base.run.name), document)]
+        others = [config for where, draft in spread for config in _spread(draft, changes, points, elsewhere, where)]
     return replace(base, variants=tuple(others))
+
+
+def _spread(
+    draft: Document,
+    changes: Document,
+    points: Sequence[tuple[Point, Document]],
+    elsewhere: frozenset[str],
+    origin: Origin,
+) -> list[Config]:
+    """The configurations of a draft at the points; those that differ only in what its method lacks are one.
+
+    Raises:
+        ConfigError: besides what is wrong with a setting, two values have the same name.
+    """
+    found: dict[str, tuple[Document, Config]] = {}
+    for point, at in points:
+        given = fitting(overlay(changes, at), draft, elsewhere, origin)
+        mine = {key: value for key, value in point.items() if key in dotted(given)}
+        name = point_name(origin.variant or "", mine, point)
+        if name in found and found[name][0] != given:
+            raise ConfigError(f"grid: {mine} is called {name} as another point is; change one of the values")
+        if name not in found:
+            found[name] = given, _overridden(draft, given, elsewhere, replace(origin, variant=name))
+    return [config for _, config in found.values()]
 
 
 def _overridden(draft: Document, changes: Document, elsewhere: frozenset[str], origin: Origin) -> Config:
@@ -171,6 +206,8 @@ def _resolve(document: Document, origin: Origin) -> Config:
     _check_name("data.name", config.data.name, datasets(), origin)
     _check_name("model.name", config.model.name, models(), origin)
     _check_engine(config.engine.kind, origin)
+    for tracker in config.run.trackers:
+        _check_name("run.trackers", tracker, trackers(), origin)
     _check_cohort(config, origin)
     return config
 

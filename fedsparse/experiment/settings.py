@@ -29,6 +29,7 @@ class RunTable(Table):
         out: folder of the run; None means `runs/<name>-<n>` with the next free n.
         eval_every: rounds between evaluations on the test set; the last round is always evaluated.
         checkpoint_every: rounds between checkpoints; the last round always writes one.
+        trackers: what else the rounds are reported to: `tensorboard`, `wandb`, `mlflow`; each is an extra.
     """
 
     name: FolderName = "run"
@@ -38,6 +39,7 @@ class RunTable(Table):
     out: Annotated[str, Field(min_length=1)] | None = None
     eval_every: Count = 1
     checkpoint_every: Count = 1
+    trackers: tuple[str, ...] = ()
 
 
 class DataTable(Table):

@@ -80,7 +80,7 @@ def run_rounds(
     network = sizes(plan.network(), plan.data.test.batch(torch.tensor([0]))[0][0])
     next_round, stopped = 0 if state is None else state.round, False
     while next_round < plan.rounds and not stopped:
-        record = _round(plan, server, network, next_round)
+        record = _round(plan, server, ledger, network, next_round)
         ledger.add_round(record)
         on_round(record)
         next_round += 1
@@ -93,7 +93,7 @@ def run_rounds(
     return Outcome(model, server.weights, ledger.rounds, stopped)
 
 
-def _round(plan: Plan, server: FederatedServer, network: Sizes, round: int) -> dict[str, Any]:
+def _round(plan: Plan, server: FederatedServer, ledger: Ledger, network: Sizes, round: int) -> dict[str, Any]:
     """One round; what the method sends before round 0 is counted in round 0."""
     start = time.perf_counter()
     method = plan.method
@@ -118,6 +118,7 @@ def _round(plan: Plan, server: FederatedServer, network: Sizes, round: int) -> d
     if topology is not None:
         server.weights = server.weights.moved_to(topology)
     seconds = time.perf_counter() - start - server.traffic.exchange_seconds
+    ledger.add_layers(round, server.weights.topology, before)
     masks_changed = server.weights.topology.changed_positions(before)
     costs = round_costs(network, works, plan.client)
     return _record(plan, server, masks_changed=masks_changed, seconds=seconds, costs=costs)
@@ -149,7 +150,7 @@ def _record(
         "server_seconds": seconds,
         "peak_bytes": traffic.peak_bytes,
         "flops_modelled": costs["flops_exact_modelled"],
-        "joules": None,
+        "joules": traffic.joules,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
         "clients_retried": traffic.retried,

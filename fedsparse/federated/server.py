@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from fedsparse import wire
+from fedsparse import energy, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
@@ -35,6 +35,7 @@ class Traffic:
             the encoded dense network, for each client that was asked to train and each that answered.
         client_seconds: time inside clients.
         exchange_seconds: time inside the engine.
+        joules: of the run's device in that time; None where it was unavailable, never a partial sum.
         peak_bytes: largest peak of a client, None where memory cannot be counted.
         samples: training samples of the clients that answered a training.
         answered, failed: clients that did and did not deliver a usable training.
@@ -49,6 +50,7 @@ class Traffic:
     bytes_up_dense: int = 0
     client_seconds: float = 0.0
     exchange_seconds: float = 0.0
+    joules: float | None = 0.0
     peak_bytes: int | None = None
     samples: int = 0
     answered: int = 0
@@ -56,6 +58,13 @@ class Traffic:
     asks_failed: int = 0
     retried: int = 0
     ignored: int = 0
+
+    def add_joules(self, meter: energy.Meter) -> None:
+        """The energy of one exchange."""
+        try:
+            self.joules = None if self.joules is None else self.joules + meter.joules()
+        except energy.Unavailable:
+            self.joules = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +185,10 @@ class FederatedServer:
             known = {self.known[client_id]} if client_id in self.known else set()
             request = Request(client_id, wire.encode(message, known=known), weights_back)
             asked.append(_Asked(task.__name__, sent, request, check))
-        start = time.perf_counter()
+        start, meter = time.perf_counter(), energy.Meter(self._plan.device)
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
+        self.traffic.add_joules(meter)
         of_request, stray = by_request([each.request for each in asked], replies)
         answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
         for reply in stray:

@@ -88,7 +88,7 @@ class TestRefusals:
     def test_unknown_key(self):
         assert refusal("[run]\nround = 1") == (
             "configuration text: unknown key run.round; did you mean run.rounds? "
-            "[run] takes name, seed, rounds, device, out, eval_every, checkpoint_every"
+            "[run] takes name, seed, rounds, device, out, eval_every, checkpoint_every, trackers"
         )
 
     def test_unknown_method_setting(self):
