@@ -30,6 +30,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this variant of CONFIG; may be repeated.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME-N.")] = None,
     as_json: AsJson = False,
@@ -37,7 +40,7 @@ def run(
     """Run the configuration CONFIG; with variants, each of them, and compare them."""
     shortcuts = {"engine.kind": engine, "run.out": out}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in shortcuts.items() if value is not None]
-    checked = load_config(config, [*(settings or []), *overrides])
+    checked = load_config(config, [*(settings or []), *overrides], only=only or ())
     with stop_requests() as stop:
         _finish(begin(checked), stop, as_json=as_json)
 
