@@ -30,6 +30,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this variant of CONFIG; may be repeated.")
+    ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=V1,V2,...", help="Run every value; repeated, every combination."),
@@ -44,7 +47,7 @@ def run(
     """Run the configuration CONFIG; with variants, a grid or several seeds, each of them, and compare them."""
     shortcuts = {"engine.kind": engine, "run.out": out}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in shortcuts.items() if value is not None]
-    checked = load_config(config, [*(settings or []), *overrides], grid=grid or (), seeds=seeds or ())
+    checked = load_config(config, [*(settings or []), *overrides], grid=grid or (), seeds=seeds or (), only=only or ())
     with stop_requests() as stop:
         _finish(begin(checked), stop, as_json=as_json)
 

@@ -110,6 +110,18 @@ def test_a_grid_over_seeds_runs_resumes_and_is_compared(call, config):
     assert " ± " in call("compare", folder, "--over-seeds").stdout
 
 
+def test_one_variant_by_its_name(call, config):
+    result = call("run", config(VARIANTS), "--only", "sparse", "--set", "run.rounds=1", "--json")
+    assert result.exit_code == 0, result.output
+    (only,) = json.loads(result.stdout)["runs"]
+    assert only["final"]["name"] == "sparse"
+    refused = call("run", config(VARIANTS), "--only", "sparce")
+    assert (refused.exit_code, "only = \"sparce\" is unknown; did you mean 'sparse'?" in str(refused.output)) == (
+        2,
+        True,
+    )
+
+
 def test_a_run_folder_can_be_run_again_as_it_is(call, config):
     assert call("run", config(), "--set", "client.lr=0.2").exit_code == 0
     assert call("run", "runs/small-1/config.toml").exit_code == 0
