@@ -89,7 +89,7 @@ class Blocked(Tensor):
         # Reached only around torch's Python functions, where a history would be lost.
         raise NotImplementedError(
             f"{function} was called on activations that a sparse network keeps in its own layout; "
-            "call fedsparse.leave_blocked(model) to give every layer ordinary tensors"
+            "call fedsparse.blocked.leave_blocked(model) to give every layer ordinary tensors"
         )
 
 
