@@ -8,6 +8,7 @@ from fedsparse import backends
 from fedsparse.backends.activation import Pruning
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.blocked.functions import Enter, Product, apply
+from fedsparse.blocked.history import check
 from fedsparse.blocked.nodes import Stored, form, operand
 from fedsparse.blocked.region import inside
 from fedsparse.blocked.tensor import Blocked, plain
@@ -50,6 +51,7 @@ def blocked_product(
         node = Stored(apply(Enter, x, engine.isa))
         data, term = operand(node, batch)
     else:
+        check(node)
         data, term = operand(node, batch)
         check_parameters(data, values, bias, pattern.index, pattern.shape[0])
     trace = current()

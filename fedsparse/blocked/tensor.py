@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fedsparse.blocked.history import check
 from fedsparse.blocked.nodes import Node, leave
 from fedsparse.blocked.trace import ASKED, current
 
@@ -75,6 +76,10 @@ class Blocked(Tensor):
         if function in _ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            for a in args:
+                if isinstance(a, Blocked) and a._node is not None:
+                    check(a._node)
         carry_out = _RULES.get(function)
         if carry_out is not None:
             result = carry_out(*args, **kwargs)
