@@ -47,15 +47,20 @@ def test_the_federated_example(capsys):
     assert capsys.readouterr().out.count(" ") == 2
 
 
-def test_the_method_example():
-    run(BLOCKS[2])
+def test_the_method_example(capsys):
     torch.set_num_threads(1)
-    settings = (
-        '[data]\nclients = 2\ntrain_limit = 100\n[run]\nrounds = 2\n[method]\nname = "warmstart"\ndensity = 0.3\n'
-    )
-    result = fs.run(fs.load_config(settings))
-    assert [record["masks_changed"] for record in result.metrics] == [0, 0]
-    assert result.metrics[0]["nnz"] == sum(int(mask.sum()) for mask in result.masks.values())
+    names = run("\n".join(BLOCKS[2:6]))  # pieces of one file
+    *moved, last = (record["masks_changed"] for record in names["result"].metrics)
+    assert moved[0] == last == 0  # the first adjustment comes after a round, none after round 3
+    assert all(count > 0 for count in moved[1:])
+    assert len({record["nnz"] for record in names["result"].metrics}) == 1
+    assert capsys.readouterr().out.strip() == str([*moved, last])
+
+
+def test_the_method_example_refuses_what_it_cannot_do():
+    run("\n".join(BLOCKS[2:5]))
+    with pytest.raises(fs.ConfigError, match="fedset: warm_epochs = 0; expected at least 1"):
+        fs.load_config('[method]\nname = "fedset"\nwarm_epochs = 0')
 
 
 SMALL = """
