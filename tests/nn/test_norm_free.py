@@ -29,7 +29,7 @@ def test_weights_are_normal_by_outputs_and_follow_from_the_network_or_a_generato
         torch.manual_seed(0)
         one, other, same = wide(), wide(), wide()
     same.load_state_dict(one.state_dict())
-    weights = [without_batch_norm(m)[0].weight for m in (one, same, other)]
+    weights = [without_batch_norm(m)[0].weight.detach() for m in (one, same, other)]
     assert float(weights[0].std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
