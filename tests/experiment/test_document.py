@@ -83,7 +83,7 @@ def test_a_wrong_setting_of_a_base_is_refused_with_both_names(write):
 
 def test_a_base_that_leads_back_is_refused(write):
     write("a.toml", 'base = "b.toml"')
-    with pytest.raises(ConfigError, match=r"a\.toml: it is its own base"):
+    with pytest.raises(ConfigError, match=r"b\.toml: it is its own base"):
         load_config(write("b.toml", 'base = "a.toml"'))
 
 
