@@ -100,6 +100,7 @@ def _label(axes: Axes, name: str) -> None:
     axes.grid(alpha=0.3)
     if name in UNITS:
         axes.xaxis.set_major_formatter(EngFormatter(UNITS[name]))
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # numbers with their units are wide
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
