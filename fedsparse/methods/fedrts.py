@@ -12,7 +12,7 @@ then are the aggregate's; fusion weights the wrong way round; masks that never c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from fedsparse.methods import regrow
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.posterior import SCORES, Posterior
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task, weights_of
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task, weights_of
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.pruning import cosine_share, top
 from fedsparse.pruning.rounding import floor_share
@@ -90,6 +90,11 @@ class FedRTS(DynamicMethod):
 
     def check(self, sent: Download, update: Update) -> None:
         regrow.check(sent, update, name=_VOTES, kind=IndexSet)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """As of all that swap, and the position of each candidate is uploaded."""
+        row = super().costs(topology, round)
+        return replace(row, numbers_up=row.buffer_bytes // 8)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """The posterior takes in this round's outcomes; in adjusting rounds, each layer's K_l best are kept."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from fedsparse.methods import regrow
 from fedsparse.methods.base import START_SCORES, DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.pattern import Topology, Weights
 
 __all__ = ["FedTinyClean"]
@@ -58,6 +58,11 @@ class FedTinyClean(DynamicMethod):
 
     def check(self, sent: Download, update: Update) -> None:
         regrow.check(sent, update)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """A gradient of every pruned weight is uploaded; its position, which the mask tells, is held with it."""
+        asked = sum(self.asked(topology, round).values()) if self.adjusts(round) else 0
+        return CostRow(probes=min(asked, 1), numbers_up=asked, buffer_bytes=8 * asked)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         if not self.adjusts(server.round):

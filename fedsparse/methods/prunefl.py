@@ -22,8 +22,8 @@ from fedsparse import pruning
 from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.base import DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
-from fedsparse.methods.squares import Squares, all_gradients, check_squares, total
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.methods.squares import Squares, all_gradients, check_squares, cost_row, total
 from fedsparse.nn import SparseLayer, read_weights, sparse_layers
 from fedsparse.pattern import Pattern, Topology, Weights, parse
 from fedsparse.pruning.rounding import floor_share
@@ -149,6 +149,11 @@ class PruneFL(DynamicMethod):
             check_squares(update, sent.weights.topology, sent.weights.topology)
             if checks.extra(update.extras, "rest", float) < 0:
                 raise ClientError(f"the upload's 'rest' is {update.extras['rest']}, a sum of squares is not below 0")
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """Dense gradients at every step up to the last adjustment; squares of all weights in adjusting ones."""
+        watched = topology if self.next_adjustment(round) is not None else ()
+        return cost_row(topology, watched, uploaded=self.adjusts(round))
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         if not self.adjusts(server.round):

@@ -19,8 +19,8 @@ import torch
 from fedsparse import pruning
 from fedsparse.methods import regrow
 from fedsparse.methods.base import START_SCORES, DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
-from fedsparse.methods.squares import check_squares, summed_gradients, total
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.methods.squares import check_squares, cost_row, summed_gradients, total
 from fedsparse.nn import sparse_layers
 from fedsparse.pattern import Topology, Weights
 
@@ -68,6 +68,11 @@ class PruneFLFixed(DynamicMethod):
         if counts is not None:
             assert sent.weights is not None, "ask() sends weights"
             check_squares(update, sent.weights.topology, [name for name, count in counts.items() if count])
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """Dense gradients at every step of adjusting rounds, and their squares, of layers that swap."""
+        counts = self.swap_counts(topology, round) if self.adjusts(round) else {}
+        return cost_row(topology, [name for name, count in counts.items() if count], uploaded=True)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer: drop the a_l smallest |w|, grow the a_l largest of the clients' mean squares."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from fedsparse.errors import ClientError
 from fedsparse.methods import checks
-from fedsparse.methods.roles import Update
+from fedsparse.methods.roles import CostRow, Update
 from fedsparse.nn import SparseLayer, dense_gradients, sparse_layers
 from fedsparse.pattern import Topology
 
-__all__ = ["GradientSums", "Squares", "all_gradients", "check_squares", "summed_gradients", "total"]
+__all__ = ["GradientSums", "Squares", "all_gradients", "check_squares", "cost_row", "summed_gradients", "total"]
 
 _EXTRA = "squares"
 
@@ -109,6 +109,14 @@ def check_squares(update: Update, topology: Topology, names: Iterable[str]) -> N
             )
         if bool((found < 0).any()):
             raise ClientError(f"the upload's squares of {name!r} go down to {float(found.min()):g}; none is below 0")
+
+
+def cost_row(topology: Topology, names: Iterable[str], *, uploaded: bool) -> CostRow:
+    """Cost of the squares of the named weights: summed at every step, beside one dense gradient at a time."""
+    sizes = [topology[name].size for name in names]
+    if not sizes:
+        return CostRow()
+    return CostRow(probes=None, numbers_up=sum(sizes) if uploaded else 0, buffer_bytes=4 * (sum(sizes) + max(sizes)))
 
 
 def total(updates: Sequence[Update], name: str, shares: Sequence[float]) -> Tensor:

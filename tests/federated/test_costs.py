@@ -218,9 +218,9 @@ def test_clients_add_up_and_the_largest_needs_the_memory():
     assert adam["memory_optimizer_modelled"] == 2 * 200
 
 
-@pytest.mark.parametrize("name", ["static", "feddst", "fedust", "fedsgc", "fedtiny", "fedrandprune"])
+@pytest.mark.parametrize("name", ["static", "feddst", "fedust", "fedsgc", "fedtiny", "fedrts", "fedrandprune"])
 def test_exchange_of_each_method_as_published(name):
-    """FedRTS, App. F.4, in an adjusting round: 2 O_s; for FedSGC 3 O_s, half more; for FedTiny 8 bytes a candidate."""
+    """FedRTS, App. F.4, in an adjusting round: 2 O_s; for FedSGC 3 O_s; a candidate has 8 bytes, in FedRTS 4."""
     method = small_method(name)
     found = sizes(SmallNet(), torch.zeros(1, 8, 8))
     kept = method.initial_topology(SmallNet(), "random", torch.Generator().manual_seed(0))
@@ -230,6 +230,8 @@ def test_exchange_of_each_method_as_published(name):
     if name == "fedtiny":
         counts = method.swap_counts(kept, 2)
         total += 8 * sum(counts[layer] for layer in method.block(kept, 2))
+    if name == "fedrts":
+        total += 4 * sum(method.swap_counts(kept, 2).values())
     assert quiet["bytes_down_paper_modelled"] + quiet["bytes_up_paper_modelled"] == 2 * weights
     assert adjusting["bytes_down_paper_modelled"] + adjusting["bytes_up_paper_modelled"] == total
     probes = name not in ("static", "fedrandprune")

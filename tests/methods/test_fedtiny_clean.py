@@ -11,7 +11,7 @@ from fedsparse.errors import ClientError, ConfigError
 from fedsparse.methods import regrow
 from fedsparse.methods.fedtiny import FedTiny
 from fedsparse.methods.fedtiny_clean import FedTinyClean
-from fedsparse.methods.roles import Download, Update
+from fedsparse.methods.roles import CostRow, Download, Update
 from fedsparse.nn import read_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire import SparseVector
@@ -65,6 +65,12 @@ def test_a_client_answers_with_the_dense_gradient_of_its_trained_network():
         pruned = ~kept(weights, name)
         assert vector.indices.tolist() == pruned.nonzero().squeeze(1).tolist()
         torch.testing.assert_close(vector.values.double(), reference[name][pruned], rtol=1e-3, atol=1e-6)
+
+
+def test_costs():
+    topology = server().weights.topology
+    assert METHOD.costs(topology, 50) == CostRow(probes=1, numbers_up=8, buffer_bytes=64)
+    assert METHOD.costs(topology, 51) == CostRow()
 
 
 def test_answers_are_judged():

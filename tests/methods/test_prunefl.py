@@ -11,7 +11,7 @@ from torch import nn
 from fedsparse import pruning, wire
 from fedsparse.errors import ClientError, ConfigError, FedsparseError
 from fedsparse.methods.prunefl import PruneFL, _check_first, core
-from fedsparse.methods.roles import Download, Update
+from fedsparse.methods.roles import CostRow, Download, Update
 from fedsparse.methods.squares import Squares
 from fedsparse.nn import read_weights
 from fedsparse.pattern import Pattern, Topology, Weights
@@ -228,6 +228,14 @@ def test_small_fixed_times_make_small_networks():
         sizes.append(go(small_plan(usual, rounds=3)).weights.topology.nnz)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
+
+
+def test_costs():
+    usual, topology = method(adjust_until=5), example().weights.topology
+    # Eight sums and one dense gradient of eight, 4 bytes each.
+    assert usual.costs(topology, 1) == CostRow(probes=None, buffer_bytes=64)
+    assert usual.costs(topology, 2) == CostRow(probes=None, numbers_up=8, buffer_bytes=64)
+    assert usual.costs(topology, 5) == CostRow()
 
 
 def test_the_adjusting_round_downloads_say_so():

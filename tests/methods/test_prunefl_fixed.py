@@ -7,7 +7,7 @@ import torch
 
 from fedsparse.errors import ClientError, ConfigError
 from fedsparse.methods.prunefl_fixed import PruneFLFixed
-from fedsparse.methods.roles import Download, Update
+from fedsparse.methods.roles import CostRow, Download, Update
 from fedsparse.pattern import Topology, Weights
 from tests.federated.small_run import go, small_method, small_plan
 from tests.methods.local import ROUND, start, step_gradients, still
@@ -72,6 +72,13 @@ def test_answers_are_judged(extras, reason):
     assert str(raised.value) == reason
     METHOD.check(sent, Update(0, 1, None, squares(*[1.0] * 8)))
     METHOD.check(Download(sent.weights), Update(0, 1, None, {}))
+
+
+def test_costs():
+    topology = server().weights.topology
+    assert METHOD.costs(topology, 50) == CostRow(probes=None, numbers_up=8, buffer_bytes=64)
+    assert METHOD.costs(topology, 51) == CostRow()
+    assert PruneFLFixed(adjust_every=10, swap_fraction=0.0).costs(topology, 50) == CostRow()
 
 
 def test_the_first_mask_is_random_or_of_the_largest_weights():
