@@ -1,6 +1,7 @@
 """Sparse training that stores, computes and sends only what is kept, and federated pruning on top of it."""
 
 from fedsparse import functional, models, nn, wire
+from fedsparse.allocator import keep_freed_memory
 from fedsparse.errors import (
     BackendError,
     CheckpointError,
@@ -12,6 +13,7 @@ from fedsparse.errors import (
     FedsparseError,
     InfeasibleDensityError,
     MethodError,
+    MissingExtraError,
     PatternError,
     ShapeError,
     WireError,
@@ -43,6 +45,7 @@ __all__ = [
     "FedsparseError",
     "InfeasibleDensityError",
     "MethodError",
+    "MissingExtraError",
     "PatternError",
     "Result",
     "ShapeError",
@@ -50,6 +53,7 @@ __all__ = [
     "densify",
     "density",
     "functional",
+    "keep_freed_memory",
     "load_config",
     "masks",
     "measure",

@@ -1,5 +1,6 @@
 """The only import of the compiled extension `fedsparse._C`: what was built, and why something is missing."""
 
+import os
 from functools import cache
 from types import ModuleType
 
@@ -9,6 +10,12 @@ import torch
 from fedsparse.errors import BackendError
 
 __all__ = ["address", "extension", "instruction_sets"]
+
+
+# A fork copies one thread: in the child OpenMP waits for the others for ever, in torch's functions as in ours. Alone
+# it needs nobody, and our kernels give the same bits on one thread as on many.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @cache

@@ -12,7 +12,8 @@
     |-- WireError                (ValueError)      bytes that are not a valid message
     |-- MethodError              (ValueError)      a method is unknown, registered twice or breaks its contract
     |-- ClientError              (RuntimeError)    too few clients of a cohort delivered a usable update
-    `-- CheckpointError          (RuntimeError)    a run directory cannot be written, read or resumed
+    |-- CheckpointError          (RuntimeError)    a run directory cannot be written, read or resumed
+    `-- MissingExtraError        (ImportError)     an optional package is needed and not installed
 
 Each class also derives from the built-in it specialises, so `except ValueError` keeps working.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "FedsparseError",
     "InfeasibleDensityError",
     "MethodError",
+    "MissingExtraError",
     "PatternError",
     "ShapeError",
     "WireError",
@@ -88,3 +90,7 @@ class ClientError(FedsparseError, RuntimeError):
 
 class CheckpointError(FedsparseError, RuntimeError):
     """A run directory cannot be written, read or resumed."""
+
+
+class MissingExtraError(FedsparseError, ImportError):
+    """An optional package is needed and not installed; the message names the extra that brings it."""

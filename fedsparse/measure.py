@@ -1,4 +1,4 @@
-"""Seconds and peak bytes of a piece of work, each with its source."""
+"""Seconds, peak bytes and joules of a piece of work, each with its source."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedsparse import _native
+from fedsparse import _native, energy
 
 __all__ = ["Reading", "measure", "resident_bytes"]
 
@@ -23,11 +23,13 @@ class Reading:
         value: the number; None when unavailable.
         unit: `s`, `B` or `J`.
         source: `measured` (clock, allocator, sensor), `modelled` (a formula) or `unavailable`.
+        reason: why it is unavailable, where that can be said.
     """
 
     value: float | None
     unit: str
     source: Source
+    reason: str = ""
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -36,6 +38,13 @@ def resident_bytes(module: nn.Module) -> int:
     tensors += [p.grad for p in module.parameters() if p.grad is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def _joules(meter: energy.Meter) -> Reading:
+    try:
+        return Reading(meter.joules(), "J", "measured")
+    except energy.Unavailable as error:
+        return Reading(None, "J", "unavailable", str(error))
 
 
 class measure:
@@ -55,7 +64,8 @@ class measure:
         peak_bytes: most bytes that torch, oneDNN and the sparse kernels held above the level at entry. In main
             memory the allocator's calls are counted (Linux with glibc, else unavailable); on CUDA torch's counter
             is read.
-        joules: unavailable; no sensor is read by this version.
+        joules: energy of the whole device, whoever used it: processors and their memory (RAPL on Linux), or the
+            GPU (NVML, extra `energy`); unavailable, with the reason, where no counter can be read.
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
@@ -68,6 +78,8 @@ class measure:
     def __enter__(self) -> "measure":
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        self._meter = energy.Meter(self._one_device())  # before memory is counted, which it takes some of
+        if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._level = torch.cuda.memory_allocated(self._device)
         elif _native.extension().memory_counted():
@@ -83,6 +95,15 @@ class measure:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.seconds = Reading(time.perf_counter() - self._start, "s", "measured")
+        self._read_peak()
+        self.joules = _joules(self._meter)
+
+    def _one_device(self) -> torch.device:
+        """The device, torch's current one where `cuda` has no number."""
+        unnumbered = self._device.type == "cuda" and self._device.index is None
+        return torch.device("cuda", torch.cuda.current_device()) if unnumbered else self._device
+
+    def _read_peak(self) -> None:
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
         elif _native.extension().memory_counted():

@@ -117,7 +117,9 @@ def test_sources_and_units():
     with fs.measure("cpu") as m:
         pass
     assert (m.seconds.unit, m.seconds.source) == ("s", "measured")
-    assert m.joules == Reading(None, "J", "unavailable")
+    assert before.joules == Reading(None, "J", "unavailable")
+    assert (m.joules.value is None, bool(m.joules.reason)) == (m.joules.source == "unavailable",) * 2
+    assert m.joules.unit == "J"
     assert m.peak_bytes.unit == "B"
     expected = "measured" if _native.extension().memory_counted() else "unavailable"
     assert m.peak_bytes.source == expected

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "blocked.h"
 
 namespace fedsparse {
@@ -75,11 +76,14 @@ struct Gather {
   Halo halo;
   Term x;                        // what is gathered, laid out as `source`
   Term other;                    // laid out as `target`; correlate when its data is set
+  const Saved* saved = nullptr;  // in place of `other` where that is not simply a term: expanded a tile at a time
   float* y = nullptr;            // laid out as `target`; accumulate when set
   const float* bias = nullptr;   // (targets), optional
   float* slope = nullptr;        // (stripes, count), zeroed and filled when correlating
   float* scratch = nullptr;      // (threads, gather_scratch)
   int threads = 1;
+
+  bool correlates() const { return other.data || saved; }
 };
 
 // Work is shared out by tiles (stripes), each stripe with its own slopes, where there are enough tiles; else by

@@ -1,6 +1,7 @@
 // The kernels of one instruction set, and which sets this processor runs.
 #pragma once
 
+#include "activation.h"
 #include "gather.h"
 #include "layout.h"
 #include "linear.h"
@@ -22,6 +23,7 @@ struct Kernels {
   PoolKernels pool;
   WeightGradientKernels weight_gradient;
   PeakKernels peak;
+  ActivationKernels activation;
 };
 
 // Best first. Never empty; an entry is present only where the processor can run it.

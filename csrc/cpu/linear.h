@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "blocked.h"
 #include "fedsparse/shapes.h"
 
@@ -20,6 +21,7 @@ struct Linear {
   Term x;                         // (groups, inputs, lanes)
   const float* bias = nullptr;    // (rows), optional
   float* y = nullptr;             // (groups, rows, lanes), written forward
+  const Saved* saved = nullptr;   // in place of x where that is not simply a term, read backward
   const float* grad_y = nullptr;  // (groups, rows, lanes), read backward
   float* grad_x = nullptr;        // (groups, inputs, lanes); null: not wanted
   float* grad_values = nullptr;   // (nnz), null: not wanted, and x is not read

@@ -12,8 +12,10 @@ namespace fedsparse {
 struct NormBackward {
   const float* grad = nullptr;   // of z
   const float* gate = nullptr;   // z: gradient passes where z > 0. Null: everywhere, or see gate_by_x
+  const std::uint8_t* gate_bits = nullptr;  // in place of gate: one bit for each element, as activation.h packs them
   bool gate_by_x = false;        // gradient passes where scale * x + shift > 0
   Term x;
+  const std::uint16_t* x_hat = nullptr;  // in place of x.data: (x - center) * inv_std as bfloat16
   const float* mean = nullptr;     // (channels); null: statistics are constants, or there is no norm at all
   const float* inv_std = nullptr;  // (channels); null: no norm, grad_scale is not wanted
   const float* center = nullptr;   // (channels) what x_hat subtracts: the mean, batch's own or running

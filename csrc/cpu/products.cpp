@@ -47,7 +47,7 @@ std::int64_t conv_forward(const Problem& problem, const Term& x, const float* va
   return arena.used();
 }
 
-std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Term& x, const float* values,
+std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
                            float* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
   const Geometry geometry = backward_geometry(problem);
@@ -55,7 +55,12 @@ std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Te
   g.program = backward_program(problem, geometry, values, arena);
   g.x.data = grad_y;
   g.y = grad_x;
-  if (grad_values) g.other = x;
+  Saved saved = x;
+  saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
+  if (grad_values) {
+    g.other = x.held.term;
+    if (!x.is_term()) g.saved = &saved;
+  }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
   g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
@@ -90,11 +95,14 @@ std::int64_t linear_forward(const Problem& problem, const Term& x, const float* 
   return arena.used();
 }
 
-std::int64_t linear_backward(const Problem& problem, const float* grad_y, const Term& x, const float* values,
+std::int64_t linear_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
                              float* grad_x, float* grad_values, Arena& arena) {
   const LinearKernels& kernels = problem.kernels->linear;
   Linear a = describe(problem, values);
-  a.x = x;
+  a.x = x.held.term;
+  Saved saved = x;
+  saved.image_lines = problem.pattern.inputs;
+  if (!x.is_term()) a.saved = &saved;
   a.grad_y = grad_y;
   a.grad_x = grad_x;
   a.grad_values = grad_values;
@@ -116,7 +124,7 @@ std::int64_t forward(const Problem& problem, const Term& x, const float* values,
                         : conv_forward(problem, x, values, bias, y, arena);
 }
 
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace) {
   Arena arena(workspace);
   return problem.linear ? linear_backward(problem, grad_y, x, values, grad_x, grad_values, arena)

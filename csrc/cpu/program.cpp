@@ -14,8 +14,9 @@ namespace {
 // Budgets of one core, a little under the sizes of current server and laptop cores (48 KB and 1 MB).
 constexpr std::int64_t kL1Bytes = 36 * 1024;
 constexpr std::int64_t kL2Bytes = 640 * 1024;
-// Entries a segment needs to pay for moving its tiles in and out of memory: one going forward, three going backward.
-constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 40;
+// Entries a segment needs to pay for moving its tiles in and out of memory: one going forward, three going backward,
+// which the prefetcher mostly hides.
+constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 20;
 // Where taps are told apart, a segment also pays for every change of tap.
 constexpr std::int64_t kEntriesTrimmed = 100;
 

@@ -34,17 +34,20 @@ const PoolKernels& pool_of(const std::string& isa) { return kernels_named(isa.c_
 
 const NormKernels& norm_of(const std::string& isa) { return kernels_named(isa.c_str()).norm; }
 
-// inputs: grad, gate, mean, inv_std, center. outputs: grad_x, grad_gated, grad_weight, grad_bias.
+// inputs: grad, gate, bits of the gate, x_hat, mean, inv_std, center.
+// outputs: grad_x, grad_gated, grad_weight, grad_bias.
 void norm_backward(const std::string& isa, const Sizes& sizes, const std::array<Address, 3>& x, bool gate_by_x,
-                   const std::array<Address, 5>& inputs, const std::array<Address, 4>& outputs, int threads) {
+                   const std::array<Address, 7>& inputs, const std::array<Address, 4>& outputs, int threads) {
   NormBackward a;
   a.grad = at<const float>(inputs[0]);
   a.gate = at<const float>(inputs[1]);
   a.gate_by_x = gate_by_x;
   a.x = term(x);
-  a.mean = at<const float>(inputs[2]);
-  a.inv_std = at<const float>(inputs[3]);
-  a.center = at<const float>(inputs[4]);
+  a.gate_bits = at<const std::uint8_t>(inputs[2]);
+  a.x_hat = at<const std::uint16_t>(inputs[3]);
+  a.mean = at<const float>(inputs[4]);
+  a.inv_std = at<const float>(inputs[5]);
+  a.center = at<const float>(inputs[6]);
   a.grad_x = at<float>(outputs[0]);
   a.grad_gated = at<float>(outputs[1]);
   a.grad_weight = at<float>(outputs[2]);

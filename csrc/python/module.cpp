@@ -4,16 +4,12 @@
 
 #include <array>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
 #include "bind.h"
 #include "fedsparse/api.h"
-#ifdef FEDSPARSE_WITH_CUDA
-#include "../cuda/cuda_api.h"
-#endif
 
 namespace py = pybind11;
 using namespace fedsparse;
@@ -34,14 +30,6 @@ PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Addr
   p.entry = {at<const void>(data[3]), wide[1]};
   p.rank = {at<const void>(data[4]), wide[2]};
   return p;
-}
-
-// Addresses of data, scale and shift (0: none), and whether a ReLU follows.
-using TermView = std::tuple<Address, Address, Address, bool>;
-
-Term term(const TermView& v) {
-  return {at<const float>(std::get<0>(v)), at<const float>(std::get<1>(v)), at<const float>(std::get<2>(v)),
-          std::get<3>(v)};
 }
 
 Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
@@ -106,10 +94,10 @@ PYBIND11_MODULE(_C, m) {
       release());
   m.def(
       "backward",
-      [](const Problem& problem, Address grad_y, const TermView& x, Address values, Address grad_x, Address grad_values,
-         Address workspace) {
-        return backward(problem, at<const float>(grad_y), term(x), at<const float>(values), at<float>(grad_x),
-                        at<float>(grad_values), at<void>(workspace));
+      [](const Problem& problem, Address grad_y, const HeldView& x, const CutsView& stays, const PackedView& instead,
+         Address values, Address grad_x, Address grad_values, Address workspace) {
+        return backward(problem, at<const float>(grad_y), {held(x), cuts(stays), packed(instead)},
+                        at<const float>(values), at<float>(grad_x), at<float>(grad_values), at<void>(workspace));
       },
       release());
   m.def(
@@ -125,7 +113,9 @@ PYBIND11_MODULE(_C, m) {
       },
       release());
 
+  bind_activation(m);
   bind_blocked(m);
+  bind_cuda(m);
   bind_select(m);
   bind_topk(m);
   bind_peak(m);
@@ -134,20 +124,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("memory_level", &memory_level);
   m.def("memory_peak", &memory_peak);
   m.def("memory_set_peak", &memory_set_peak);
-
-#ifdef FEDSPARSE_WITH_CUDA
-  m.attr("built_with_cuda") = true;
-  m.def("cuda_device_count", &fedsparse_cuda_device_count);
-  m.def("cuda_status_text", &fedsparse_cuda_status_text);
-  m.def(
-      "cuda_sgd_momentum",
-      [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,
-         float dampening, bool nesterov, bool first_step, Address stream) {
-        return fedsparse_cuda_sgd_momentum(at<float>(values), at<const float>(grad), at<float>(momentum), n, lr, mu,
-                                           weight_decay, dampening, nesterov, first_step, at<void>(stream));
-      },
-      release());
-#else
-  m.attr("built_with_cuda") = false;
-#endif
 }

@@ -107,6 +107,7 @@ def norm_backward(
     shift: Tensor | None = None,
     *,
     gate: Tensor | None = None,
+    gate_bits: Tensor | None = None,
     gate_by_x: bool = False,
     mean: Tensor | None = None,
     inv_std: Tensor | None = None,
@@ -121,10 +122,12 @@ def norm_backward(
     Args:
         grad: blocked gradient of z.
         batch: number of images.
-        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`.
+        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`. Or, as bfloat16,
+            `(x - center) * inv_std`, and `inv_std` with it.
         scale, shift: (channels,); None stands for 1 and 0.
         gate: blocked z; the gradient passes where it is positive.
-        gate_by_x: the gradient passes where `scale * x + shift` is positive; not together with `gate`.
+        gate_bits: in place of the gate, one bit for each element (`activation.nonzero_bits`).
+        gate_by_x: the gradient passes where `scale * x + shift` is positive; not together with a gate.
         mean: (channels,) when scale and shift came from the batch's own statistics, whose share x then gets as well.
         inv_std: (channels,), needed with `mean` or `want_affine`.
         center: (channels,) what x_hat subtracts, the mean or the running mean; None takes `mean`.
@@ -139,7 +142,8 @@ def norm_backward(
     gated = torch.empty_like(grad) if want_gated else None
     weight = torch.empty(channels) if want_affine else None
     bias = torch.empty(channels) if want_affine else None
-    inputs = tuple(map(address, (grad, gate, mean, inv_std, mean if center is None else center)))
+    x, x_hat = (None, x) if x is not None and x.dtype == torch.bfloat16 else (x, None)
+    inputs = tuple(map(address, (grad, gate, gate_bits, x_hat, mean, inv_std, mean if center is None else center)))
     outputs = tuple(map(address, (grad_x, gated, weight, bias)))
     _native.extension().norm_backward(
         isa_of(grad.shape[-1]),

@@ -4,19 +4,24 @@ import math
 
 from fedsparse.backends.base import Backend, Case
 from fedsparse.backends.cpu import CpuBackend
+from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.errors import BackendError
 
 __all__ = ["backend", "break_even", "choose", "explain", "names"]
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), MaskedBackend(), ReferenceBackend())}
+# `auto` does not consider cuda: nobody has measured yet where it beats a dense product.
+BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), MaskedBackend(), ReferenceBackend())}
 
 # By a layer itself, conversions between layouts included, and between others of its kind.
 _BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}
 _BREAK_EVEN_BLOCKED = {"conv2d": 0.7, "linear": 0.25}
 # Leaving the kernels' layout for one dense product costs about what this many weights per output channel cost.
 _CONVERSION = 300
+# Products per number that a 1x1 convolution by itself must have, or moving its pictures between layouts costs more than
+# all that dense arithmetic takes: 64 -> 128 channels with stride 2 have 21, 256 -> 512 have 85.
+_POINTWISE_WORK = 60
 _LANES = 16  # samples per register with AVX-512
 
 
@@ -36,7 +41,15 @@ def break_even(case: Case, *, blocked: bool = False) -> float:
     full = max(-(-batch // _LANES), 1) * _LANES
     if blocked and case.op == "conv2d" and math.prod(case.shape[1:]) < _CONVERSION:
         return batch / full
+    if not blocked and case.shape[2:] == (1, 1) and _work(case) < _POINTWISE_WORK:
+        return 0.0
     return (_BREAK_EVEN_BLOCKED if blocked else _BREAK_EVEN)[case.op] * batch / full
+
+
+def _work(case: Case) -> float:
+    """Products of the dense convolution over the numbers of its input and output."""
+    places = math.prod(case.output[2:])
+    return math.prod(case.shape) * places / (math.prod(case.input[1:]) + case.shape[0] * places)
 
 
 def explain(case: Case, *, blocked: bool = False) -> dict[str, str]:

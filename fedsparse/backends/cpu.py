@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from fedsparse import _native
 from fedsparse._native import address
 from fedsparse.backends.base import Backend, Case, Gradients
 from fedsparse.backends.blocked import isa_of
+from fedsparse.backends.term import Packed, Term
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
@@ -33,26 +33,6 @@ def lanes(isa: str | None = None) -> int:
     if isa not in known:
         raise BackendError(f"instruction set {isa!r} does not run here; this processor has: {', '.join(known)}")
     return known[isa]
-
-
-class Term(NamedTuple):
-    """Blocked activations as they are read: `relu?(scale * data + shift)` per channel (csrc/cpu/blocked.h).
-
-    Attributes:
-        data: `(groups, channels, height, width, lanes)` float32, contiguous.
-        scale, shift: `(channels,)` float32; None stands for 1 and 0.
-        relu: whether negative results become 0.
-    """
-
-    data: Tensor
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    relu: bool = False
-
-    @property
-    def view(self) -> tuple[int, int, int, bool]:
-        """The term as the compiled kernels see it; valid while this object lives."""
-        return address(self.data), address(self.scale), address(self.shift), self.relu
 
 
 def to_blocked(x: Tensor, isa: str | None = None) -> Tensor:
@@ -129,14 +109,13 @@ class CpuBackend:
         return y
 
     def backward_blocked(
-        self, grad: Tensor, x: Term | None, values: Tensor, pattern: Pattern, want_x: bool, case: Case
+        self, grad: Tensor, x: Term | Packed | None, values: Tensor, pattern: Pattern, want_x: bool, case: Case
     ) -> Gradients:
-        """Blocked gradient of what the term makes of `x`, if wanted, and of the values, if `x` is given."""
+        """Blocked gradient of the input, if wanted, and of the values, if `x`, what was saved of it, is given."""
         native, problem = _native.extension(), self._problem(pattern, case)
         grad_x = grad.new_empty(blocked_shape(case.input, grad.shape[-1])) if want_x else None
         grad_values = None if x is None else torch.empty_like(values)
-        view = (0, 0, 0, False) if x is None else x.view
-        arguments = (address(grad), view, address(values), address(grad_x), address(grad_values))
+        arguments = (address(grad), *_saved(x), address(values), address(grad_x), address(grad_values))
         workspace = _workspace(native.backward(problem, *arguments, 0))
         native.backward(problem, *arguments, address(workspace))
         return Gradients(grad_x, grad_values)
@@ -148,6 +127,17 @@ class CpuBackend:
         g = case.geometry
         sizes = (*case.input, case.shape[0], *case.shape[2:], *g.stride, *g.padding, *g.dilation, g.groups)
         return native.conv2d_problem(isa, pattern.view, sizes, threads)
+
+
+def _saved(x: Term | Packed | None) -> tuple[object, object, object]:
+    """What the backward kernel takes for x: a term, its cuts, packed values."""
+    nothing, uncut = (0, 0, 0, False), (0, 0)
+    if isinstance(x, Packed):
+        return (nothing, False), uncut, x.view
+    if x is None:
+        return (nothing, False), uncut, nothing
+    cuts = uncut if x.cuts is None else (address(x.cuts.key), address(x.cuts.last))
+    return x.held_view, cuts, nothing
 
 
 def blocked_shape(shape: tuple[int, ...], width: int) -> tuple[int, ...]:

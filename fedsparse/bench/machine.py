@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from fedsparse import _native
+from fedsparse.allocator import keep_freed_memory
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.errors import ConfigError
@@ -55,6 +56,7 @@ def computing_with(*, threads: int | None = None, isa: str | None = None) -> Ite
         raise ConfigError(f"threads = {threads}: expected at least 1")
     threads_before, cpu_before = torch.get_num_threads(), BACKENDS["cpu"]
     try:
+        keep_freed_memory()  # for every engine, and for good: glibc cannot go back to thresholds that adapt
         torch.set_num_threads(threads or threads_before)
         if isa is not None:
             BACKENDS["cpu"] = CpuBackend(isa)

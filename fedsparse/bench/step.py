@@ -19,7 +19,7 @@ from fedsparse.errors import BackendError
 from fedsparse.experiment.environment import version
 from fedsparse.measure import measure as measuring
 from fedsparse.models import resnet18
-from fedsparse.nn import densify, masks, sparsify
+from fedsparse.nn import densify, masks, prune_activations, sparsify
 
 __all__ = ["DENSITIES", "NETWORKS", "QUICK", "TOLERANCES", "Contender", "StepRow", "StepSettings", "measure"]
 
@@ -31,7 +31,11 @@ TOLERANCES = (1e-4, 3e-2)
 DENSE, HALF = "torch dense", "torch bf16 autocast"
 
 # How a network of sparse layers can be run: from that network to the one that is timed.
-NETWORKS: Mapping[str, Callable[[nn.Module], nn.Module]] = {"fedsparse layers": lambda network: network}
+NETWORKS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+    "fedsparse layers": lambda network: network,
+    "fedsparse keep 0.3": lambda network: prune_activations(network, 0.3),
+    "fedsparse keep 0.3 bf16": lambda network: prune_activations(network, 0.3, dtype=torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Data are `(groups, channels, height, width, lanes)` float32. Gradients are zero 
 function here keeps that promise.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fedsparse.backends import Case
+from fedsparse.backends.activation import Pruning, nonzero_bits
 from fedsparse.backends.blocked import NormGradients, channel_sums, combine, isa_of, norm_backward
-from fedsparse.backends.cpu import CpuBackend, Term, from_blocked, to_blocked
+from fedsparse.backends.cpu import CpuBackend, from_blocked, to_blocked
+from fedsparse.backends.term import Cuts, Packed, Term
+from fedsparse.blocked.saving import Form
 from fedsparse.errors import DoubleBackwardError
 from fedsparse.pattern import Pattern
 
@@ -50,6 +54,17 @@ class Norm:
             if bias is not None:
                 shift += bias
         return cls(weight, bias, mean, inv_std, scale, shift, own)
+
+    def hold(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """What of its input x is held for the backward pass: x itself, or x_hat as `dtype`."""
+        return x if dtype is None else combine(x, self.inv_std, -self.mean * self.inv_std).to(dtype)
+
+    def held_term(self, held: Tensor) -> Term:
+        """relu(norm(x)) as a term of what is held."""
+        if held.dtype == torch.float32:
+            return Term(held, self.scale, self.shift, relu=True)
+        weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
+        return Term(held, weight, bias, relu=True)
 
 
 def alias(data: Tensor) -> Tensor:
@@ -112,35 +127,53 @@ class Leave(Function):
 
 
 class Product(Function):
-    """Product of a term of `data` with a sparse weight; the gradient of `data` is that of the term."""
+    """Product of a term of `data` with a sparse weight; the gradient of `data` is that of the term.
+
+    The values' gradient is that of `form`, what is saved of the term.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        data: Tensor,
+        _data: Tensor,
         values: Tensor,
         bias: Tensor | None,
         term: Term,
+        form: Form,
         pattern: Pattern,
         case: Case,
         engine: CpuBackend,
     ) -> Tensor:
-        ctx.save_for_backward(data, values, term.scale, term.shift)
-        ctx.has_bias, ctx.relu, ctx.pattern, ctx.case, ctx.engine = bias is not None, term.relu, pattern, case, engine
+        tensors, ctx.form = _taken_apart(form)
+        ctx.save_for_backward(values, *tensors)
+        ctx.has_bias, ctx.pattern, ctx.case, ctx.engine = bias is not None, pattern, case, engine
         return engine.forward_blocked(term, values, pattern, bias, case)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        data, values, scale, shift = ctx.saved_tensors
+        values, *tensors = ctx.saved_tensors
         want_data, want_values, want_bias = ctx.needs_input_grad[:3]
         grad = grad.contiguous()
         grad_data = grad_values = None
         if want_data or want_values:
-            term = Term(data, scale, shift, ctx.relu) if want_values else None
-            found = ctx.engine.backward_blocked(grad, term, values, ctx.pattern, want_data, ctx.case)
+            form = ctx.form(tensors) if want_values else None
+            found = ctx.engine.backward_blocked(grad, form, values, ctx.pattern, want_data, ctx.case)
             grad_data, grad_values = found
         grad_bias = channel_sums(grad, ctx.case.input[0]) if ctx.has_bias and want_bias else None
-        return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None
+        return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None, None
+
+
+def _taken_apart(form: Form) -> tuple[tuple[Tensor | None, ...], Callable[[Sequence[Any]], Form]]:
+    """The tensors of a form, and how it is made of them again."""
+    if isinstance(form, Packed):
+        return form, Packed._make
+    relu, (key, last) = form.relu, form.cuts or (None, None)
+
+    def again(tensors: Sequence[Any]) -> Term:
+        data, scale, shift, *cuts = tensors
+        return Term(data, scale, shift, relu, None if cuts[0] is None else Cuts(*cuts))
+
+    return (form.data, form.scale, form.shift, key, last), again
 
 
 class Read(Function):
@@ -156,21 +189,31 @@ class Read(Function):
 
 
 class Activate(Function):
-    """An alias of x that stands for relu(norm(x)) in the graph: whoever uses it applies the term."""
+    """An alias of x that stands for relu(norm(x)) in the graph: whoever uses it applies the term.
+
+    `held` is what the norm holds of x. Without a norm it is x, or None where `bits` tell the gate.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, _weight: Tensor | None, _bias: Tensor | None, norm: Norm | None, batch: int
+        ctx: Any,
+        x: Tensor,
+        _weight: Tensor | None,
+        _bias: Tensor | None,
+        norm: Norm | None,
+        held: Tensor | None,
+        bits: Tensor | None,
+        batch: int,
     ) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(held, bits)
         ctx.norm, ctx.batch = norm, batch
         return alias(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
-        found = _backward(grad, x, ctx.norm, ctx.batch, gate_by_x=True)
-        return (*_wanted(ctx, (found.x, found.weight, found.bias)), None, None)
+        held, bits = ctx.saved_tensors
+        found = _backward(grad, held, ctx.norm, ctx.batch, gate_bits=bits, gate_by_x=bits is None)
+        return (*_wanted(ctx, (found.x, found.weight, found.bias)), None, None, None, None)
 
 
 class Combine(Function):
@@ -191,25 +234,30 @@ class Combine(Function):
         norms: tuple[Norm | None, Norm | None],
         relu: bool,
         batch: int,
+        pruned: Pruning | None,
     ) -> Tensor:
         (scale, shift), (r_scale, r_shift) = (_affine(norm) for norm in norms)
+        # A norm's gradients need its input. To round it takes room for a moment: z is made afterwards.
+        dtype = None if pruned is None else pruned.dtype
+        held = [n.hold(t, dtype) if n and t is not None else None for n, t in zip(norms, (x, r), strict=True)]
         z = combine(x, scale, shift, r, r_scale, r_shift, relu)
-        # A norm's gradients need its input; the ReLU's gate is read off the result, which its consumer saves as well.
-        ctx.save_for_backward(x if norms[0] else None, r if norms[1] else None, z if relu else None)
+        # The ReLU's gate is read off the result, which its consumer saves as well, unless it prunes.
+        bits = nonzero_bits(Term(z), batch) if relu and pruned is not None else None
+        ctx.save_for_backward(*held, z if relu and bits is None else None, bits)
         ctx.norms, ctx.batch = norms, batch
         return z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, r, gate = ctx.saved_tensors
+        x, r, gate, bits = ctx.saved_tensors
         want_r = any(ctx.needs_input_grad[3:6])
-        first = _backward(grad, x, ctx.norms[0], ctx.batch, gate=gate, want_gated=want_r)
+        first = _backward(grad, x, ctx.norms[0], ctx.batch, gate=gate, gate_bits=bits, want_gated=want_r)
         second = NormGradients(None, None, None, None)
         if want_r:
             assert first.gated is not None
             second = _backward(first.gated, r, ctx.norms[1], ctx.batch)
         grads = (first.x, first.weight, first.bias, second.x, second.weight, second.bias)
-        return (*_wanted(ctx, grads), None, None, None)
+        return (*_wanted(ctx, grads), None, None, None, None)
 
 
 def _affine(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
@@ -218,24 +266,26 @@ def _affine(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _backward(
     grad: Tensor,
-    x: Tensor | None,
+    held: Tensor | None,
     norm: Norm | None,
     batch: int,
     *,
     gate: Tensor | None = None,
+    gate_bits: Tensor | None = None,
     gate_by_x: bool = False,
     want_gated: bool = False,
 ) -> NormGradients:
-    """Gradients of one norm, or of none, behind a gate."""
+    """Gradients of one norm, of which `held` is left, or of none, behind a gate."""
     grad = grad.contiguous()
     if norm is not None:
         return norm_backward(
             grad,
             batch,
-            x,
+            held,
             norm.scale,
             norm.shift,
             gate=gate,
+            gate_bits=gate_bits,
             gate_by_x=gate_by_x,
             mean=norm.mean if norm.own else None,
             inv_std=norm.inv_std,
@@ -243,9 +293,9 @@ def _backward(
             want_gated=want_gated,
             want_affine=True,
         )
-    if gate is None and not gate_by_x:
+    if gate is None and gate_bits is None and not gate_by_x:
         return NormGradients(grad, grad if want_gated else None, None, None)
-    found = norm_backward(grad, batch, x, gate=gate, gate_by_x=gate_by_x)
+    found = norm_backward(grad, batch, held, gate=gate, gate_bits=gate_bits, gate_by_x=gate_by_x)
     return found._replace(gated=found.x if want_gated else None)
 
 

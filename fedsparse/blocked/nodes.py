@@ -9,22 +9,41 @@ activations next, a convolution or one fused pass over memory, computes them on 
     Sum        of two of Stored or Normed: a residual connection on its way to its ReLU
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fedsparse.backends.cpu import Term
+from fedsparse.backends.activation import Pruning
+from fedsparse.backends.term import Term
 from fedsparse.blocked.functions import Activate, Combine, Leave, Norm, Read, apply
+from fedsparse.blocked.saving import Form, gate_bits, pruned_form, pruning
 
-__all__ = ["Activated", "Node", "Normed", "Stored", "Sum", "add", "leave", "operand", "relu", "requires_grad", "store"]
+__all__ = [
+    "Activated",
+    "Node",
+    "Normed",
+    "Stored",
+    "Sum",
+    "add",
+    "form",
+    "leave",
+    "operand",
+    "relu",
+    "requires_grad",
+    "store",
+]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Numbers `(groups, channels, height, width, lanes)`, differentiable."""
+    """Numbers `(groups, channels, height, width, lanes)`, differentiable.
+
+    `forms` are what products keep of them; readers that prune alike share one.
+    """
 
     data: Tensor
+    forms: dict[Pruning, Form] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,10 +56,15 @@ class Normed:
 
 @dataclass(frozen=True)
 class Activated:
-    """`term` of `data`. The gradient of `data`, in the graph, is that of what the term makes of it."""
+    """`term` of `data`. The gradient of `data`, in the graph, is that of what the term makes of it.
+
+    `held` is the same term of what its norm, if there is one, holds for the backward pass; `forms` as in `Stored`.
+    """
 
     data: Tensor
     term: Term
+    held: Term | None = None
+    forms: dict[Pruning, Form] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,10 +82,13 @@ def relu(node: Node, batch: int) -> Node:
     """relu(node), put off as long as possible."""
     match node:
         case Normed(data, norm):
-            alias = apply(Activate, data, norm.weight, norm.bias, norm, batch)
-            return Activated(alias, Term(alias.detach(), norm.scale, norm.shift, relu=True))
+            pruned = pruning()
+            held = norm.hold(data.detach(), None if pruned is None else pruned.dtype)
+            alias = apply(Activate, data, norm.weight, norm.bias, norm, held, None, batch)
+            return Activated(alias, Term(alias.detach(), norm.scale, norm.shift, relu=True), norm.held_term(held))
         case Stored(data):
-            alias = apply(Activate, data, None, None, None, batch)
+            bits = gate_bits(Term(data.detach(), relu=True), batch)
+            alias = apply(Activate, data, None, None, None, data.detach() if bits is None else None, bits, batch)
             return Activated(alias, Term(alias.detach(), relu=True))
         case Activated():
             return node
@@ -93,6 +120,16 @@ def operand(node: Node, batch: int) -> tuple[Tensor, Term]:
     return data, Term(data.detach())
 
 
+def form(node: Node, term: Term, batch: int, pruning: Pruning) -> Form:
+    """What a product keeps of its operand `term`."""
+    if not isinstance(node, Stored | Activated):
+        return pruned_form(term, None, batch, pruning)
+    if pruning not in node.forms:
+        held = node.held if isinstance(node, Activated) else None
+        node.forms[pruning] = pruned_form(term, held, batch, pruning)
+    return node.forms[pruning]
+
+
 def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     """A node as an ordinary tensor of `shape`."""
     return apply(Leave, store(node, shape[0]), shape)
@@ -118,7 +155,7 @@ def _combine(node: Normed | Sum, batch: int, *, relu: bool) -> Tensor:
     left, right = (node, None) if isinstance(node, Normed) else (node.left, node.right)
     x, norm = _parts(left)
     r, r_norm = _parts(right)
-    return apply(Combine, x, *_learned(norm), r, *_learned(r_norm), (norm, r_norm), relu, batch)
+    return apply(Combine, x, *_learned(norm), r, *_learned(r_norm), (norm, r_norm), relu, batch, pruning())
 
 
 def _parts(node: Stored | Normed | None) -> tuple[Tensor | None, Norm | None]:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fedsparse.blocked import history
 from fedsparse.blocked.tensor import plain
+from fedsparse.blocked.trace import END
 
 __all__ = ["inside", "keep_blocked", "leave_blocked", "network"]
 
@@ -26,7 +28,7 @@ def inside() -> bool:
 @contextmanager
 def network() -> Iterator[None]:
     """Inside it, sparse layers exchange blocked tensors: what `keep_blocked` does around a model's forward pass."""
-    _depth.set(_depth.get() + 1)
+    _begin()
     try:
         yield
     finally:
@@ -55,11 +57,17 @@ def leave_blocked(model: _Model) -> _Model:
 
 def _enter(_module: nn.Module, _args: Any) -> None:
     if not torch.compiler.is_compiling():
-        _depth.set(_depth.get() + 1)
+        _begin()
+
+
+def _begin() -> None:
+    if not _depth.get():
+        history.begin()
+    _depth.set(_depth.get() + 1)
 
 
 def _exit(_module: nn.Module, _args: Any, output: Any) -> Any:
     if torch.compiler.is_compiling():
         return output
     _depth.set(_depth.get() - 1)
-    return output if _depth.get() else plain(output)
+    return output if _depth.get() else plain(output, END)

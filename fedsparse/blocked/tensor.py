@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fedsparse.blocked.history import check
 from fedsparse.blocked.nodes import Node, leave
+from fedsparse.blocked.trace import ASKED, current
 
 __all__ = ["Blocked", "plain", "rule", "sizes_of"]
 
@@ -56,11 +58,14 @@ class Blocked(Tensor):
         self._node, self._plain = other._node, other._plain
         return self
 
-    def plain(self) -> Tensor:
-        """The ordinary tensor that it is from now on."""
+    def plain(self, cause: Any = ASKED) -> Tensor:
+        """The ordinary tensor that it is from now on; `cause`, a function of torch or words, is for the record."""
         if self._plain is None:
             assert self._node is not None
             self._plain, self._node = leave(self._node, self.sizes), None
+            trace = current()
+            if trace is not None:
+                trace.leave(self.sizes, cause)
         return self._plain
 
     @classmethod
@@ -71,12 +76,16 @@ class Blocked(Tensor):
         if function in _ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            for a in args:
+                if isinstance(a, Blocked) and a._node is not None:
+                    check(a._node)
         carry_out = _RULES.get(function)
         if carry_out is not None:
             result = carry_out(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        return function(*plain(tuple(args)), **plain(kwargs))
+        return function(*plain(tuple(args), function), **plain(kwargs, function))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -85,7 +94,7 @@ class Blocked(Tensor):
         # Reached only around torch's Python functions, where a history would be lost.
         raise NotImplementedError(
             f"{function} was called on activations that a sparse network keeps in its own layout; "
-            "call fedsparse.leave_blocked(model) to give every layer ordinary tensors"
+            "call fedsparse.blocked.leave_blocked(model) to give every layer ordinary tensors"
         )
 
 
@@ -114,8 +123,11 @@ def sizes_of(x: Tensor) -> tuple[int, ...]:
     return x.sizes if isinstance(x, Blocked) else tuple(x.shape)
 
 
-def plain(tree: Any) -> Any:
-    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones."""
+def plain(tree: Any, cause: Any = ASKED) -> Any:
+    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones.
+
+    `cause` as in `Blocked.plain`.
+    """
     if isinstance(tree, Blocked):
-        return tree.plain()
-    return tree_map_only(Blocked, Blocked.plain, tree)
+        return tree.plain(cause)
+    return tree_map_only(Blocked, lambda x: x.plain(cause), tree)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsparse.cli.units import byte_text, decimal_text, ratio_text, second_text
-from fedsparse.experiment import Row
+from fedsparse.experiment import Group, Row, over_seeds, read_runs
 from fedsparse.experiment import compare as compare_runs
+from fedsparse.experiment.units import byte_text, decimal_text, ratio_text, second_text, spread_text
 
-__all__ = ["EXAMPLE", "compare", "print_rows"]
+__all__ = ["EXAMPLE", "compare", "print_comparison"]
 
 EXAMPLE = "Example: fedsparse compare runs/demo-1 runs/fashion-2/dense"
 QUANTITIES = {
@@ -32,14 +32,28 @@ def compare(
     run_dirs: Annotated[
         list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, or of runs with variants.")
     ],
+    seeds: Annotated[
+        bool, typer.Option("--over-seeds", help="Only mean and standard error of runs that differ in their seed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """Compare runs: accuracy, client time, memory and bytes, each next to the dense run's."""
-    rows = compare_runs(run_dirs)
+    """Compare runs: accuracy, client time, memory and bytes, each next to the dense run's, and over seeds."""
     if as_json:
-        print(json.dumps([row.to_json() for row in rows], indent=2))
+        found = over_seeds(read_runs(run_dirs)) if seeds else compare_runs(run_dirs)
+        print(json.dumps([entry.to_json() for entry in found], indent=2))
+    elif seeds:
+        print_groups(over_seeds(read_runs(run_dirs)))
     else:
-        print_rows(rows)
+        print_comparison(run_dirs)
+
+
+def print_comparison(folders: Sequence[Path]) -> None:
+    """The table of runs, and below it the one over seeds where runs differ in nothing else."""
+    print_rows(compare_runs(folders))
+    groups = over_seeds(read_runs(folders))
+    if any(len(group.seeds) > 1 for group in groups):
+        print("\nmean and standard error over seeds")
+        print_groups(groups)
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -60,6 +74,23 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.note}")
+
+
+def print_groups(groups: Sequence[Group]) -> None:
+    """A table on standard output, one line for the runs of a group."""
+    quantities = {"density": ("density", decimal_text), "accuracy": ("accuracy", decimal_text), **QUANTITIES}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "method"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("seeds", *(heading for heading, _ in quantities.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in groups:
+        figures = [spread_text(group.figures[name], text) for name, (_, text) in quantities.items()]
+        table.add_row(*(Text(cell) for cell in (group.name, group.method, str(len(group.seeds)), *figures)))
+    Console(file=sys.stdout, width=WIDEST).print(table)
+    for group in groups:
+        for folder, reason in group.left_out.items():
+            print(f"{folder}: {reason}")
 
 
 def _cells(row: Row, *, related: bool) -> list[str]:

@@ -13,6 +13,7 @@ import typer
 
 from fedsparse import _native
 from fedsparse.cli.failures import FAILED
+from fedsparse.energy import Meter, Unavailable
 from fedsparse.errors import BackendError
 from fedsparse.experiment.engine import cores, engines
 from fedsparse.experiment.environment import processor, version
@@ -28,6 +29,11 @@ OPTIONAL = {
     "sklearn": ("the embedded data set digits", "data"),
     "pyarrow": ("data sets in parquet files", "data"),
     "PIL": ("data sets of encoded images", "data"),
+    "matplotlib": ("`fedsparse report`", "report"),
+    "tensorboard": ("the tracker tensorboard", "tensorboard"),
+    "wandb": ("the tracker wandb", "wandb"),
+    "mlflow": ("the tracker mlflow", "mlflow"),
+    "pynvml": ("joules of GPUs", "energy"),
     "triton": ("the Triton kernels", "triton"),
     "flwr": ("the engine `flower`", "flower"),
     "sparseprop": ("comparisons of `fedsparse bench`", "bench"),
@@ -78,6 +84,7 @@ def checks() -> Iterator[Check]:
     yield from _cuda()
     yield _triton_kernels()
     yield from (_package(name, purpose, extra) for name, (purpose, extra) in OPTIONAL.items())
+    yield _energy()
     yield _data()
 
 
@@ -129,8 +136,16 @@ def _triton_kernels() -> Check:
 def _package(name: str, purpose: str, extra: str) -> Check:
     if find_spec(name) is None:
         return Check(name, False, f"needed for {purpose}", f"pip install 'fedsparse[{extra}]'")
-    distribution = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name)
+    distribution = {"sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py"}.get(name, name)
     return Check(name, True, version(distribution) or "version unknown")
+
+
+def _energy() -> Check:
+    try:
+        Meter("cpu").joules()
+    except Unavailable as error:
+        return Check("energy counters", False, str(error), "joules are reported as unavailable until then")
+    return Check("energy counters", True, "RAPL")
 
 
 def _data() -> Check:

@@ -7,8 +7,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedsparse.cli.units import byte_text, decimal_text, second_text
 from fedsparse.experiment import Config
+from fedsparse.experiment.units import byte_text, decimal_text, second_text
 
 __all__ = ["rounds_shown"]
 

@@ -8,12 +8,12 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fedsparse.cli.comparing import print_rows
+from fedsparse.cli.comparing import print_comparison
 from fedsparse.cli.failures import FAILED, is_misuse
 from fedsparse.cli.interrupt import StopRequest, stop_requests
 from fedsparse.cli.progress import rounds_shown
 from fedsparse.errors import FedsparseError
-from fedsparse.experiment import Result, compare, load_config
+from fedsparse.experiment import Result, load_config
 from fedsparse.experiment.session import Session, begin, continued
 
 __all__ = ["RESUME_EXAMPLE", "RUN_EXAMPLE", "resume", "run"]
@@ -30,14 +30,24 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this variant of CONFIG; may be repeated.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V1,V2,...", help="Run every value; repeated, every combination."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="LIST", help="Run every seed of a list such as 0-2,7.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the clients; same as --set engine.kind=...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME-N.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the configuration CONFIG; with variants, each of them, and compare them."""
+    """Run the configuration CONFIG; with variants, a grid or several seeds, each of them, and compare them."""
     shortcuts = {"engine.kind": engine, "run.out": out}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in shortcuts.items() if value is not None]
-    checked = load_config(config, [*(settings or []), *overrides])
+    checked = load_config(config, [*(settings or []), *overrides], grid=grid or (), seeds=seeds or (), only=only or ())
     with stop_requests() as stop:
         _finish(begin(checked), stop, as_json=as_json)
 
@@ -62,7 +72,7 @@ def _finish(session: Session, stop: StopRequest, *, as_json: bool) -> None:
         runs = [{"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results]
         print(json.dumps({"dir": str(session.folder), "stopped": stopped, "runs": runs}, indent=2))
     else:
-        print_rows(compare([session.folder]))
+        print_comparison([session.folder])
         print(f"\nwritten to {session.folder}")
     if stopped:
         _explain_resume(session, "stopped")

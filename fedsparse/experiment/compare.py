@@ -1,16 +1,13 @@
 """Runs side by side, each measured against the dense one."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsparse.errors import CheckpointError
-from fedsparse.experiment.rundir import read_json
-from fedsparse.experiment.summary import summarise
+from fedsparse.experiment.records import Run, read_runs
 
-__all__ = ["Row", "compare"]
+__all__ = ["Row", "compare", "rows"]
 
 # Quantities that are set in relation to the dense run, by the name of the row's field.
 RELATED = ("client_seconds", "peak_bytes", "bytes_down", "bytes_up")
@@ -59,75 +56,28 @@ class Row:
         return {**asdict(self), "complete": self.complete}
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a comparison reads from one run folder."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    rounds: int
-
-    @property
-    def planned(self) -> int:
-        return int(self.settings["run"]["rounds"])
-
-    @property
-    def complete(self) -> bool:
-        return self.rounds >= self.planned
-
-
 def compare(folders: Iterable[str | Path]) -> list[Row]:
     """One row a run, in the order given; the folder of a run with variants stands for all of them.
 
-    The measure of all others is the first complete run of method `fedavg` that nothing was pruned from.
+    The measure of a run is the complete run of method `fedavg` with its seed that nothing was pruned from, else the
+    first of any seed.
 
     Raises:
         CheckpointError: a folder is not a run folder, or its files are damaged.
     """
-    runs = [_read(folder) for given in folders for folder in _expand(Path(given))]
-    dense = next((run for run in runs if run.complete and _is_dense(run)), None)
-    return [_row(run, dense) for run in runs]
+    return rows(read_runs(folders))
 
 
-def _expand(folder: Path) -> list[Path]:
-    """The run folders that a folder stands for."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give folders of runs, for example runs/demo-1")
-    variants = read_json(folder / "resolved.json").get("variants")
-    if variants is None:
-        return [folder]
-    present = [folder / name for name in variants if (folder / name).is_dir()]
-    if not present:
-        raise CheckpointError(f"{folder}: none of its variants has started; continue with `fedsparse resume {folder}`")
-    return present
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """One row a run, as `compare`."""
+    dense = [run for run in runs if run.complete and _is_dense(run)]
+    return [_row(run, _measure_of(run, dense)) for run in runs]
 
 
-def _read(folder: Path) -> Run:
-    settings = read_json(folder / "resolved.json")
-    records = _records(folder / "metrics.jsonl")
-    return Run(folder, settings, summarise(records), len(records))
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of `metrics.jsonl`; a run that has not finished a round has none."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line end was cut off
-    return [_record(line, path, number) for number, line in enumerate(lines, start=1)]
-
-
-def _record(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}, line {number}: not JSON ({error}); the file was changed after the run wrote it, "
-            f"continue with `fedsparse resume {path.parent}` or leave this run out"
-        ) from error
-    if not (isinstance(record, dict) and isinstance(record.get("round"), int)):
-        raise CheckpointError(f"{path}, line {number}: expected an object with a round, found {line[:60]!r}")
-    return record
+def _measure_of(run: Run, dense: Sequence[Run]) -> Run | None:
+    """The dense run of the same seed, else the first."""
+    same = (other for other in dense if _setting(other, "run.seed") == _setting(run, "run.seed"))
+    return next(same, dense[0] if dense else None)
 
 
 def _is_dense(run: Run) -> bool:
@@ -138,10 +88,10 @@ def _row(run: Run, dense: Run | None) -> Row:
     note = _obstacle(run, dense)
     quantities = {name: run.summary.get(name) for name in ("density", "accuracy", *RELATED)}
     return Row(
-        name=run.settings["run"]["name"],
+        name=run.name,
         method=run.settings["method"]["name"],
         folder=str(run.folder),
-        rounds=run.rounds,
+        rounds=len(run.rounds),
         planned=run.planned,
         **quantities,
         relative={} if note or dense is None else _relative(run.summary, dense.summary),
@@ -152,11 +102,11 @@ def _row(run: Run, dense: Run | None) -> Row:
 def _obstacle(run: Run, dense: Run | None) -> str:
     """Why a run cannot be measured against the dense one; empty when it can, or when there is none."""
     if not run.complete:
-        return f"incomplete: {run.rounds} of {run.planned} rounds"
+        return f"incomplete: {len(run.rounds)} of {run.planned} rounds"
     if dense is None:
         return ""
     differing = [key for key in _task_keys(run, dense) if _setting(run, key) != _setting(dense, key)]
-    return f"not comparable with {dense.settings['run']['name']}: {', '.join(differing)} differ" if differing else ""
+    return f"not comparable with {dense.name}: {', '.join(differing)} differ" if differing else ""
 
 
 def _task_keys(run: Run, dense: Run) -> Sequence[str]:

@@ -1,28 +1,29 @@
 """A configuration file, read and checked: one run, or several variants of one to be compared."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel
 
 from fedsparse.data import datasets
 from fedsparse.errors import ConfigError
+from fedsparse.experiment.document import TABLES, Document, check_tables, merged, read_document
 from fedsparse.experiment.engine import engines
-from fedsparse.experiment.method_settings import checked_method, fitting, settings_of, shared_settings
-from fedsparse.experiment.origin import Origin, nearest, validated
+from fedsparse.experiment.grid import Grid, Point, Seeds, grid_points, point_name
+from fedsparse.experiment.method_settings import checked_method, fitting, settings_of
+from fedsparse.experiment.origin import Origin, validated
 from fedsparse.experiment.overrides import Overrides, dotted, overlay, parse_overrides
 from fedsparse.experiment.settings import ClientTable, DataTable, EngineTable, ModelTable, RunTable
+from fedsparse.experiment.trackers import trackers
 from fedsparse.methods.base import Method
 from fedsparse.models import models
 
 __all__ = ["Config", "load_config"]
 
-TABLES = ("run", "data", "model", "method", "client", "engine")
-Document = Mapping[str, Any]
 TableT = TypeVar("TableT", bound=BaseModel)
+Draft = tuple[Origin, Document]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,14 @@ class Config:
         return replace(self, run=self.run.model_copy(update={"out": str(folder)}), given=given)
 
 
-def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
+def load_config(
+    path_or_text: str | Path,
+    overrides: Overrides = (),
+    *,
+    grid: Grid = (),
+    seeds: Seeds = (),
+    only: Sequence[str] = (),
+) -> Config:
     """Reads a configuration from a TOML file, or from TOML text.
 
     Args:
@@ -65,50 +73,74 @@ def load_config(path_or_text: str | Path, overrides: Overrides = ()) -> Config:
         overrides: settings laid over the file: `{"method.density": 0.05}` or `["method.density=0.05"]`.
             They hold for every variant, those of a method for the variants whose method has them. Naming
             another method keeps the settings that both methods have.
+        grid: values to combine, `{"method.density": [0.2, 0.1]}` or `["method.density=0.2,0.1"]`: the configuration,
+            or each of its variants, becomes a variant for every combination, without those settings that its method
+            does not have.
+        seeds: values of `run.seed` to combine with all that, numbers or a text such as `"0-2"`.
+        only: names of the file's variants to keep; all by default.
 
     Raises:
-        ConfigError: no such file, not TOML, an unknown key, a value of the wrong type or out of range.
+        ConfigError: no such file, not TOML, an unknown key, a value of the wrong type or out of range, or no such
+            variant.
     """
-    file, text = _read(path_or_text)
-    document = _parse(text, file)
+    file, document = read_document(path_or_text)
     variants = document.pop("variants", [])
     changes = parse_overrides(overrides)
     if "variants" in changes:
         raise ConfigError("override variants: variants are set in the file alone; edit its [[variants]] tables")
-    origin = Origin(file, dotted(changes))
-    drafts = [(origin, document), *_drafts(document, variants, origin)]
-    elsewhere = settings_of((draft for _, draft in drafts), origin)
+    points = [(point, parse_overrides(point)) for point in grid_points(grid, seeds)]
+    origin = Origin(file, dotted(changes).union(*(point for point, _ in points)))
+    named = list(_drafts(document, variants, origin))
+    every = [document, *(draft for _, draft in named)]
+    elsewhere = settings_of([*every, *(overlay(draft, at) for draft in every for _, at in points)], origin)
+    drafts = [(origin, document), *_chosen(named, only, origin)]
     base, *others = [_overridden(draft, changes, elsewhere, where) for where, draft in drafts]
+    if points:
+        spread = drafts[1:] or [(replace(origin, variant=base.run.name), document)]
+        others = [config for where, draft in spread for config in _spread(draft, changes, points, elsewhere, where)]
     return replace(base, variants=tuple(others))
+
+
+def _chosen(drafts: Sequence[Draft], only: Sequence[str], origin: Origin) -> list[Draft]:
+    """The variants of these names, in the order of the file; all where no name is given."""
+    names = [str(where.variant) for where, _ in drafts]
+    if only and not names:
+        raise ConfigError(f"{origin.file}: only {', '.join(only)}: the file has no [[variants]]; leave this out")
+    for name in only:
+        _check_name("only", name, names, origin)
+    return [(where, draft) for where, draft in drafts if not only or where.variant in only]
+
+
+def _spread(
+    draft: Document,
+    changes: Document,
+    points: Sequence[tuple[Point, Document]],
+    elsewhere: frozenset[str],
+    origin: Origin,
+) -> list[Config]:
+    """The configurations of a draft at the points; those that differ only in what its method lacks are one.
+
+    Raises:
+        ConfigError: besides what is wrong with a setting, two values have the same name.
+    """
+    found: dict[str, tuple[Document, Config]] = {}
+    for point, at in points:
+        given = fitting(overlay(changes, at), draft, elsewhere, origin)
+        mine = {key: value for key, value in point.items() if key in dotted(given)}
+        name = point_name(origin.variant or "", mine, point)
+        if name in found and found[name][0] != given:
+            raise ConfigError(f"grid: {mine} is called {name} as another point is; change one of the values")
+        if name not in found:
+            found[name] = given, _overridden(draft, given, elsewhere, replace(origin, variant=name))
+    return [config for _, config in found.values()]
 
 
 def _overridden(draft: Document, changes: Document, elsewhere: frozenset[str], origin: Origin) -> Config:
     """The configuration of a draft under the overrides that fit its method."""
-    document = _merged(draft, fitting(changes, draft, elsewhere, origin), origin)
+    document = merged(draft, fitting(changes, draft, elsewhere, origin), origin)
     if origin.variant is not None:
         document = overlay(document, {"run": {"name": origin.variant}})
     return _resolve(document, origin)
-
-
-def _read(path_or_text: str | Path) -> tuple[str, str]:
-    if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
-        return "configuration text", path_or_text
-    path = Path(path_or_text)
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such configuration file; give the path of a TOML file, for example recipes/demo.toml"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as a UTF-8 text file ({error}); give a TOML file") from error
-
-
-def _parse(text: str, file: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}; quote texts and give each key once") from error
 
 
 def _drafts(document: Document, variants: object, origin: Origin) -> Iterator[tuple[Origin, Document]]:
@@ -132,33 +164,11 @@ def _draft(document: Document, item: Document, origin: Origin) -> tuple[Origin, 
         raise ConfigError(
             f"{origin.of(key)}: {key} cannot be set in a variant; its name and the common folder are used"
         )
-    return origin, _merged(document, settings, origin)
-
-
-def _merged(document: Document, change: Document, origin: Origin) -> Document:
-    """`change` over `document`; another model drops the options, another method what it does not have."""
-    for key, table in change.items():
-        if not isinstance(table, Mapping):
-            raise _unknown_table(key, origin) if key not in TABLES else _not_a_table(key, table, origin)
-    base = dict(document)
-    if _renames(base, change, "model"):
-        base["model"] = {}
-    if _renames(base, change, "method"):
-        base["method"] = shared_settings(base["method"], change["method"]["name"], origin)
-    return overlay(base, change)
-
-
-def _renames(base: Document, change: Document, table: str) -> bool:
-    old, new = base.get(table), change.get(table, {})
-    return isinstance(old, Mapping) and "name" in new and new["name"] != old.get("name")
+    return origin, merged(document, settings, origin)
 
 
 def _resolve(document: Document, origin: Origin) -> Config:
-    for key, value in document.items():
-        if key not in TABLES:
-            raise _unknown_table(key, origin)
-        if not isinstance(value, Mapping):
-            raise _not_a_table(key, value, origin)
+    check_tables(document, origin)
     config = Config(
         run=_table(RunTable, "run", document, origin),
         data=_table(DataTable, "data", document, origin),
@@ -171,18 +181,10 @@ def _resolve(document: Document, origin: Origin) -> Config:
     _check_name("data.name", config.data.name, datasets(), origin)
     _check_name("model.name", config.model.name, models(), origin)
     _check_name("engine.kind", config.engine.kind, list(engines()), origin)
+    for tracker in config.run.trackers:
+        _check_name("run.trackers", tracker, trackers(), origin)
     _check_cohort(config, origin)
     return config
-
-
-def _unknown_table(key: str, origin: Origin) -> ConfigError:
-    guess = nearest(key, [*TABLES, "variants"])
-    hint = f"; did you mean [{guess}]?" if guess else ";"
-    return ConfigError(f"{origin.of(key)}: unknown table {key}{hint} the tables are {', '.join(TABLES)} and variants")
-
-
-def _not_a_table(key: str, value: object, origin: Origin) -> ConfigError:
-    return ConfigError(f"{origin.of(key)}: {key} = {value!r}: expected a table; write [{key}] and its keys below")
 
 
 def _table(kind: type[TableT], name: str, document: Document, origin: Origin) -> TableT:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedsparse.experiment.config import Config
 from fedsparse.experiment.engine import client_threads, require_engine
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
-from fedsparse.methods.base import Method, SparseMethod
+from fedsparse.methods.base import SparseMethod
 
 __all__ = ["SeededModel", "build_plans", "data_root", "deal"]
 
@@ -54,6 +54,10 @@ class SeededModel:
                 tokens=self.tokens,
             )
 
+    def narrowed(self, share: float) -> nn.Module:
+        """The same with `share` of its channels."""
+        return replace(self, options=models.narrowed(self.name, self.options, share))()
+
 
 def build_plans(configs: Iterable[Config]) -> list[Plan]:
     """The plan of each run; runs with the same data and seed share them in memory.
@@ -87,9 +91,8 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         options=config.model.options,
         tokens=data.train.is_text,
     )
-    _check_masks(config.method, config.method.build(model()))
     client = config.client
-    return Plan(
+    plan = Plan(
         method=config.method,
         data=data,
         build_model=model,
@@ -103,7 +106,10 @@ def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Pla
         device=config.run.device,
         public=public,
         threads=client_threads(config.engine),
+        narrowed=model.narrowed,
     )
+    _check_masks(plan)
+    return plan
 
 
 def deal(table: DataTable, *, seed: int) -> tuple[FederatedDataset, Dataset | None]:
@@ -158,12 +164,13 @@ def _split_public(train: Dataset, share: float, generator: np.random.Generator) 
     return train.subset((~public).nonzero()[:, 0]), train.subset(public.nonzero()[:, 0])
 
 
-def _check_masks(method: Method, network: nn.Module) -> None:
-    """Draws masks once, so that a density that does not fit the network shows before a run begins."""
-    if not isinstance(method, SparseMethod):
+def _check_masks(plan: Plan) -> None:
+    """Makes the network and draws masks once, so that a density that fits neither shows before a run begins."""
+    network = replace(plan, device="cpu").network()
+    if not isinstance(plan.method, SparseMethod):
         return
     try:
-        method.initial_topology(network, "random", torch.Generator())
+        plan.method.initial_topology(network, "random", torch.Generator())
     except PatternError as error:
         raise ConfigError(f"[method] {error}") from error
 

@@ -17,13 +17,21 @@ from fedsparse.experiment.environment import environment
 from fedsparse.experiment.overrides import overlay
 from fedsparse.experiment.toml_text import to_toml
 
-__all__ = ["create", "locked", "read_json", "reopen", "write_json"]
+__all__ = ["create", "flat", "locked", "read_json", "reopen", "write_json"]
 
 RUNS = Path("runs")
 # What may change between start and resume, as no number depends on it: where things lie, what runs the clients and
 # when it gives up. Threads and workers may not: the last bits follow from how many threads a client has.
 MOVABLE = frozenset(
-    {"run.out", "data.root", "engine.kind", "engine.timeout_s", "engine.min_clients", "engine.superlink"}
+    {
+        "run.out",
+        "run.trackers",
+        "data.root",
+        "engine.kind",
+        "engine.timeout_s",
+        "engine.min_clients",
+        "engine.superlink",
+    }
 )
 
 
@@ -61,8 +69,8 @@ def reopen(folder: str | Path) -> Config:
     started = read_json(folder / "resolved.json")
     config = _current(folder)
     now = _resolved(config)
-    for key in sorted(_flat(started).keys() | _flat(now).keys()):
-        was, is_ = _flat(started).get(key), _flat(now).get(key)
+    for key in sorted(flat(started).keys() | flat(now).keys()):
+        was, is_ = flat(started).get(key), flat(now).get(key)
         if was != is_ and key not in MOVABLE:
             raise CheckpointError(
                 f"{folder}: config.toml says {key} = {json.dumps(is_)}, but the run was started with "
@@ -179,8 +187,9 @@ def _resolved(config: Config) -> dict[str, Any]:
     return content
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested tables as one, under dotted keys."""
+    leaves: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves

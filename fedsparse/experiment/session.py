@@ -13,8 +13,9 @@ from fedsparse.experiment.config import Config
 from fedsparse.experiment.engine import open_engine
 from fedsparse.experiment.flower_run import run_on_flower
 from fedsparse.experiment.plan import build_plans
-from fedsparse.experiment.rundir import create, locked, reopen, write_json
+from fedsparse.experiment.rundir import create, flat, locked, reopen, write_json
 from fedsparse.experiment.summary import summarise
+from fedsparse.experiment.trackers import TrackedRun, require, tracked
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import Plan
 from fedsparse.nn import masks
@@ -115,6 +116,7 @@ def runs(config: Config) -> tuple[Config, ...]:
 
 def begin(config: Config) -> Session:
     """A session in a new folder; data and models come first, so a bad setting leaves no folder behind."""
+    require(name for each in runs(config) for name in each.run.trackers)
     plans = build_plans(runs(config))
     return Session(config, create(config), tuple(plans))
 
@@ -122,6 +124,7 @@ def begin(config: Config) -> Session:
 def continued(folder: str | Path) -> Session:
     """The session of an existing folder."""
     config = reopen(folder)
+    require(name for each in runs(config) for name in each.run.trackers)
     return Session(config, Path(folder), tuple(build_plans(runs(config))))
 
 
@@ -136,7 +139,14 @@ def _finish(
 ) -> Result:
     """Goes on from the last checkpoint in the folder, from the start when there is none."""
     rounds = rounds or _ELSEWHERE.get(config.engine.kind, _rounds_here)
-    outcome = rounds(config, plan, folder, on_round=on_round, should_stop=should_stop)
+    run = TrackedRun(config.run.name, folder, flat(config.resolved()))
+    with tracked(config.run.trackers, run) as record:
+
+        def watch(metrics: Mapping[str, object]) -> None:
+            record(metrics)
+            on_round(metrics)
+
+        outcome = rounds(config, plan, folder, on_round=watch, should_stop=should_stop)
     identity = {"name": config.run.name, "method": config.method.name, "complete": not outcome.stopped}
     final = {**identity, "rounds": config.run.rounds, **summarise(outcome.metrics)}
     write_json(folder / "summary.json", final)

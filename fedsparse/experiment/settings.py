@@ -29,6 +29,7 @@ class RunTable(Table):
         out: folder of the run; None means `runs/<name>-<n>` with the next free n.
         eval_every: rounds between evaluations on the test set; the last round is always evaluated.
         checkpoint_every: rounds between checkpoints; the last round always writes one.
+        trackers: what else the rounds are reported to: `tensorboard`, `wandb`, `mlflow`; each is an extra.
     """
 
     name: FolderName = "run"
@@ -38,6 +39,7 @@ class RunTable(Table):
     out: Annotated[str, Field(min_length=1)] | None = None
     eval_every: Count = 1
     checkpoint_every: Count = 1
+    trackers: tuple[str, ...] = ()
 
 
 class DataTable(Table):
@@ -54,7 +56,8 @@ class DataTable(Table):
         image_size: side to which images are resized, in pixels; None leaves them.
         train_limit, test_limit: class-balanced subset of that many samples, of text sets that many texts; None takes
             all.
-        public_share: share of the training samples that the server holds for pretraining, and no client.
+        public_share: share of the training samples that the server holds for pretraining and scores, and no
+            client.
         tokenizer: `bytes`, or a folder with GPT-2's vocab.json and merges.txt; for text sets.
         context: tokens of a sample of a text set.
         truncate: whether a text gives one sample only, its beginning.

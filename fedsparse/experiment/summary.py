@@ -13,9 +13,13 @@ TOTALS = (
     "client_seconds",
     "server_seconds",
     "flops",
+    "flops_exact",
+    "flops_paper",
+    "bytes_down_paper",
+    "bytes_up_paper",
     "joules",
 )
-PEAKS = ("peak_bytes",)
+PEAKS = ("peak_bytes", "memory_total", "memory_paper")
 LAST = ("accuracy", "loss", "density", "nnz")
 LAST_OF_TEXT = ("perplexity_token", "perplexity_story")
 Record = Mapping[str, object]
@@ -24,7 +28,7 @@ Record = Mapping[str, object]
 def summarise(records: Sequence[Record]) -> dict[str, object]:
     """Numbers of a run from the lines of its `metrics.jsonl`.
 
-    Totals (bytes, seconds, joules) and the largest `peak_bytes` are over all rounds.
+    Totals (bytes, seconds, joules) and the largest peaks (bytes of memory) are over all rounds.
     A quantity that was unavailable in any round has no total: it is None, never a partial sum. The suffix
     `_modelled` is kept.
     """

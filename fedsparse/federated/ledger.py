@@ -1,4 +1,9 @@
-"""Every number of a run: one line a round in `metrics.jsonl`, one line a client exchange in `clients.jsonl`."""
+"""Every number of a run, in lines of JSON.
+
+metrics.jsonl   one line a round
+clients.jsonl   one line a client exchange
+layers.jsonl    one line a round and pruned weight: round, layer, size, nnz, changed since the round before
+"""
 
 import json
 import os
@@ -7,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.errors import CheckpointError
+from fedsparse.pattern import Topology
 
 __all__ = ["Ledger"]
 
-_FILES = ("metrics.jsonl", "clients.jsonl")
+_FILES = ("metrics.jsonl", "clients.jsonl", "layers.jsonl")
 
 
 class Ledger:
@@ -18,7 +24,7 @@ class Ledger:
 
     Numbers are finite: JSON has no others, so whoever makes a record says in words what has none.
 
-    A checkpoint stores the lengths of both files; `restore` cuts off what was written after it, so that a killed run
+    A checkpoint stores the lengths of all files; `restore` cuts off what was written after it, so that a killed run
     goes on without a line lost or doubled.
 
     Attributes:
@@ -38,6 +44,13 @@ class Ledger:
         """One exchange with one client."""
         self._append(_FILES[1], record)
 
+    def add_layers(self, round: int, topology: Topology, before: Topology) -> None:
+        """The pruned weights of a round, and how many positions of each were kept by one of the topologies alone."""
+        changes = topology.changes(before)
+        for name, pattern in topology.items():
+            line = {"round": round, "layer": name, "size": pattern.size, "nnz": pattern.nnz, "changed": changes[name]}
+            self._append(_FILES[2], line)
+
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if self._folder is None:
             return
@@ -45,7 +58,7 @@ class Ledger:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of both files, all of them on disk when this returns."""
+        """Bytes of all files, all of them on disk when this returns."""
         lengths = {}
         for name in _FILES if self._folder is not None else ():
             with (self._folder / name).open("a", encoding="utf-8") as file:  # type: ignore[operator]

@@ -13,8 +13,8 @@ from torch import nn
 from fedsparse import pruning
 from fedsparse.federated import sgd
 from fedsparse.federated.checkpoint import Checkpoints
+from fedsparse.federated.costs import Sizes, Work, round_costs, sizes
 from fedsparse.federated.engines.base import Engine
-from fedsparse.federated.flops import forward_flops
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.server import FederatedServer
@@ -77,9 +77,10 @@ def run_rounds(
         server.restore(state)
         if checkpoints is not None:
             engine.restore(checkpoints.clients(state.round))
+    network = sizes(plan.network(), plan.data.test.batch(torch.tensor([0]))[0][0])
     next_round, stopped = 0 if state is None else state.round, False
     while next_round < plan.rounds and not stopped:
-        record = _round(plan, server, next_round)
+        record = _round(plan, server, ledger, network, next_round)
         ledger.add_round(record)
         on_round(record)
         next_round += 1
@@ -92,7 +93,7 @@ def run_rounds(
     return Outcome(model, server.weights, ledger.rounds, stopped)
 
 
-def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
+def _round(plan: Plan, server: FederatedServer, ledger: Ledger, network: Sizes, round: int) -> dict[str, Any]:
     """One round; what the method sends before round 0 is counted in round 0."""
     start = time.perf_counter()
     method = plan.method
@@ -101,23 +102,36 @@ def _round(plan: Plan, server: FederatedServer, round: int) -> dict[str, Any]:
         server.weights = method.start(server)
     before = server.weights.topology
     updates = server.ask(
-        method.train, lambda client: method.download(server, client), weights_back=True, check=method.check
+        method.train,
+        lambda client: method.download(server, client),
+        weights_back=method.weights_back,
+        check=method.check,
     )
+    # Clients that upload no weights have trained under the masks they were sent.
+    trained = [before if update.weights is None else update.weights.topology for update in updates]
+    works = [
+        Work(topology, update.num_samples, method.costs(topology, round))
+        for topology, update in zip(trained, updates, strict=True)
+    ]
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)
     if topology is not None:
         server.weights = server.weights.moved_to(topology)
     seconds = time.perf_counter() - start - server.traffic.exchange_seconds
-    return _record(plan, server, masks_changed=server.weights.topology.changed_positions(before), seconds=seconds)
+    ledger.add_layers(round, server.weights.topology, before)
+    masks_changed = server.weights.topology.changed_positions(before)
+    costs = round_costs(network, works, plan.client)
+    return _record(plan, server, masks_changed=masks_changed, seconds=seconds, costs=costs)
 
 
-def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds: float) -> dict[str, Any]:
+def _record(
+    plan: Plan, server: FederatedServer, *, masks_changed: int, seconds: float, costs: Mapping[str, int]
+) -> dict[str, Any]:
     round, traffic, model = server.round, server.traffic, server.model
     evaluated = (round + 1) % plan.eval_every == 0 or round + 1 == plan.rounds
     test = plan.data.test
     metrics = sgd.evaluate(model, test) if evaluated else dict.fromkeys(test.task.columns)
     diverged = any(value is not None and not math.isfinite(value) for value in metrics.values())
-    sample, _ = test.batch(torch.tensor([0]))
     kept = server.weights.topology.nnz
     if not server.weights.topology:
         kept = sum(weight.numel() for weight in pruning.prunable(model).values())
@@ -135,12 +149,14 @@ def _record(plan: Plan, server: FederatedServer, *, masks_changed: int, seconds:
         "client_seconds": traffic.client_seconds,
         "server_seconds": seconds,
         "peak_bytes": traffic.peak_bytes,
-        "flops_modelled": 3 * forward_flops(model, sample[0]) * traffic.samples * plan.client.epochs,
-        "joules": None,
+        "flops_modelled": costs["flops_exact_modelled"],
+        "joules": traffic.joules,
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
         "clients_retried": traffic.retried,
         "asks_failed": traffic.asks_failed,
         "replies_ignored": traffic.ignored,
         "diverged": diverged,
+        **costs,
+        **plan.method.metrics(server),
     }

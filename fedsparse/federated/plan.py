@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fedsparse.data import Dataset, FederatedDataset
+from fedsparse.errors import ConfigError
 from fedsparse.methods.base import Method
 
 __all__ = ["ClientSettings", "Plan"]
@@ -40,6 +42,7 @@ class Plan:
         method: the algorithm and its settings.
         data: training samples dealt to clients, and the test set.
         build_model: makes the plain dense model, the same at every call.
+        narrowed: makes the same model with that share of its channels; None where it has no width to change.
         seed: all randomness of the rounds follows from it.
         rounds: how many.
         per_round: cohort size.
@@ -65,7 +68,25 @@ class Plan:
     device: str = "cpu"
     public: Dataset | None = None
     threads: int | None = None
+    narrowed: Callable[[float], nn.Module] | None = None
 
     def network(self) -> nn.Module:
-        """The method's network with its initial weights, on the run's device."""
-        return self.method.build(self.build_model()).to(self.device)
+        """The method's network with its initial weights, on the run's device.
+
+        Raises:
+            ConfigError: the method wants another width than the model's, which has none.
+            InfeasibleDensityError: no width is small enough for the method.
+        """
+        share = self.method.width(self._parameters)
+        plain = self.build_model() if share == 1 else self._narrowed(share)
+        return self.method.build(plain).to(self.device)
+
+    def _narrowed(self, share: float) -> nn.Module:
+        if self.narrowed is None:
+            raise ConfigError(f"method {self.method.name!r} makes narrow networks, this model has no width to change")
+        return self.narrowed(share)
+
+    def _parameters(self, share: float) -> int:
+        with torch.device("meta"):  # counts without memory or initial values
+            model = self.build_model() if share == 1 else self._narrowed(share)
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

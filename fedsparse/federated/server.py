@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from fedsparse import wire
+from fedsparse import energy, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
@@ -35,6 +35,7 @@ class Traffic:
             the encoded dense network, for each client that was asked to train and each that answered.
         client_seconds: time inside clients.
         exchange_seconds: time inside the engine.
+        joules: of the run's device in that time; None where it was unavailable, never a partial sum.
         peak_bytes: largest peak of a client, None where memory cannot be counted.
         samples: training samples of the clients that answered a training.
         answered, failed: clients that did and did not deliver a usable training.
@@ -49,6 +50,7 @@ class Traffic:
     bytes_up_dense: int = 0
     client_seconds: float = 0.0
     exchange_seconds: float = 0.0
+    joules: float | None = 0.0
     peak_bytes: int | None = None
     samples: int = 0
     answered: int = 0
@@ -56,6 +58,13 @@ class Traffic:
     asks_failed: int = 0
     retried: int = 0
     ignored: int = 0
+
+    def add_joules(self, meter: energy.Meter) -> None:
+        """The energy of one exchange."""
+        try:
+            self.joules = None if self.joules is None else self.joules + meter.joules()
+        except energy.Unavailable:
+            self.joules = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +100,8 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
-        dense = Payload("train", 0, self.weights)
-        self._dense_bytes = len(wire.encode(dense, known={self.weights.topology.digest}))
+        dense = read_weights(plan.build_model())
+        self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
     def begin(self, round: int) -> None:
         """Draws the cohort of a round and starts its sums."""
@@ -110,6 +119,10 @@ class FederatedServer:
     def model(self) -> nn.Module:
         write_weights(self._network, self.weights)
         return self._network
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._plan.data.train.shape
 
     @property
     def public_data(self) -> Dataset | None:
@@ -134,28 +147,53 @@ class FederatedServer:
         weights_back: bool = False,
         check: Check | None = None,
     ) -> list[Update]:
-        asked = []
+        updates = self._exchange(self.cohort, task, download, weights_back=weights_back, check=check)
+        if len(updates) < min(self._plan.min_clients, len(self.cohort)):
+            raise ClientError(
+                f"round {self.round}: {len(updates)} of {len(self.cohort)} clients delivered a usable update "
+                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
+                "clients.jsonl says why each failed"
+            )
+        return updates
+
+    def ask_one(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, check: Check | None = None
+    ) -> Update:
         for client_id in self.cohort:
+            updates = self._exchange([client_id], task, download, weights_back=False, check=check)
+            if updates:
+                return updates[0]
+        raise ClientError(
+            f"round {self.round}: none of {len(self.cohort)} clients delivered a usable answer "
+            f"for {task.__name__!r}; clients.jsonl says why each failed"
+        )
+
+    def _exchange(
+        self,
+        clients: Sequence[int],
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        *,
+        weights_back: bool,
+        check: Check | None,
+    ) -> list[Update]:
+        """The usable answers of `clients`, in their order."""
+        asked = []
+        for client_id in clients:
             sent = download(client_id)
             message = Payload(task.__name__, self.round, sent.weights, sent.extras)
             known = {self.known[client_id]} if client_id in self.known else set()
             request = Request(client_id, wire.encode(message, known=known), weights_back)
             asked.append(_Asked(task.__name__, sent, request, check))
-        start = time.perf_counter()
+        start, meter = time.perf_counter(), energy.Meter(self._plan.device)
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
+        self.traffic.add_joules(meter)
         of_request, stray = by_request([each.request for each in asked], replies)
         answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
         for reply in stray:
             self._book_ignored(reply)
-        updates = [update for update in answers if update is not None]
-        if len(updates) < min(self._plan.min_clients, len(asked)):
-            raise ClientError(
-                f"round {self.round}: {len(updates)} of {len(asked)} clients delivered a usable update "
-                f"for {task.__name__!r}, engine.min_clients asks for {self._plan.min_clients}; "
-                "clients.jsonl says why each failed"
-            )
-        return updates
+        return [update for update in answers if update is not None]
 
     # ---- the replies of one client
     def _receive(self, asked: "_Asked", replies: Sequence[Reply]) -> Update | None:
@@ -171,7 +209,7 @@ class FederatedServer:
             self.known.pop(reply.client_id, None)
         elif asked.sent.weights is not None:
             self.known[reply.client_id] = asked.sent.weights.topology.digest
-        self._book(asked.request, reply, update, reason)
+        self._book(asked, reply, update, reason)
         return update
 
     def _tried(self, asked: "_Asked", reply: Reply) -> tuple[Update | None, str]:
@@ -207,7 +245,8 @@ class FederatedServer:
             asked.check(asked.sent, update)
         return update
 
-    def _book(self, request: Request, reply: Reply, update: Update | None, reason: str) -> None:
+    def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
+        request, training = asked.request, asked.task == self._plan.method.train.__name__
         bytes_up = 0 if reply.blob is None else len(reply.blob)
         traffic = self.traffic
         traffic.bytes_down += len(request.blob)
@@ -216,7 +255,7 @@ class FederatedServer:
         if reply.peak_bytes.value is not None:
             traffic.peak_bytes = max(traffic.peak_bytes or 0, int(reply.peak_bytes.value))
         samples = len(self._plan.data.clients[request.client_id])
-        if request.weights_back:
+        if training:
             traffic.bytes_down_dense += self._dense_bytes
             traffic.bytes_up_dense += self._dense_bytes if reply.blob is not None else 0
             traffic.answered += update is not None
@@ -229,7 +268,7 @@ class FederatedServer:
             {
                 "round": self.round,
                 "client": request.client_id,
-                "exchange": "train" if request.weights_back else "ask",
+                "exchange": "train" if training else "ask",
                 "samples": samples,
                 "status": "ok" if update is not None else "failed",
                 "reason": reason,

@@ -4,19 +4,19 @@ import copy
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fedsparse.methods
 from fedsparse import pruning
 from fedsparse.errors import ConfigError, MethodError, PatternError
 from fedsparse.methods.aggregation import mean
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import sparsify, topology
 from fedsparse.pattern import Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
@@ -40,13 +40,22 @@ class Method:
         name: what configurations call it.
         client_masks: whether clients may answer the training of an adjusting round with masks of their own.
         client_counts: whether those masks may keep another number of weights in a layer.
+        weights_back: whether clients answer a training with their weights; otherwise extras say what became of them.
     """
 
     name: ClassVar[str]
     client_masks: ClassVar[bool] = False
     client_counts: ClassVar[bool] = False
+    weights_back: ClassVar[bool] = True
 
     # ---- on every machine
+    def width(self, parameters: Callable[[float], int]) -> float:
+        """Share of its channels, in (0, 1], with which the plain network is made.
+
+        `parameters(share)` counts the trainable parameters it then has, and refuses models without a width.
+        """
+        return 1.0
+
     def build(self, model: nn.Module) -> nn.Module:
         """The network the method trains, from the plain one; called wherever a model is made."""
         return model
@@ -78,6 +87,17 @@ class Method:
         """Whether masks are adjusted in this round."""
         return False
 
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """What a client with these masks costs in a round beyond plain training, for the ledger."""
+        return CostRow()
+
+    def metrics(self, server: Server) -> Mapping[str, float | None]:
+        """Numbers of its own, finite or None, for the record of the round that has just been adjusted.
+
+        They come after everyone's under names of their own, the same in every round.
+        """
+        return {}
+
     # ---- on a client
     @client_task
     def train(self, client: Client) -> Extras:
@@ -100,8 +120,10 @@ class SparseMethod(Method):
         distribution: how layers share it: `erk`, `er`, `uniform` or `global`.
         granularity: unit of pruning.
         exclude: what is never pruned: `output`, `ends`, `none`, or the name of a layer.
+        fixed_size: whether each layer keeps its number of weights; otherwise the density is an upper limit.
     """
 
+    fixed_size: ClassVar[bool] = True
     density: float = 0.1
     distribution: str = "erk"
     granularity: str = "element"
@@ -116,12 +138,22 @@ class SparseMethod(Method):
         except PatternError as error:
             raise ConfigError(f"{self.name}: granularity = {self.granularity!r}; {error}") from error
 
-    def initial_topology(self, model: nn.Module, score: str, generator: torch.Generator) -> Topology:
-        """Masks of the method's density on the weights of `model`, which is left as it is."""
+    def initial_topology(
+        self,
+        model: nn.Module,
+        score: str | Mapping[str, Tensor],
+        generator: torch.Generator,
+        *,
+        distribution: str | None = None,
+    ) -> Topology:
+        """Masks of the method's density on the weights of `model`, which is left as it is.
+
+        `score` is as for `sparsify`; `distribution` is the method's by default.
+        """
         pruned = sparsify(
             copy.deepcopy(model),
             self.density,
-            distribution=self.distribution,
+            distribution=distribution or self.distribution,
             score=score,
             granularity=self.granularity,
             exclude=self.exclude,
@@ -152,6 +184,11 @@ class DynamicMethod(SparseMethod):
 
     def adjusts(self, round: int) -> bool:
         return pruning.adjusts(round, self.adjust_every, self.adjust_until)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """One mini-batch for the largest pruned gradients, of which position and value are held."""
+        swaps = sum(self.swap_counts(topology, round).values()) if self.adjusts(round) else 0
+        return CostRow(probes=min(swaps, 1), buffer_bytes=8 * swaps)
 
     def swap_counts(self, topology: Topology, round: int) -> dict[str, int]:
         """a_l: weights to swap in each layer of `topology` in this round."""

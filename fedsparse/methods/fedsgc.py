@@ -9,7 +9,7 @@ lie anywhere in their order. Beyond that it is `feddst`, whose deviations hold h
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -19,7 +19,7 @@ from fedsparse import pruning
 from fedsparse.methods.aggregation import masked_mean_with_absent
 from fedsparse.methods.base import register
 from fedsparse.methods.feddst import FedDST
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import sparse_layers, topology
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.pruning.rounding import floor_share
@@ -53,6 +53,12 @@ class FedSGC(FedDST):
         if not self.adjusts(server.round):
             return super().download(server, client_id)
         return Download(server.weights, {"direction": server.memory["direction"]})
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """The direction counts like the weights, as in FedRTS's tables; gradients and the weights before are held."""
+        row = super().costs(topology, round)
+        weights = sum(pattern.size for pattern in topology.values())
+        return replace(row, models_down=1, buffer_bytes=4 * weights + weights // 4) if row.probes else row
 
     # ---- clients
     @client_task

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from fedsparse import pruning
 from fedsparse.data import Dataset
 from fedsparse.errors import ClientError, MethodError
-from fedsparse.methods import checks
+from fedsparse.methods import checks, regrow
 from fedsparse.methods.base import DynamicMethod, register
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
-from fedsparse.wire.payload import SparseVector
 
-__all__ = ["FedTiny", "sparse_mean"]
+__all__ = ["FedTiny"]
 
 _TOLERANCE = 0.02  # of a candidate's number of kept weights
 _DRAWS = 10_000
@@ -160,60 +159,39 @@ class FedTiny(DynamicMethod):
         turn = round // self.adjust_every - 1
         return [str(name) for name in groups[len(groups) - 1 - turn % len(groups)]]
 
+    def asked(self, topology: Topology, round: int) -> dict[str, int]:
+        """a_l of the layers of the block: what they swap, and as many gradients are wanted of each client."""
+        counts = self.swap_counts(topology, round)
+        return {name: counts[name] for name in self.block(topology, round)}
+
     def download(self, server: Server, client_id: int) -> Download:
         if not self.adjusts(server.round):
             return super().download(server, client_id)
-        topology = server.weights.topology
-        counts = self.swap_counts(topology, server.round)
-        return Download(server.weights, {"counts": {n: counts[n] for n in self.block(topology, server.round)}})
+        return regrow.ask(server, self.asked(server.weights.topology, server.round))
 
     @client_task
     def train(self, client: Client) -> Extras:
         client.sgd()
-        if "counts" not in client.extras:
-            return {}
-        return {"top": client.top_pruned_gradients(cast(Mapping[str, int], client.extras["counts"]))}
+        return regrow.propose(client)
 
     def check(self, sent: Download, update: Update) -> None:
-        if "counts" in sent.extras:
-            assert sent.weights is not None
-            counts, topology = cast(Mapping[str, int], sent.extras["counts"]), sent.weights.topology
-            checks.pruned_positions(update.extras, "top", counts=counts, topology=topology, kind=SparseVector)
+        regrow.check(sent, update)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """As of all that swap, but in one block, and position and value of each candidate are uploaded."""
+        counts = self.swap_counts(topology, round) if self.adjusts(round) else {}
+        swaps = sum(counts[name] for name in self.block(topology, round)) if counts else 0
+        return CostRow(probes=min(swaps, 1), numbers_up=2 * swaps, buffer_bytes=8 * swaps)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer of the block: drop the a_l smallest |w|, grow the a_l largest mean gradients that arrived."""
         if not self.adjusts(server.round):
             return None
-        topology = server.weights.topology
-        counts = self.swap_counts(topology, server.round)
-        changed = {}
-        samples = sum(update.num_samples for update in updates)
-        for name in self.block(topology, server.round):
-            if not counts[name]:
-                continue
-            sent = [(cast(Mapping[str, SparseVector], u.extras["top"])[name], u.num_samples) for u in updates]
-            candidates, gradients = sparse_mean(sent, samples)
-            changed[name] = pruning.swap(
-                topology[name], server.weights.values[name], candidates, scores=gradients, count=counts[name]
-            )
-        return topology.with_patterns(changed)
+        return regrow.regrown(server.weights, updates, self.asked(server.weights.topology, server.round))
 
 
 def _key(candidate: int) -> str:
     return str(candidate)
-
-
-def sparse_mean(vectors: Sequence[tuple[SparseVector, int]], samples: int) -> tuple[Tensor, Tensor]:
-    """Mean of sparse vectors weighted by samples, entries that a client did not send counting as 0.
-
-    Returns:
-        Positions that arrived, `(c,)` int64 ascending, and their means `(c,)` float64.
-    """
-    if not vectors:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    positions, slot = torch.cat([v.indices for v, _ in vectors]).unique(return_inverse=True)
-    weighted = torch.cat([v.values.double() * (n / samples) for v, n in vectors])
-    return positions, torch.zeros(len(positions), dtype=torch.float64).index_add_(0, slot, weighted)
 
 
 def lowest_pooled_loss(replies: Sequence[tuple[Any, Any]]) -> int:

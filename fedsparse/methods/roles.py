@@ -17,6 +17,7 @@ __all__ = [
     "Check",
     "Client",
     "ClientTask",
+    "CostRow",
     "Download",
     "Extras",
     "LearningRate",
@@ -77,6 +78,25 @@ class Update:
 Check = Callable[[Download, Update], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What one client's training costs in a round beyond training the weights it was sent, as papers count it.
+
+    Attributes:
+        probes: mini-batches on which gradients of pruned weights are computed too; None is all.
+        numbers_up: numbers of four bytes uploaded beside the weights.
+        models_down: how many more times the size of the weights is downloaded.
+        buffer_bytes: memory held to adjust masks.
+        value_bits: of each trainable number on its way, down and up.
+    """
+
+    probes: int | None = 0
+    numbers_up: int = 0
+    models_down: int = 0
+    buffer_bytes: int = 0
+    value_bits: int = 32
+
+
 class Server(Protocol):
     """The server as a method sees it.
 
@@ -85,6 +105,7 @@ class Server(Protocol):
         num_samples: training samples of all clients of the run, sampled or not.
         weights: the global model.
         model: a network with the global weights in it; changes to it are not kept.
+        sample_shape: of one input of the network, without the batch.
         public_data: samples the server may use, or None.
         memory: the method's only mutable state; survives resume.
     """
@@ -98,6 +119,9 @@ class Server(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
 
     @property
     def public_data(self) -> Dataset | None: ...
@@ -122,6 +146,16 @@ class Server(Protocol):
 
         Raises:
             ClientError: fewer clients than the run asks for delivered a usable answer.
+        """
+        ...
+
+    def ask_one(
+        self, task: Callable[..., Extras], download: Callable[[int], Download], *, check: Check | None = None
+    ) -> Update:
+        """The first usable answer, cohort members being asked one after another, without weights of their own.
+
+        Raises:
+            ClientError: no member delivered one.
         """
         ...
 

@@ -15,7 +15,7 @@ from fedsparse.models.resnet import resnet18
 from fedsparse.models.small import lenet, mlp
 from fedsparse.models.vgg import vgg11
 
-__all__ = ["build", "gpt2", "lenet", "mlp", "models", "resnet18", "vgg11"]
+__all__ = ["build", "gpt2", "lenet", "mlp", "models", "narrowed", "resnet18", "vgg11"]
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,22 @@ class _Model:
     Attributes:
         make: the factory.
         smallest: smallest side of its pictures in pixels; None where it takes any shape.
+        width: option that holds the channels of its layers, one number or one a layer; None where there is none.
         reads: whether it takes tokens.
     """
 
     make: Callable[..., nn.Module]
     smallest: int | None = None
+    width: str | None = None
     reads: bool = False
 
 
 _MODELS = {
     "gpt2": _Model(gpt2, reads=True),
-    "lenet": _Model(lenet, 10),
-    "mlp": _Model(mlp),
-    "resnet18": _Model(resnet18, 1),
-    "vgg11": _Model(vgg11, 32),
+    "lenet": _Model(lenet, 10, "widths"),
+    "mlp": _Model(mlp, None, "hidden"),
+    "resnet18": _Model(resnet18, 1, "width"),
+    "vgg11": _Model(vgg11, 32, "width"),
 }
 # Parameters that follow from the data.
 _FROM_DATA = ("num_classes", "in_channels", "in_features", "vocabulary")
@@ -91,6 +93,23 @@ def build(
         return model.make(**{key: value for key, value in facts.items() if key in wanted}, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model {name!r} cannot be built with {dict(options)}: {error}") from error
+
+
+def narrowed(name: str, options: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """Options of the model `name` that has `share` of the channels, in (0, 1]: rounded, at least 1 in every layer.
+
+    What follows from the data stays: inputs, and the classes of the output layer.
+
+    Raises:
+        ConfigError: the model has no width.
+    """
+    option = _MODELS[name].width
+    if option is None:
+        raise ConfigError(f"model {name!r} has no width to change; choose another model")
+    full = options.get(option, inspect.signature(_MODELS[name].make).parameters[option].default)
+    if isinstance(full, int):
+        return {**options, option: max(1, round(share * full))}
+    return {**options, option: tuple(max(1, round(share * channels)) for channels in full)}
 
 
 def _check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

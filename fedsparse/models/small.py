@@ -13,15 +13,16 @@ __all__ = ["LeNet", "lenet", "mlp"]
 class LeNet(nn.Module):
     """LeNet-5.  LeCun et al., Proc. IEEE 1998; ReLU, max pooling, for pictures of 10 pixels a side or more."""
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=2)
-        self.conv2 = nn.Conv2d(6, 16, 5)
+        first, second, third, fourth = widths
+        self.conv1 = nn.Conv2d(in_channels, first, 5, padding=2)
+        self.conv2 = nn.Conv2d(first, second, 5)
         self.pool = nn.MaxPool2d(2)
         self.adapt = nn.AdaptiveAvgPool2d(5)
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, num_classes)
+        self.fc1 = nn.Linear(second * 5 * 5, third)
+        self.fc2 = nn.Linear(third, fourth)
+        self.fc3 = nn.Linear(fourth, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in_channels, h, w)` -> `(batch, num_classes)` logits."""
@@ -32,9 +33,19 @@ class LeNet(nn.Module):
         return logits
 
 
-def lenet(num_classes: int = 10, in_channels: int = 1) -> LeNet:
-    """LeNet-5: 61,706 parameters with 1 channel and 10 classes."""
-    return LeNet(num_classes, in_channels)
+def lenet(num_classes: int = 10, in_channels: int = 1, widths: Sequence[int] = (6, 16, 120, 84)) -> LeNet:
+    """LeNet-5: 61,706 parameters with 1 channel and 10 classes.
+
+    Args:
+        widths: channels of the two convolutions and units of the two hidden layers.
+
+    Raises:
+        ConfigError: not four widths of at least 1.
+    """
+    if len(widths) != 4 or min(widths) < 1:
+        raise ConfigError(f"expected the widths of four layers, each at least 1, got {list(widths)}")
+    first, second, third, fourth = widths
+    return LeNet(num_classes, in_channels, (first, second, third, fourth))
 
 
 def mlp(in_features: int, num_classes: int = 10, hidden: Sequence[int] = (300, 100)) -> nn.Sequential:

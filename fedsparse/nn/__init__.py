@@ -1,9 +1,13 @@
 """Sparse layers, and the surgery that puts them into any model."""
 
+from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
-from fedsparse.nn.plan import Plan, PlannedLayer, plan
+from fedsparse.nn.norm_free import without_batch_norm
+from fedsparse.nn.normalised import GAMMA, NormalisedConv2d, SparseNormalisedConv2d
+from fedsparse.nn.plan import Conversion, Plan, PlannedLayer, plan
 from fedsparse.nn.probe import topk_pruned_gradient
 from fedsparse.nn.surgery import (
     densify,
@@ -19,15 +23,21 @@ from fedsparse.nn.surgery import (
 )
 
 __all__ = [
+    "GAMMA",
+    "Conversion",
+    "NormalisedConv2d",
     "Plan",
     "PlannedLayer",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
+    "SparseNormalisedConv2d",
+    "dense_gradients",
     "densify",
     "density",
     "masks",
     "plan",
+    "prune_activations",
     "read_weights",
     "set_backend",
     "set_masks",
@@ -35,5 +45,6 @@ __all__ = [
     "sparsify",
     "topk_pruned_gradient",
     "topology",
+    "without_batch_norm",
     "write_weights",
 ]

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import backends, ops
+from fedsparse.backends.activation import Pruning
 from fedsparse.blocked import plain
 from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Granularity, Pattern, carried
 
-__all__ = ["SparseLayer"]
+__all__ = ["Operand", "SparseLayer", "Watcher"]
 
 _KEPT = "kept"
 
 
-# Told of each product: its input, its output, and (index, shape, geometry, backend) of the weight.
-Watcher = Callable[[Tensor, Tensor, tuple[Any, ...]], None]
+# Of a product's weight: index, shape, geometry and backend.
+Operand = tuple[Any, ...]
+# Told of each product: its input, its output, and its weight.
+Watcher = Callable[[Tensor, Tensor, Operand], None]
 
 
 class SparseLayer(nn.Module):
@@ -33,6 +36,7 @@ class SparseLayer(nn.Module):
         bias: `(out,)` parameter, or None.
         backend: who computes; `auto` decides by case.
         watcher: called after each product; see `topk_pruned_gradient`.
+        activation_pruning: what is saved of the input in training; None: all. See `prune_activations`.
     """
 
     values: nn.Parameter
@@ -42,6 +46,7 @@ class SparseLayer(nn.Module):
         super().__init__()
         self.backend = "auto"
         self.watcher: Watcher | None = None
+        self.activation_pruning: Pruning | None = None
         self._hold(pattern)
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -110,17 +115,37 @@ class SparseLayer(nn.Module):
         self.values.data = carried(self.values.detach(), places, grown)
         self._hold(new.to(self.values.device))
 
+    def effective_values(self) -> Tensor:
+        """What inputs are multiplied with, `(nnz,)`: `values`, or what a layer derives from them."""
+        return self.values
+
     def product(self, x: Tensor, geometry: tuple[int, ...]) -> Tensor:
         """Product of a batched input with the weight; `geometry` as in `ops.product`."""
+        values = self.effective_values()
+        saves = self.training and torch.is_grad_enabled() and self.values.requires_grad
+        pruning = self.activation_pruning if saves else None
         if self.watcher is None:
-            blocked = blocked_product(x, self.values, self.bias, self.pattern, geometry, self.backend)
+            blocked = blocked_product(x, values, self.bias, self.pattern, geometry, self.backend, pruning)
             if blocked is not None:
                 return blocked
         x, weight = plain(x), (self.index, self._pattern.shape, geometry, self.backend)
-        y = ops.product(x, self.values, self.bias, *weight)
+        if pruning is None:
+            y = ops.product(x, values, self.bias, *weight)
+        else:
+            y = ops.pruned_product(x, values, self.bias, weight, pruning)
         if self.watcher is not None:
             self.watcher(x, y, weight)
         return y
+
+    # ---- gradients at pruned positions, from what a watcher sees: output's gradient, input and weight of a product
+    def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
+        """Flat positions and signed dL/dw of the (at most) k pruned weights of largest |dL/dw|, streamed."""
+        return ops.topk_pruned(grad, x, k, *weight)
+
+    def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
+        """dL/dw at every position, in dense shape."""
+        _, shape, geometry, _ = weight
+        return ops.weight_gradient(grad, x, shape, geometry)
 
     def to_dense(self) -> nn.Module:
         """The torch layer that computes the same function."""

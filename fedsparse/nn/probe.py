@@ -1,14 +1,12 @@
 """The largest gradients of pruned weights, caught during a backward pass."""
 
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.nn.layer import SparseLayer
-from fedsparse.ops import topk_pruned
+from fedsparse.nn.layer import Operand, SparseLayer
 
 __all__ = ["topk_pruned_gradient"]
 
@@ -76,7 +74,7 @@ class topk_pruned_gradient:
             raise PatternError("there is no result before backward() has run inside topk_pruned_gradient")
         return self._found
 
-    def _watch(self, x: Tensor, output: Tensor, weight: tuple[Any, ...]) -> None:
+    def _watch(self, x: Tensor, output: Tensor, weight: Operand) -> None:
         self._uses += 1
         if self._uses > 1 and len(self._layer.pattern.shape) > 2:
             raise PatternError(
@@ -92,6 +90,6 @@ class topk_pruned_gradient:
                 grads, inputs = (
                     torch.cat(parts) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
                 )
-                self._found = topk_pruned(grads, inputs, self._k, *weight)
+                self._found = self._layer.top_pruned_gradient(grads, inputs, self._k, weight)
 
         output.register_hook(catch)

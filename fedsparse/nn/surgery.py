@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import pruning
-from fedsparse.blocked import keep_blocked, leave_blocked
+from fedsparse.blocked import hold_whole, keep_blocked, leave_blocked
 from fedsparse.errors import ConfigError, PatternError
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
+from fedsparse.nn.normalised import NormalisedConv2d, SparseNormalisedConv2d
 from fedsparse.pattern import Pattern, Topology, Weights, parse
 
 __all__ = [
@@ -114,10 +115,12 @@ def densify(model: nn.Module) -> nn.Module:
         return model.to_dense()
     for name, layer in sparse_layers(model).items():
         _replace(model, name, layer.to_dense())
-    return leave_blocked(model)
+    return leave_blocked(hold_whole(model))
 
 
 def _sparse(module: nn.Module, mask: Tensor, granularity: str) -> SparseLayer:
+    if isinstance(module, NormalisedConv2d):
+        return SparseNormalisedConv2d.from_dense(module, mask, granularity=granularity)
     if isinstance(module, nn.Conv2d):
         return SparseConv2d.from_dense(module, mask, granularity=granularity)
     if isinstance(module, nn.Linear):
@@ -234,6 +237,9 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
     _check_fit(model, weights)
     layers = sparse_layers(model)
     for name in layers.keys() - weights.topology.keys():
+        # Nothing is pruned any more, which a dense layer could not tell from zeros.
+        everything = torch.ones(layers[name].pattern.shape, dtype=torch.bool)
+        layers[name].repattern(Pattern.from_mask(everything, layers[name].granularity))
         _replace(model, name, layers[name].to_dense())
     for name, pattern in weights.topology.items():
         if name not in layers:

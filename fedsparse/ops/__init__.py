@@ -1,5 +1,6 @@
 """What torch sees: library ops with checks, fake and autograd support."""
 
-from fedsparse.ops.products import product, topk_pruned
+from fedsparse.ops.products import product, topk_pruned, values_gradient, weight_gradient
+from fedsparse.ops.pruned import pruned_product
 
-__all__ = ["product", "topk_pruned"]
+__all__ = ["product", "pruned_product", "topk_pruned", "values_gradient", "weight_gradient"]

@@ -4,6 +4,7 @@
 dilation (vertical, horizontal each) and groups.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,15 @@ from fedsparse.backends import Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
-__all__ = ["check_parameters", "product", "read_case", "remembered_case", "topk_pruned"]
+__all__ = [
+    "check_parameters",
+    "product",
+    "read_case",
+    "remembered_case",
+    "topk_pruned",
+    "values_gradient",
+    "weight_gradient",
+]
 
 _LIBRARY = torch.library.Library("fedsparse", "DEF")
 _WEIGHT = "Tensor[] index, int[] shape, int[] geometry, str backend"
@@ -244,3 +253,36 @@ def topk_pruned(
         grad, x, k, list(index), list(shape), list(geometry), backend
     )
     return result
+
+
+def values_gradient(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    backend: str,
+) -> Tensor:
+    """dL/dvalues `(nnz,)` from the gradient of the product."""
+    gradient: Tensor = torch.ops.fedsparse.product_backward(
+        grad, x, values, False, True, list(index), list(shape), list(geometry), backend
+    )[1]
+    return gradient
+
+
+def weight_gradient(grad: Tensor, x: Tensor, shape: Sequence[int], geometry: Sequence[int]) -> Tensor:
+    """dL/dW at every position of a weight of dense `shape`, kept or pruned, from the gradient of the product.
+
+    Computed and held as a dense layer's would be, which is what callers ask for; see `topk_pruned` for O(k) memory.
+    """
+    case = read_case(x, shape, math.prod(shape), geometry)
+    if case.geometry is None:
+        return grad.T @ x
+    g = case.geometry
+    # The weight is only read for its shape: one number stands for all.
+    like = x.new_empty(1).expand(case.shape)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, x, like, None, g.stride, g.padding, g.dilation, False, [0, 0], g.groups, [False, True, False]
+    )[1]
+    return found

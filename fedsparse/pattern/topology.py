@@ -70,14 +70,18 @@ class Topology(Mapping[str, Pattern]):
 
     def changed_positions(self, other: "Topology") -> int:
         """Number of positions kept by exactly one of the two. A weight absent from one is dense there."""
-        total = 0
-        for name in self.keys() | other.keys():
+        return sum(self.changes(other).values())
+
+    def changes(self, other: "Topology") -> dict[str, int]:
+        """`changed_positions` of each weight that either prunes, this topology's own first."""
+        changed = {}
+        for name in dict.fromkeys((*self, *other)):
             mine, theirs = self.get(name), other.get(name)
             if mine is None or theirs is None:
                 present = mine or theirs
                 assert present is not None
-                total += present.size - present.nnz
-            elif mine.digest != theirs.digest:
-                shared = int((mine.carry_to(theirs) >= 0).sum())
-                total += mine.nnz + theirs.nnz - 2 * shared
-        return total
+                changed[name] = present.size - present.nnz
+            else:
+                shared = mine.nnz if mine.digest == theirs.digest else int((mine.carry_to(theirs) >= 0).sum())
+                changed[name] = mine.nnz + theirs.nnz - 2 * shared
+        return changed

@@ -2,23 +2,33 @@
 
 from fedsparse.pruning.allocate import allocate, budget, densities
 from fedsparse.pruning.eligible import prunable
-from fedsparse.pruning.schedule import adjusts, cosine_share, swap_counts
+from fedsparse.pruning.gain import by_gain
+from fedsparse.pruning.gradual import gradually
+from fedsparse.pruning.schedule import adjusts, cosine_share, density_path, swap_counts
 from fedsparse.pruning.score import magnitude, random
 from fedsparse.pruning.select import globally, layerwise, top
+from fedsparse.pruning.sensitivity import grasp, snip
 from fedsparse.pruning.swap import swap
+from fedsparse.pruning.synflow import synflow
 
 __all__ = [
     "adjusts",
     "allocate",
     "budget",
+    "by_gain",
     "cosine_share",
     "densities",
+    "density_path",
     "globally",
+    "gradually",
+    "grasp",
     "layerwise",
     "magnitude",
     "prunable",
     "random",
+    "snip",
     "swap",
     "swap_counts",
+    "synflow",
     "top",
 ]

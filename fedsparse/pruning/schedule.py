@@ -1,4 +1,4 @@
-"""When masks are adjusted, and how many weights each adjustment swaps."""
+"""When masks are adjusted and how many weights each adjustment swaps; how density falls over pruning steps."""
 
 import math
 
@@ -6,7 +6,9 @@ from fedsparse.errors import ConfigError
 from fedsparse.pattern import Topology
 from fedsparse.pruning.rounding import floor_share
 
-__all__ = ["adjusts", "cosine_share", "swap_counts"]
+__all__ = ["COURSES", "adjusts", "cosine_share", "density_path", "swap_counts"]
+
+COURSES = ("exponential", "linear")
 
 
 def cosine_share(fraction: float, round: int, until: int) -> float:
@@ -49,3 +51,21 @@ def adjusts(round: int, every: int, until: int) -> bool:
     if every < 1:
         raise ConfigError(f"rounds between adjustments must be at least 1, got {every}")
     return 0 < round < until and round % every == 0
+
+
+def density_path(density: float, iterations: int, course: str = "exponential") -> list[float]:
+    """Overall density after each of `iterations` pruning steps from 1 down to `density`; one is pruning at a stroke.
+
+    `exponential` keeps the same share in every step, density^(i / iterations) after step i; `linear` removes the same
+    number, 1 - (1 - density) i / iterations. The last entry is `density` itself.
+
+    Raises:
+        ConfigError: a density outside (0, 1], no iterations, or an unknown course.
+    """
+    if not 0 < density <= 1 or iterations < 1:
+        raise ConfigError(f"expected a density in (0, 1] and at least 1 iteration, got {density} and {iterations}")
+    if course not in COURSES:
+        raise ConfigError(f"unknown course of pruning {course!r}; expected one of {', '.join(COURSES)}")
+    shares = [step / iterations for step in range(1, iterations)]
+    before = [density**share if course == "exponential" else 1 - (1 - density) * share for share in shares]
+    return [*before, density]

@@ -1,5 +1,6 @@
 """What one message says: a task, a round, weights, and named extras of a few types."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
@@ -10,7 +11,7 @@ from torch import Tensor
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Topology, Weights
 
-__all__ = ["IndexSet", "Payload", "Section", "SignMap", "SparseVector"]
+__all__ = ["IndexSet", "Payload", "Quantized", "Section", "SignMap", "SparseVector"]
 
 _LARGEST_SIZE = (1 << 31) - 1
 
@@ -93,8 +94,69 @@ class SignMap(IndexSet):
         return torch.zeros(self.size, dtype=torch.int8).index_copy(0, self.indices, self.signs)
 
 
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Numbers on an even grid from -scale to scale: `scale * codes / limit`.
+
+    Attributes:
+        codes: any shape, int8 in [-127, 127] or int16 in [-32767, 32767].
+        scale: magnitude of the outermost codes, not negative and within the range of float32.
+    """
+
+    codes: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype not in (torch.int8, torch.int16):
+            raise PatternError(f"Quantized: codes must be int8 or int16, got {self.codes.dtype}")
+        if bool((self.codes < -self.limit).any()):
+            raise PatternError(f"Quantized: codes must be in [-{self.limit}, {self.limit}], got {-self.limit - 1}")
+        if not 0 <= self.scale <= torch.finfo(torch.float32).max:
+            raise PatternError(f"Quantized: scale must be in the range of float32 and not negative, got {self.scale}")
+
+    @classmethod
+    def of(cls, numbers: Tensor, dtype: torch.dtype, generator: torch.Generator) -> "Quantized":
+        """Nearest grid points above or below, drawn so that the expected value of each is its number.
+
+        The scale is the largest magnitude; a number a share p of the way up to the next point goes there with
+        probability p. `dtype` is that of the codes; the generator's device is the CPU.
+
+        Raises:
+            PatternError: a number that is not finite, or another dtype.
+        """
+        if dtype not in (torch.int8, torch.int16):
+            raise PatternError(f"Quantized: codes must be int8 or int16, got {dtype}")
+        exact, limit = numbers.detach().cpu().double(), torch.iinfo(dtype).max
+        scale = float(exact.abs().max()) if exact.numel() else 0.0
+        if not math.isfinite(scale):
+            raise PatternError(f"Quantized: numbers must be finite, the largest magnitude is {scale}")
+        steps = exact / scale * limit if scale else torch.zeros_like(exact)
+        draws = torch.rand(exact.shape, generator=generator, dtype=torch.float64)
+        return cls((steps + draws).floor().clamp(-limit, limit).to(dtype), scale)
+
+    @property
+    def limit(self) -> int:
+        """Code of `scale`."""
+        return torch.iinfo(self.codes.dtype).max
+
+    def numbers(self) -> Tensor:
+        """What the codes stand for, float64 and shaped like them."""
+        return self.codes.double() * (self.scale / self.limit)
+
+
 Section: TypeAlias = Union[  # noqa: UP007 (the recursive reference needs a string)
-    Tensor, Topology, Weights, SparseVector, SignMap, IndexSet, bool, int, float, str, Mapping[str, "Section"]
+    Tensor,
+    Topology,
+    Weights,
+    SparseVector,
+    SignMap,
+    IndexSet,
+    Quantized,
+    bool,
+    int,
+    float,
+    str,
+    Mapping[str, "Section"],
 ]
 
 

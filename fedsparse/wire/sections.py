@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsparse.pattern import Pattern, Topology, Weights, parse
 from fedsparse.wire.buffer import Reader, Writer
-from fedsparse.wire.payload import IndexSet, Section, SignMap, SparseVector
+from fedsparse.wire.payload import IndexSet, Quantized, Section, SignMap, SparseVector
 from fedsparse.wire.positions import pack, unpack
 from fedsparse.wire.tensors import (
     read_dtype,
@@ -73,6 +73,17 @@ def _read_sign_map(reader: Reader) -> SignMap:
         raise reader.error(f"the signs set a bit beyond their {count} positions")
     negative = torch.from_numpy(np.unpackbits(np.frombuffer(packed, np.uint8), count=count, bitorder="little"))
     return SignMap(found.size, found.indices, 1 - 2 * negative.to(torch.int8))
+
+
+# ---- grids
+def _write_quantized(writer: Writer, section: Quantized) -> None:
+    writer.real(section.scale)
+    write_tensor(writer, section.codes)
+
+
+def _read_quantized(reader: Reader) -> Quantized:
+    scale = reader.real()
+    return Quantized(read_tensor(reader), scale)
 
 
 # ---- topologies
@@ -220,6 +231,7 @@ _KINDS = (
     _Kind(4, SparseVector, _write_sparse_vector, _read_sparse_vector),
     _Kind(11, SignMap, _write_sign_map, _read_sign_map),
     _Kind(5, IndexSet, _write_index_set, _read_index_set),
+    _Kind(12, Quantized, _write_quantized, _read_quantized),
     _Kind(6, bool, _write_bool, _read_bool),
     _Kind(7, int, Writer.integer, Reader.integer),
     _Kind(8, float, Writer.real, Reader.real),

@@ -87,3 +87,14 @@ def test_case_knows_its_output():
     assert (LINEAR.op, CONV.op) == ("linear", "conv2d")
     moved = replace(CONV, geometry=Geometry((2, 3), (0, 2), (2, 1)))
     assert moved.output == (32, 8, (9 - 5) // 2 + 1, (9 + 4 - 3) // 3 + 1)
+
+
+def test_pointwise_convolutions_with_little_to_do_stay_dense_by_themselves():
+    def shortcut(inputs, side):
+        nnz = inputs * 2 * inputs // 100
+        return Case((2 * inputs, inputs, 1, 1), (64, inputs, side, side), nnz, Geometry(stride=(2, 2)))
+
+    # 64 * 128 * 256 products for 64 * 1024 + 128 * 256 numbers are 21 each; 256 * 512 * 16 for 256 * 64 + 512 * 16, 85
+    assert choose(shortcut(64, 32)).name == "masked"
+    assert choose(shortcut(256, 8)).name == "cpu"
+    assert choose(shortcut(64, 32), blocked=True).name == "cpu"

@@ -17,7 +17,8 @@ def test_step_reports_every_network():
     found = json.loads(json.dumps(report.to_json(), allow_nan=False))
     rows = {row["name"]: row for row in found["rows"]}
     dense = ["torch dense", "torch dense channels_last", "torch bf16 autocast", "torch bf16 autocast channels_last"]
-    ours = ["fedsparse layers uniform 0.5", "fedsparse layers erk 0.1"]
+    ours = [f"{name} {detail}" for detail in ("uniform 0.5", "erk 0.1") for name in step.NETWORKS]
+    assert len(ours) == 6
     assert [name for name in rows if not name.startswith("SparseProp")] == dense + ours
     best = min(rows[name]["seconds"]["median"] for name in dense[:2])
     for name in ours:

@@ -57,7 +57,7 @@ def test_doctor_says_what_to_do_about_what_is_missing(call, monkeypatch):
     assert "/no/such/folder; digits needs no files; for others set FEDSPARSE_DATA" in lines["data folder"]
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "compare", "list", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["run", "resume", "compare", "list", "doctor", "bench", "report"])
 def test_help_shows_an_example(call, command):
     result = call(command, "--help")
     assert result.exit_code == 0

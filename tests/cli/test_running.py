@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -84,6 +85,41 @@ def test_variants_run_in_turn_and_are_compared(call, config):
     assert (dense["method"], sparse["method"]) == ("fedavg", "static")
     assert sparse["bytes_up"] < dense["bytes_up"]
     assert sparse["relative"]["bytes_up"] == sparse["bytes_up"] / dense["bytes_up"]
+
+
+def test_a_grid_over_seeds_runs_resumes_and_is_compared(call, config):
+    flags = ("--grid", "method.density=0.3,0.2", "--seeds", "0-1", "--set", "run.rounds=1")
+    result = call("run", config(), *flags)
+    assert result.exit_code == 0, result.output
+    names = [f"small_density-{density}_seed-{seed}" for density in (0.3, 0.2) for seed in (0, 1)]
+    folder = Path("runs/small-1")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(names)
+    assert metrics(folder / names[0]) != metrics(folder / names[1])
+    assert "mean and standard error over seeds" in result.stdout
+    shutil.rmtree(folder / names[3])
+    before = metrics(folder / names[2])
+    assert call("resume", folder).exit_code == 0
+    assert metrics(folder / names[2]) == before
+    groups = json.loads(call("compare", folder, "--over-seeds", "--json").stdout)
+    assert [(group["name"], group["seeds"]) for group in groups] == [
+        ("small_density-0.3", [0, 1]),
+        ("small_density-0.2", [0, 1]),
+    ]
+    rows = json.loads(call("compare", folder, "--json").stdout)
+    assert groups[0]["figures"]["accuracy"]["mean"] == (rows[0]["accuracy"] + rows[1]["accuracy"]) / 2
+    assert " ± " in call("compare", folder, "--over-seeds").stdout
+
+
+def test_one_variant_by_its_name(call, config):
+    result = call("run", config(VARIANTS), "--only", "sparse", "--set", "run.rounds=1", "--json")
+    assert result.exit_code == 0, result.output
+    (only,) = json.loads(result.stdout)["runs"]
+    assert only["final"]["name"] == "sparse"
+    refused = call("run", config(VARIANTS), "--only", "sparce")
+    assert (refused.exit_code, "only = \"sparce\" is unknown; did you mean 'sparse'?" in str(refused.output)) == (
+        2,
+        True,
+    )
 
 
 def test_a_run_folder_can_be_run_again_as_it_is(call, config):

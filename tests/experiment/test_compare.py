@@ -6,29 +6,12 @@ import pytest
 
 from fedsparse.errors import CheckpointError
 from fedsparse.experiment import compare
-
-LINE = {"kind": "train", "accuracy": 0.8, "density": 1.0, "nnz": 10, "peak_bytes": 400}
+from tests.experiment.folders import write_run
 
 
 @pytest.fixture
 def folder(tmp_path):
-    def write(name, *, method="fedavg", rounds=2, done=2, batch_size=32, alpha=0.5, **line):
-        run = tmp_path / name
-        run.mkdir(parents=True)
-        resolved = {
-            "run": {"name": name, "rounds": rounds},
-            "data": {"name": "digits", "alpha": alpha, "root": f"/somewhere/{name}"},
-            "model": {"name": "mlp"},
-            "method": {"name": method},
-            "client": {"per_round": 2, "epochs": 1, "batch_size": batch_size, "lr": 0.1},
-        }
-        (run / "resolved.json").write_text(json.dumps(resolved))
-        spent = {"client_seconds": 2.0, "bytes_down": 100, "bytes_up": 50}
-        records = [{"round": n, **LINE, **spent, **line} for n in range(done)]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        return run
-
-    return write
+    return lambda name, **settings: write_run(tmp_path / name, **settings)
 
 
 def test_a_sparse_run_is_measured_against_the_dense_one(folder):

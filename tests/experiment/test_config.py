@@ -88,7 +88,7 @@ class TestRefusals:
     def test_unknown_key(self):
         assert refusal("[run]\nround = 1") == (
             "configuration text: unknown key run.round; did you mean run.rounds? "
-            "[run] takes name, seed, rounds, device, out, eval_every, checkpoint_every"
+            "[run] takes name, seed, rounds, device, out, eval_every, checkpoint_every, trackers"
         )
 
     def test_unknown_method_setting(self):
@@ -257,3 +257,17 @@ class TestVariants:
     def test_variants_cannot_be_overridden(self):
         message = refusal(VARIANTS, {"variants": {"name": "x"}})
         assert message == "override variants: variants are set in the file alone; edit its [[variants]] tables"
+
+
+THREE = '[[variants]]\nname = "a"\n[[variants]]\nname = "b"\n[[variants]]\nname = "c"\n'
+
+
+def test_only_some_variants_in_the_order_of_the_file():
+    assert [v.run.name for v in load_config(THREE, only=("c", "a")).variants] == ["a", "c"]
+
+
+def test_a_variant_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match='only = "d" is unknown; known are a, b, c'):
+        load_config(THREE, only=("a", "d"))
+    with pytest.raises(ConfigError, match=r"only a: the file has no \[\[variants\]\]; leave this out"):
+        load_config(TINY, only=("a",))

@@ -40,6 +40,10 @@ def test_modelled_quantities_keep_their_suffix():
     summary = summarise(ROUNDS)
     assert summary["flops_modelled"] == 17
     assert "flops" not in summary
+    costs = [{"flops_paper_modelled": 3 + n, "bytes_up_paper_modelled": n, "memory_total_modelled": -n} for n in (1, 2)]
+    summary = summarise(costs)
+    assert (summary["flops_paper_modelled"], summary["bytes_up_paper_modelled"]) == (9, 3)
+    assert summary["memory_total_modelled"] == -1
 
 
 def test_a_run_without_rounds_has_no_numbers():

@@ -34,6 +34,8 @@ SETTINGS = {
     "candidates": 2,
     "blocks": 2,
     "dev_share": 0.2,
+    "initial_epochs": 2,
+    "initial_adjustments": 6,
 }
 
 # What differs between runs of the same numbers.
@@ -41,15 +43,21 @@ MEASURED = {"client_seconds", "server_seconds", "seconds", "peak_bytes"}
 
 
 class SmallNet(nn.Sequential):
-    """8x8 pictures -> 10 logits; 9,170 trainable parameters, 8,712 of them prunable."""
+    """8x8 pictures -> 10 logits; 9,170 trainable parameters, 8,712 of them prunable.
 
-    def __init__(self, seed: int = 0) -> None:
+    With a `share` of its channels, rounded, it is narrower.
+    """
+
+    def __init__(self, seed: int = 0, *, share: float = 1.0) -> None:
         def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
             return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
-        pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)]
-        super().__init__(*block(1, 8, 1), *block(8, 24, 2), *block(24, 32, 2)[:2], nn.ReLU(), *pool)
+        a, b, c = (max(1, round(share * channels)) for channels in (8, 24, 32))
+        pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, CLASSES)]
+        super().__init__(*block(1, a, 1), *block(a, b, 2), *block(b, c, 2)[:2], nn.ReLU(), *pool)
+        if self[0].weight.is_meta:
+            return
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.ndim > 1:
@@ -90,6 +98,11 @@ class Remembering(SparseMethod):
         if cast(int, server.memory["rounds"]) % 3:
             return None
         return self.initial_topology(SmallNet(), "random", server.rng("mask"))
+
+
+def narrow_net(share: float) -> nn.Module:
+    """A small net with that share of its channels."""
+    return SmallNet(share=share)
 
 
 def norm_free() -> nn.Sequential:
@@ -146,6 +159,7 @@ def small_plan(
         min_clients=min_clients,
         checkpoint_every=checkpoint_every,
         public=public,
+        narrowed=narrow_net,
     )
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from fedsparse.errors import CheckpointError
 from fedsparse.federated.ledger import Ledger
+from fedsparse.pattern import Topology
 
 
 def lines(path):
@@ -20,6 +22,16 @@ def test_records_are_lines_of_json(tmp_path):
     assert lines(tmp_path / "clients.jsonl") == [{"client": 3}]
     assert lines(tmp_path / "metrics.jsonl") == ledger.rounds
     assert ledger.rounds == [{"round": 0, "accuracy": None}, {"round": 1, "accuracy": 0.1}]
+
+
+def test_layers_are_recorded_with_what_changed(tmp_path):
+    before = Topology.from_masks({"a": torch.tensor([[True, True, False]]), "b": torch.tensor([[True, False]])})
+    after = Topology.from_masks({"a": torch.tensor([[True, False, True]]), "b": torch.tensor([[True, False]])})
+    Ledger(tmp_path).add_layers(4, after, before)
+    assert lines(tmp_path / "layers.jsonl") == [
+        {"round": 4, "layer": "a", "size": 3, "nnz": 2, "changed": 2},
+        {"round": 4, "layer": "b", "size": 2, "nnz": 1, "changed": 0},
+    ]
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):
@@ -44,6 +56,7 @@ def test_what_was_written_after_the_checkpoint_goes(tmp_path):
     assert lengths == {
         "metrics.jsonl": (tmp_path / "metrics.jsonl").stat().st_size,
         "clients.jsonl": (tmp_path / "clients.jsonl").stat().st_size,
+        "layers.jsonl": 0,
     }
     ledger.add_client({"client": 1})
     ledger.add_round({"round": 1})

@@ -61,3 +61,23 @@ def kept(weights: Weights, name: str) -> Tensor:
 
 def positions(weights: Weights, name: str) -> set[int]:
     return set(weights.topology[name].flat.tolist())
+
+
+def still(method: Method, weights: Weights, *, round: int = ROUND, extras=None, memory=None) -> HostedClient:
+    """Client 0, whose training takes its steps without moving a weight: one epoch at a rate of 0."""
+    model = SmallNet()
+    write_weights(model, weights)
+    plan = small_plan(method, client=replace(CLIENT, epochs=1, lr=0.0), seed=SEED)
+    payload = Payload("train", round, weights, extras or {})
+    return HostedClient(plan, payload, client_id=0, model=model, memory={} if memory is None else memory)
+
+
+def step_gradients(weights: Weights, *, round: int = ROUND) -> list[dict[str, Tensor]]:
+    """Float64 gradients of every parameter, dense-shaped, at each step of the training of `still`."""
+    data, found = small_data().client(0), []
+    for positions in sgd.batches(len(data), CLIENT.batch_size, seeds.generator(SEED, round, 0, "batches")):
+        model = dense(weights).train()
+        x, y = data.batch(positions)
+        cross_entropy(model(x.double()), y).backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    return found

@@ -15,7 +15,7 @@ from fedsparse.federated import seeds
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.server import FederatedServer
-from fedsparse.methods.fedtiny import FedTiny, _pooled_statistics, lowest_pooled_loss, sparse_mean
+from fedsparse.methods.fedtiny import FedTiny, _pooled_statistics, lowest_pooled_loss
 from fedsparse.methods.roles import Download, Update
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
@@ -36,21 +36,6 @@ def layers(count):
     """Layers of eight weights, the first four of which are kept."""
     mask = (torch.arange(8) < 4).view(2, 4)
     return Topology.from_masks({f"{n}.weight": mask for n in range(count)})
-
-
-# ---- mean of sparse gradients
-def test_entries_that_a_client_did_not_send_count_as_zero():
-    positions, means = sparse_mean([(vector(9, {5: 4.0}), 1), (vector(9, {5: -4.0, 7: 1.0}), 3)], 4)
-    assert positions.tolist() == [5, 7]
-    assert means.tolist() == [-2.0, 0.75]
-
-
-def test_clients_that_sent_nothing_still_count():
-    positions, means = sparse_mean([(vector(9, {5: 4.0}), 1)], 4)
-    assert (positions.tolist(), means.tolist()) == ([5], [1.0])
-    positions, means = sparse_mean([], 4)
-    assert (positions.tolist(), means.tolist()) == ([], [])
-    assert (positions.dtype, means.dtype) == (torch.int64, torch.float64)
 
 
 # ---- blocks

@@ -4,7 +4,7 @@ from torch import nn
 
 import fedsparse
 from fedsparse.errors import ConfigError
-from fedsparse.models import build, lenet, mlp, models, resnet18, vgg11
+from fedsparse.models import build, lenet, mlp, models, narrowed, resnet18, vgg11
 
 
 def parameters(model: nn.Module) -> int:
@@ -174,7 +174,12 @@ KNOWN = "(known: gpt2, lenet, mlp, resnet18, vgg11)"
             "model 'resnet18' has no option 'widht'; did you mean 'width'? (known: stem, width)",
         ),
         ("resnet18", RGB, {"num_classes": 3}, "model 'resnet18' has no option 'num_classes' (known: stem, width)"),
-        ("lenet", (1, 28, 28), {"width": 8}, "model 'lenet' has no option 'width' (known: none)"),
+        (
+            "lenet",
+            (1, 28, 28),
+            {"width": 8},
+            "model 'lenet' has no option 'width'; did you mean 'widths'? (known: widths)",
+        ),
         ("resnet18", RGB, {"width": "8"}, "option 'width' of model 'resnet18' must be int as in 64, got '8'"),
         ("resnet18", RGB, {"width": True}, "option 'width' of model 'resnet18' must be int as in 64, got True"),
         (
@@ -283,3 +288,50 @@ def test_what_torch_refuses_is_passed_on():
     with pytest.raises(ConfigError, match=r"^model 'mlp' cannot be built with \{'hidden': \[2\.5\]\}: .") as error:
         build("mlp", in_shape=(4,), num_classes=2, options={"hidden": [2.5]})
     assert isinstance(error.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "share", "wanted"),
+    [
+        ("resnet18", {}, 0.5, {"width": 32}),
+        ("resnet18", {"stem": "7x7", "width": 16}, 0.1, {"stem": "7x7", "width": 2}),
+        ("vgg11", {"batch_norm": False}, 0.25, {"batch_norm": False, "width": 16}),
+        ("lenet", {}, 0.5, {"widths": (3, 8, 60, 42)}),
+        ("mlp", {"hidden": [300, 3]}, 0.2, {"hidden": (60, 1)}),
+        ("mlp", {"hidden": ()}, 0.2, {"hidden": ()}),
+    ],
+)
+def test_narrowed_options(name, options, share, wanted):
+    assert narrowed(name, options, share) == wanted
+    build(name, in_shape=(1, 32, 32), num_classes=3, options=wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in models() if name != "gpt2"])
+def test_all_channels_are_the_model_as_it_is(name):
+    full, same = (
+        build(name, in_shape=(1, 32, 32), num_classes=3, options=options) for options in ({}, narrowed(name, {}, 1.0))
+    )
+    assert [tuple(p.shape) for p in full.parameters()] == [tuple(p.shape) for p in same.parameters()]
+
+
+def test_a_model_without_channels_is_not_narrowed():
+    with pytest.raises(ConfigError, match="'gpt2' has no width to change"):
+        narrowed("gpt2", {}, 0.5)
+
+
+def test_widths_by_hand():
+    # 2*25+2, 3*2*25+3, 75*4+4, 4*5+5, 5*10+10
+    assert parameters(lenet(widths=(2, 3, 4, 5))) == 52 + 153 + 304 + 25 + 60
+    # 9 * (3*1 + 1*2 + 2*4 + 4*4 + 4*8 + 3*8*8) weights and 2 * 43 of batch norm, 8*10+10
+    assert parameters(vgg11(width=1)) == 9 * 253 + 2 * 43 + 90
+
+
+@pytest.mark.parametrize("widths", [(6, 16, 120), (6, 16, 0, 84)])
+def test_lenet_needs_four_widths(widths):
+    with pytest.raises(ConfigError, match="expected the widths of four layers, each at least 1"):
+        lenet(widths=widths)
+
+
+def test_vgg_needs_a_channel():
+    with pytest.raises(ConfigError, match="a width of at least 1 channel, got 0"):
+        vgg11(width=0)

@@ -62,6 +62,13 @@ def test_changed_positions_by_hand():
     assert Topology().changed_positions(topology) == 3 + 2
 
 
+def test_changes_of_each_weight_by_hand():
+    one = Topology.from_masks({"b": torch.tensor([[True, True, False]]), "a": torch.tensor([[True, False]])})
+    two = Topology.from_masks({"b": torch.tensor([[False, True, True]]), "c": torch.tensor([[False, False]])})
+    assert list(one.changes(two).items()) == [("b", 2), ("a", 1), ("c", 2)]
+    assert one.changes(one) == {"b": 0, "a": 0}
+
+
 def test_changed_positions_counts_the_masks_difference(generator):
     shapes = {"a": (7, 9), "b": (4, 5, 3, 3)}
     one, two = ({n: torch.rand(s, generator=generator) < 0.4 for n, s in shapes.items()} for _ in range(2))

@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
 from fedsparse.errors import ConfigError
 from fedsparse.pattern import Pattern, Topology
-from fedsparse.pruning import adjusts, cosine_share, swap_counts
+from fedsparse.pruning import adjusts, cosine_share, density_path, swap_counts
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,27 @@ def test_adjusting_rounds():
     assert [round for round in range(6) if adjusts(round, 1, 4)] == [1, 2, 3]
     with pytest.raises(ConfigError, match="at least 1"):
         adjusts(3, 0, 10)
+
+
+def test_densities_of_pruning_steps():
+    assert density_path(0.1, 1) == density_path(0.1, 1, "linear") == [0.1]
+    assert density_path(0.2, 4, "linear") == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
+    assert density_path(0.01, 4) == pytest.approx([0.01**0.25, 0.1, 0.01**0.75, 0.01], abs=1e-15)
+    assert density_path(0.3, 7)[-1] == 0.3  # itself, not a power that rounds
+    assert density_path(1.0, 3) == [1.0, 1.0, 1.0]
+    hundred = density_path(0.001, 100)
+    assert len(hundred) == 100
+    assert all(later < earlier for earlier, later in pairwise(hundred))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 3), r"density in \(0, 1\] and at least 1 iteration, got 0.0 and 3"),
+        ((0.5, 0), "at least 1 iteration, got 0.5 and 0"),
+        ((0.5, 2, "cubic"), "unknown course of pruning 'cubic'; expected one of exponential, linear"),
+    ],
+)
+def test_impossible_steps_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        density_path(*arguments)

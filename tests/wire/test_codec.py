@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedsparse.errors import WireError
 from fedsparse.pattern import Pattern, Topology, Weights
-from fedsparse.wire import IndexSet, Payload, SignMap, SparseVector, decode, encode
+from fedsparse.wire import IndexSet, Payload, Quantized, SignMap, SparseVector, decode, encode
 
 HEADER = struct.Struct("<4sHQI")
 DTYPES = [
@@ -37,6 +37,7 @@ def small():
         "top": {"fc.weight": SparseVector(200, torch.tensor([3, 77]), torch.tensor([-1.5, 2.0]))},
         "votes": IndexSet(12, torch.tensor([0, 11])),
         "direction": SignMap(12, torch.tensor([2, 3, 9]), torch.tensor([1, -1, -1], dtype=torch.int8)),
+        "moved": Quantized(torch.tensor([[5, -127, 0]], dtype=torch.int8), 0.75),
         "counts": {"fc.weight": 3},
         "loss": 0.25,
         "kind": "adjust",
@@ -62,6 +63,8 @@ def same(a, b):
         return False
     if isinstance(a, IndexSet):
         return type(a) is type(b) and a.size == b.size and same(a.indices, b.indices)
+    if isinstance(a, Quantized):
+        return isinstance(b, Quantized) and same(a.codes, b.codes) and same(a.scale, b.scale)
     if isinstance(a, Mapping):
         return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
     if isinstance(a, float):
@@ -171,8 +174,18 @@ def index_sets(draw):
     return SparseVector(size, indices, torch.rand(len(indices), generator=torch.Generator().manual_seed(size)))
 
 
+@st.composite
+def grids(draw):
+    dtype = draw(st.sampled_from([torch.int8, torch.int16]))
+    limit = torch.iinfo(dtype).max
+    codes = draw(st.lists(st.integers(-limit, limit), max_size=12))
+    shape = (len(codes), 1) if draw(st.booleans()) else (len(codes),)
+    scale = draw(st.floats(0, torch.finfo(torch.float32).max, width=32))
+    return Quantized(torch.tensor(codes, dtype=dtype).view(shape), scale)
+
+
 TOPOLOGIES = st.builds(topology, st.integers(0, 50), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
-LEAVES = st.one_of(NUMBERS, tensors(), index_sets(), TOPOLOGIES, st.builds(weights, TOPOLOGIES))
+LEAVES = st.one_of(NUMBERS, tensors(), index_sets(), grids(), TOPOLOGIES, st.builds(weights, TOPOLOGIES))
 SECTIONS = st.recursive(LEAVES, lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
@@ -217,6 +230,14 @@ def test_size_of_a_sign_map_is_positions_and_one_bit_each():
     # so at most 2 bits an entry
     full = len(encode(Payload("t", 0, None, {"x": SignMap.of(torch.ones(1000))})))
     assert full - len(encode(Payload("t", 0, None, {"x": SignMap.of(torch.ones(0))}))) <= 250
+
+
+def test_size_of_a_grid_is_a_byte_an_entry():
+    codes = torch.zeros(1000, dtype=torch.int8)
+    frame = 18 + 2 + 8 + 1 + 4 + 8 + 4  # header, task, round, no weights, name and type of x, scale, dtype to extents
+    assert len(encode(Payload("t", 0, None, {"x": Quantized(codes, 1.0)}))) == frame + 1000
+    wide = encode(Payload("t", 0, None, {"x": Quantized(codes.short(), 1.0)}))
+    assert len(wide) == frame + 2000
 
 
 # ---- references
@@ -373,6 +394,12 @@ def test_hand_written_body_is_the_format():
         (EXTRAS + b"\x04" + count(9) + b"\x03\x00\xff\x01" + bytes(4), "36 bytes are announced, but 4"),
         (EXTRAS + b"\x0b" + count(9) + b"\x03\x00\x03\x00\x04", "signs set a bit beyond their 2 positions"),
         (EXTRAS + b"\x0b" + count(9) + b"\x03\x00\x03\x00", "1 bytes are announced, but 0"),
+        (EXTRAS + b"\x0c" + struct.pack("<d", math.nan) + b"\x04\x01\x01\x05", "scale must be in the range"),
+        (EXTRAS + b"\x0c" + struct.pack("<d", -1) + b"\x04\x01\x01\x05", "scale must be in the range"),
+        (EXTRAS + b"\x0c" + struct.pack("<d", 1) + b"\x04\x01\x01\x80", "codes must be in .-127, 127."),
+        (EXTRAS + b"\x0c" + struct.pack("<d", 1) + b"\x00\x00" + bytes(4), "codes must be int8 or int16"),
+        (EXTRAS + b"\x0c" + struct.pack("<d", 1) + b"\x04\x01" + count(9) + bytes(4), "9 bytes are announced"),
+        (EXTRAS + b"\x0c" + bytes(4), "8 bytes are announced, but 4"),
         (EXTRAS + b"\x0a\x02\x01a\x07" + bytes(8) + b"\x01a\x07" + bytes(8), "'a' appears twice"),
         (EXTRAS + b"\x0a\x01\x01a" * 20, "nested more than 16"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x02", "reference .0. or complete"),

@@ -9,7 +9,9 @@
 #include <omp.h>
 #endif
 
-#include "reader.h"
+#include "saved.h"
+#include "simd.h"
+#include "term.h"
 
 namespace {
 
@@ -20,7 +22,6 @@ using fedsparse::Grid;
 using fedsparse::Lines;
 using fedsparse::Program;
 using fedsparse::Split;
-using fedsparse::Term;
 
 // 16 accumulators of 32 registers with AVX-512, 8 of 16 elsewhere: more would spill.
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
@@ -41,6 +42,7 @@ struct Piece {
   const std::int32_t* segment;           // of target 0
   std::int64_t first, last;              // targets
   bool starts, ends;                     // first block: begin from the bias; last block: write the target
+  bool reads;                            // `other` from memory, not from held_other
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.
@@ -115,14 +117,14 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
     const Entry* e = entries + t.segment[target];
     const Entry* const end = entries + t.segment[target + 1];
     const bool moves = ACCUMULATE && (t.starts || t.ends);  // the sums change places even where nothing is added
-    if (e == end && !moves && !(CORRELATE && t.starts && !t.ends)) continue;
+    if (e == end && !moves && !(CORRELATE && t.reads && !t.ends)) continue;
 
     const std::int64_t lines = t.target + target * g.target.channel;
     if (target + 1 < t.last) {
       if constexpr (ACCUMULATE)
         if (t.ends) fetch_tile<ROWS, COLS>(g.y + lines + g.target.channel, t);
       if constexpr (CORRELATE)
-        if (t.starts) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
+        if (t.reads) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
     }
     Vec sum[kChains][kPixels];
     if constexpr (ACCUMULATE) {
@@ -137,7 +139,7 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
     Vec other[kPixels];
     if constexpr (CORRELATE) {
       float* held = t.held_other + target * kPixels * kLanes;
-      if (t.starts) {
+      if (t.reads) {
         const Reader read(g.other, target);
 #pragma GCC unroll 16
         for (int i = 0; i < kPixels; ++i) {
@@ -230,7 +232,7 @@ struct TileSet {
   TileFn by_shape[3][3];
 
   explicit TileSet(const Gather& g) {
-    if (g.y && g.other.data)
+    if (g.y && g.correlates())
       fill<true, true>(g);
     else if (g.y)
       fill<true, false>(g);
@@ -370,13 +372,25 @@ struct Scratch {
     if (g.program.blocks == 1) return 0;
     return g.program.classes * g.program.targets * kTileRows * kTileColumns * kLanes;
   }
+  // With one block, what was saved is expanded for one piece after the other, in the same place.
+  static std::int64_t other_floats(const Gather& g) {
+    if (g.saved && g.program.blocks == 1) return g.program.targets * kTileRows * kTileColumns * kLanes;
+    return g.correlates() ? held_floats(g) : 0;
+  }
   static std::int64_t floats(const Gather& g) {
-    return halo_floats(g) + held_floats(g) * ((g.y ? 1 : 0) + (g.other.data ? 1 : 0));
+    return halo_floats(g) + (g.y ? held_floats(g) : 0) + other_floats(g);
   }
 
   Scratch(const Gather& g, std::int64_t rank)
       : halo(g.scratch + rank * floats(g)), sums(halo + halo_floats(g)), others(sums + (g.y ? held_floats(g) : 0)) {}
 };
+
+// What was saved for a piece's targets, where gather_tile finds it.
+void expand_piece(const Gather& g, const Piece& t, int rows, int columns) {
+  const Patch patch{t.target / kLanes, g.target.channel / kLanes, t.target_row / kLanes, t.target_col / kLanes, rows,
+                    columns};
+  expand_patch(*g.saved, patch, t.first, t.last, t.held_other + t.first * patch.size() * kLanes);
+}
 
 // One class of one tile for targets [first, last), from the halo in scratch: as few kernel calls as its shape allows.
 void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::int64_t class_, std::int64_t block,
@@ -395,6 +409,7 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
   t.last = last;
   t.starts = block == 0;
   t.ends = block + 1 == program.blocks;
+  t.reads = t.starts && !g.saved;
   std::int64_t held = class_ * kTileRows * kTileColumns;
   for (std::int64_t a = tile.y, rows; a < rows_end; a += rows) {
     const int row_power = tile_power(rows_end - a, kTileRows);
@@ -405,8 +420,9 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
       t.source = scratch.halo + (a - tile.y) * t.source_row + (b - tile.x) * t.source_col;
       t.target = g.target.at(tile.group, 0, grid.y0 + a * g.target_step_y, grid.x0 + b * g.target_step_x);
       t.held_sum = scratch.sums + held * program.targets * kLanes;
-      t.held_other = scratch.others + held * program.targets * kLanes;
+      t.held_other = scratch.others + (program.blocks > 1 ? held * program.targets * kLanes : 0);
       held += rows * columns;
+      if (g.saved && t.starts) expand_piece(g, t, static_cast<int>(rows), static_cast<int>(columns));
       tiles.by_shape[row_power][column_power](g, t, slope);
     }
   }
@@ -429,7 +445,7 @@ Split split(const Gather& g) {
   const int stripes = std::max(4, g.threads);
   const bool even = tiles % stripes == 0 || tiles >= 4 * stripes;
   // Stripes zero, fill and sum slopes of their own; parts copy every halo once a part.
-  const bool cheaper = !g.other.data || kSlopeCost * g.program.count < tiles * lines;
+  const bool cheaper = !g.correlates() || kSlopeCost * g.program.count < tiles * lines;
   if (even && cheaper) return {stripes, 1};
   return {1, g.threads};
 }

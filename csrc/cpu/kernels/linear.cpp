@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "reader.h"
+#include "saved.h"
 
 namespace {
 
@@ -129,6 +129,13 @@ void forward_rows(const Walk& w, std::int64_t first, std::int64_t last) {
   }
 }
 
+// The lines of input j in all groups of a slice, zeros for the groups that are not there.
+void read_saved(const fedsparse::Saved& saved, const Slice& slice, std::int64_t inputs, std::int64_t j, Vec* lines) {
+  const Patch patch{slice.first * inputs, 1, 0, inputs, 1, static_cast<int>(slice.groups)};
+  expand_patch(saved, patch, j, j + 1, reinterpret_cast<float*>(lines));
+  for (std::int64_t g = slice.groups; g < slice.width; ++g) lines[g] = Vec{};
+}
+
 template <int WIDTH, bool NARROW, bool ACCUMULATE, bool CORRELATE>
 void backward_inputs(const Walk& w, std::int64_t first, std::int64_t last) {
   // In locals, where stores through vector pointers cannot touch them.
@@ -146,10 +153,14 @@ void backward_inputs(const Walk& w, std::int64_t first, std::int64_t last) {
     const std::int64_t target = w.slice.first * stride + j * kLanes;
     Vec sum[WIDTH] = {}, other[WIDTH];
     if constexpr (CORRELATE) {
-      const Reader read(a.x, j);
+      if (a.saved) {
+        read_saved(*a.saved, w.slice, p.inputs, j, other);
+      } else {
+        const Reader read(a.x, j);
 #pragma GCC unroll 8
-      for (int g = 0; g < WIDTH; ++g)
-        other[g] = g < w.slice.groups ? read(load(a.x.data + target + g * stride)) : Vec{};
+        for (int g = 0; g < WIDTH; ++g)
+          other[g] = g < w.slice.groups ? read(load(a.x.data + target + g * stride)) : Vec{};
+      }
     }
     const std::int64_t end = p.column_start[j + 1];
     for (std::int64_t i = p.column_start[j]; i < end; ++i) {

@@ -2,6 +2,7 @@
 // order whatever the number of threads, and the second look at a channel finds it in the cache.
 #include "../norm.h"
 
+#include "compress.h"
 #include "lines.h"
 
 namespace {
@@ -51,22 +52,44 @@ void combine(const Blocked& shape, const Term& x, const Term& r, bool relu, floa
     (relu ? combine_planes<false, true> : combine_planes<false, false>)(shape, x, r, z, threads);
 }
 
-enum class Gate { open, by_value, by_x };
+enum class Gate { open, by_value, by_bit, by_x };
+
+// x as it is held: itself, or x_hat as bfloat16.
+struct WholeInput {
+  const float* x;
+
+  WholeInput(const NormBackward& a, std::int64_t) : x(a.x.data) {}
+  inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const { return load(x + at); }
+};
+
+struct HalfInput {
+  const std::uint16_t* x_hat;
+  Vec spread, center;
+
+  HalfInput(const NormBackward& a, std::int64_t channel)
+      : x_hat(a.x_hat), spread(broadcast(1.0f / a.inv_std[channel])), center(broadcast(a.center[channel])) {}
+  inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const {
+    return load_numbers(x_hat + at) * spread + center;
+  }
+};
 
 // The gradient of one channel past its gate.
-template <Gate GATE>
+template <Gate GATE, typename Input>
 struct GatedGradient {
-  const float *grad, *gate, *x;
+  const float *grad, *gate;
+  const std::uint8_t* bits;
+  Input x;
   Vec scale, shift;
 
   GatedGradient(const NormBackward& a, std::int64_t channel)
-      : grad(a.grad), gate(a.gate), x(a.x.data),
+      : grad(a.grad), gate(a.gate), bits(a.gate_bits), x(a, channel),
         scale(of_channel(a.x.scale, channel, 1.0f)), shift(of_channel(a.x.shift, channel, 0.0f)) {}
 
   inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const {
     const Vec g = load(grad + at);
     if constexpr (GATE == Gate::by_value) return load(gate + at) > 0.0f ? g : Vec{};
-    if constexpr (GATE == Gate::by_x) return load(x + at) * scale + shift > 0.0f ? g : Vec{};
+    if constexpr (GATE == Gate::by_bit) return lanes_of(bits_at(bits, at / kLanes)) ? g : Vec{};
+    if constexpr (GATE == Gate::by_x) return x(at) * scale + shift > 0.0f ? g : Vec{};
     return g;
   }
 };
@@ -77,9 +100,9 @@ struct GradientSums {
   double centered = 0.0;  // of gated gradient * (x - center)
 };
 
-template <Gate GATE, bool CENTERED>
+template <Gate GATE, typename Input, bool CENTERED>
 GradientSums sum_channel(const Blocked& shape, const NormBackward& a, std::int64_t channel) {
-  const GatedGradient<GATE> gated(a, channel);
+  const GatedGradient<GATE, Input> gated(a, channel);
   const Vec center = of_channel(a.center, channel, 0.0f);
   LaneSums plain, centered;
   for (std::int64_t group = 0; group < shape.groups(kLanes); ++group)
@@ -89,7 +112,7 @@ GradientSums sum_channel(const Blocked& shape, const NormBackward& a, std::int64
         const std::int64_t at = first + i * kLanes;
         const Vec g = gated(at);
         sum[c] += g;
-        if constexpr (CENTERED) product[c] += g * (load(gated.x + at) - center);
+        if constexpr (CENTERED) product[c] += g * (gated.x(at) - center);
       });
       plain.add(add_chains(sum));
       if constexpr (CENTERED) centered.add(add_chains(product));
@@ -98,9 +121,9 @@ GradientSums sum_channel(const Blocked& shape, const NormBackward& a, std::int64
 }
 
 // grad_x = scale * g + constant + slope * (x - mean), the last two being what x owes to the batch's statistics.
-template <Gate GATE, bool STATISTICS>
+template <Gate GATE, typename Input, bool STATISTICS>
 void write_channel(const Blocked& shape, const NormBackward& a, std::int64_t channel, GradientSums sums) {
-  const GatedGradient<GATE> gated(a, channel);
+  const GatedGradient<GATE, Input> gated(a, channel);
   const Vec mean = of_channel(a.mean, channel, 0.0f);
   const double scale = a.x.scale ? a.x.scale[channel] : 1.0;
   const double share = -scale / static_cast<double>(shape.batch * shape.pixels());
@@ -118,13 +141,13 @@ void write_channel(const Blocked& shape, const NormBackward& a, std::int64_t cha
       if (grad_gated) store(grad_gated + at, g);
       if (!grad_x) return;
       Vec out = g * gated.scale;
-      if constexpr (STATISTICS) out += slopes * (load(gated.x + at) - mean) + constants;
+      if constexpr (STATISTICS) out += slopes * (gated.x(at) - mean) + constants;
       store(grad_x + at, out);
     });
   }
 }
 
-template <Gate GATE>
+template <Gate GATE, typename Input>
 void backward_gated(const Blocked& shape, const NormBackward& a, int threads) {
   const bool statistics = a.mean && a.grad_x;
   const bool centered = statistics || a.grad_weight;
@@ -132,32 +155,39 @@ void backward_gated(const Blocked& shape, const NormBackward& a, int threads) {
   for (std::int64_t c = 0; c < shape.channels; ++c) {
     GradientSums sums;
     if (centered)
-      sums = sum_channel<GATE, true>(shape, a, c);
+      sums = sum_channel<GATE, Input, true>(shape, a, c);
     else if (a.grad_bias)
-      sums = sum_channel<GATE, false>(shape, a, c);
+      sums = sum_channel<GATE, Input, false>(shape, a, c);
     if (a.grad_weight) a.grad_weight[c] = static_cast<float>(sums.centered * static_cast<double>(a.inv_std[c]));
     if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sums.plain);
     if (statistics)
-      write_channel<GATE, true>(shape, a, c, sums);
+      write_channel<GATE, Input, true>(shape, a, c, sums);
     else if (a.grad_x || a.grad_gated)
-      write_channel<GATE, false>(shape, a, c, sums);
+      write_channel<GATE, Input, false>(shape, a, c, sums);
   }
 }
 
-void backward(const Blocked& shape, const NormBackward& a, int threads) {
+template <typename Input>
+void backward_from(const Blocked& shape, const NormBackward& a, int threads) {
   if (a.gate)
-    backward_gated<Gate::by_value>(shape, a, threads);
+    backward_gated<Gate::by_value, Input>(shape, a, threads);
+  else if (a.gate_bits)
+    backward_gated<Gate::by_bit, Input>(shape, a, threads);
   else if (a.gate_by_x)
-    backward_gated<Gate::by_x>(shape, a, threads);
+    backward_gated<Gate::by_x, Input>(shape, a, threads);
   else
-    backward_gated<Gate::open>(shape, a, threads);
+    backward_gated<Gate::open, Input>(shape, a, threads);
+}
+
+void backward(const Blocked& shape, const NormBackward& a, int threads) {
+  (a.x_hat ? backward_from<HalfInput> : backward_from<WholeInput>)(shape, a, threads);
 }
 
 void sums(const Blocked& shape, const float* grad, float* sums, int threads) {
   NormBackward a;
   a.grad = grad;
   a.grad_bias = sums;
-  backward_gated<Gate::open>(shape, a, threads);
+  backward_gated<Gate::open, WholeInput>(shape, a, threads);
 }
 
 }  // namespace

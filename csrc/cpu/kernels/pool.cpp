@@ -11,7 +11,6 @@ namespace {
 
 using fedsparse::Window;
 
-typedef std::int32_t IntVec __attribute__((vector_size(kLanes * sizeof(std::int32_t)), may_alias));
 typedef std::uint8_t ByteVec __attribute__((vector_size(kLanes), may_alias, aligned(1)));
 
 // The places of one window that lie inside the picture: k in [first, last) of one direction.

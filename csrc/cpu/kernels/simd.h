@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -20,6 +21,9 @@ constexpr int kLanes = FEDSPARSE_LANES;
 
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
 typedef float LooseVec __attribute__((vector_size(kLanes * sizeof(float)), may_alias, aligned(4)));
+
+// What comparisons of registers give: all ones where they hold.
+typedef std::int32_t IntVec __attribute__((vector_size(kLanes * sizeof(std::int32_t)), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }

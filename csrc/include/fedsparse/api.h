@@ -11,6 +11,7 @@
 namespace fedsparse {
 
 struct Kernels;
+struct Saved;
 struct Term;
 
 // ---- patterns
@@ -43,8 +44,9 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
 // Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
 std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
                      void* workspace);
-// grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed.
-std::int64_t backward(const Problem& problem, const float* grad_y, const Term& x, const float* values, float* grad_x,
+// grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed. Pruned x
+// (cpu/activation.h) changes grad_values only.
+std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
                       float* grad_values, void* workspace);
 
 // The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position, NaN before all: flat

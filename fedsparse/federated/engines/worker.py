@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fedsparse.allocator import keep_freed_memory
 from fedsparse.federated.client import ClientHost
 from fedsparse.federated.engines.handover import read_plan
 from fedsparse.federated.store import TopologyFiles
@@ -51,6 +52,7 @@ def serve_clients(seat: Seat, pipe: Connection) -> None:
     """Answers every (Request, Kept) with (Reply, Kept)."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        keep_freed_memory()
         torch.set_num_threads(seat.threads)
         host = ClientHost(replace(read_plan(seat.folder), device=seat.device), TopologyFiles(seat.folder))
         pipe.send(Ready())

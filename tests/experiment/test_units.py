@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedsparse.cli.units import byte_text, decimal_text, ratio_text, second_text
+from fedsparse.experiment.over_seeds import Spread
+from fedsparse.experiment.units import byte_text, decimal_text, ratio_text, second_text, spread_text
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,9 @@ def test_seconds_decimals_and_ratios():
     assert [second_text(s) for s in (None, 0.01234, 12.34, 123.4)] == ["-", "0.0123 s", "12.3 s", "123 s"]
     assert [decimal_text(v) for v in (None, 0.5)] == ["-", "0.5000"]
     assert [ratio_text(v) for v in (None, 0.123)] == ["", "0.12x"]
+
+
+def test_spreads():
+    assert spread_text(Spread(0.82, 0.0042), decimal_text) == "0.8200 ± 0.0042"
+    assert spread_text(Spread(2e6, None), byte_text) == "2.00 MB"
+    assert spread_text(None, byte_text) == "-"

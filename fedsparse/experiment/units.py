@@ -1,6 +1,10 @@
 """Numbers as people read them."""
 
-__all__ = ["byte_text", "decimal_text", "ratio_text", "second_text"]
+from collections.abc import Callable
+
+from fedsparse.experiment.over_seeds import Spread
+
+__all__ = ["byte_text", "decimal_text", "ratio_text", "second_text", "spread_text"]
 
 MISSING = "-"
 
@@ -29,3 +33,10 @@ def decimal_text(value: float | None, digits: int = 4) -> str:
 def ratio_text(value: float | None) -> str:
     """A quantity relative to the dense run's: `0.12x`."""
     return "" if value is None else f"{value:.2f}x"
+
+
+def spread_text(spread: Spread | None, text: Callable[[float | None], str]) -> str:
+    """A mean and, where there is one, its standard error: `0.8210 ± 0.0042`."""
+    if spread is None:
+        return MISSING
+    return text(spread.mean) if spread.error is None else f"{text(spread.mean)} ± {text(spread.error)}"

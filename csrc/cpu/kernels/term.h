@@ -1,11 +1,14 @@
-// A Term (blocked.h) for one channel.
+// What a Term (blocked.h) makes of the lines of one channel.
 #pragma once
+
+#include <cstdint>
 
 #include "../blocked.h"
 #include "simd.h"
 
 namespace {
 
+// A Term for one channel.
 struct Reader {
   Vec scale, shift;
   bool affine, relu;

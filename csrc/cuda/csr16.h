@@ -1,0 +1,78 @@
+// csr16: products with a weight whose kept positions follow no structure, and how a problem is cut for the device.
+//
+// Activations are stored batch-innermost: [images][channels][height][width][8], a *line* being one pixel of one channel
+// of 8 samples. A block of threads keeps the lines that a tile of pixels may need of some channels, a *slab*, in shared
+// memory, zeros for the border included, so that a kept weight is one 16-bit distance inside the slab: its *tap*.
+//
+//     distance = channel * pitch + row * halo_columns + column        (in lines, channel counted within the slab)
+//
+// A list holds the taps of each row (target channel) in turn, cut where slabs end: `start` (rows * slabs + 1) and
+// `offset` (nnz). The forward list has the order of the values. The backward list is the transposed weight, once for
+// each residue of target pixels modulo the stride (a *grid*), with `value` (nnz): where each tap's value stands. Every
+// kept weight is in just one grid, so that one launch for each grid computes the gradient of x.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "fedsparse/shapes.h"
+
+namespace fedsparse::csr16 {
+
+constexpr int kBatch = 8;      // samples of a line
+constexpr int kThreads = 256;  // of a block
+constexpr int kWarps = kThreads / 32;
+constexpr int kSlabBytes = 90 << 10;   // two blocks on an SM of 227 KiB, one where there are 99 KiB
+constexpr int kSlabChannels = 64;      // at most
+constexpr int kSlabLines = 1 << 16;    // what 16 bits tell apart
+
+// One side of a product, strides in lines. Where pictures have one pixel, the 8-sample images stand in for the pixels
+// of a row: linear layers then fill tiles as well.
+struct Plane {
+  std::int32_t images, channels, height, width;
+  std::int64_t image, channel, row, column;
+};
+
+// Pixels of a block of threads. A warp takes all of them for one channel: `pixels` a thread, half a line each.
+struct Tile {
+  std::int32_t rows, columns, pixels;
+};
+
+// One axis of a grid. Target pixel t of the grid is first_target + t * target_step and, for tap k, reads source pixel
+// first_source + t * source_step + shift[k]; the smallest shift is 0.
+struct Axis {
+  std::int32_t first_target, target_step, count;
+  std::int32_t first_source, source_step, reach;  // reach: 1 + the largest shift
+  std::vector<std::int32_t> shift;                // -1: the tap is not of this grid
+};
+
+// A grid as kernels see it.
+struct Grid {
+  std::int32_t target_y, target_x, target_step_y, target_step_x, rows, columns;
+  std::int32_t source_y, source_x, source_step_y, source_step_x;
+  std::int32_t halo_rows, halo_columns, pitch;  // of a channel of the slab, in lines; odd, to spread over banks
+  std::int32_t tiles_y, tiles_x;
+};
+
+// A product cut into tiles and slabs: forward, or backward with source and target exchanged.
+struct Plan {
+  Plane source, target;
+  Tile tile;
+  std::int32_t groups, slab_channels, slabs;  // slabs of each group
+  std::vector<Grid> grids;
+  std::vector<Axis> vertical, horizontal;  // grid number y * horizontal.size() + x
+
+  std::int32_t group_sources() const { return source.channels / groups; }
+  std::int32_t group_targets() const { return target.channels / groups; }
+  // Whether any position of the kernel belongs to a grid: with a stride beyond the kernel some have none.
+  bool met_by_taps(std::size_t grid) const;
+  std::int64_t slab_bytes(const Grid& grid, int number_bytes) const {
+    return std::int64_t{slab_channels} * grid.pitch * kBatch * number_bytes;
+  }
+};
+
+// False where not even one channel of a tile fits in shared memory, or the shape is none.
+bool make_plan(const ConvShape& shape, bool backward, int number_bytes, Plan& plan);
+
+}  // namespace fedsparse::csr16

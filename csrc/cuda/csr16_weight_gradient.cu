@@ -1,0 +1,182 @@
+// The gradient of the kept values of an unstructured product.
+//
+// A warp holds what a tile of grad_y is for one row in registers and multiplies it with the lines at the distances of
+// 32 taps, one sum for each tap in each lane. Exchanging halves five times leaves lane t with the whole sum of tap t
+// in 31 shuffles, where 32 separate sums would take 160. Blocks add up the tiles of one chunk in turn; a second kernel
+// adds the chunks in order. Nothing depends on timing.
+#include "csr16_slab.cuh"
+#include "cuda_api.h"
+
+namespace fedsparse::csr16 {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kRows = 4;                   // of a warp
+constexpr std::int64_t kFullDevice = 264;  // blocks that keep 132 SMs busy, two each
+
+template <typename T>
+struct Correlation {
+  Problem problem;
+  std::int32_t row_blocks;  // blocks for the rows of a group
+  std::int32_t chunks;
+  std::int64_t tiles, nnz;
+  const std::int32_t* start;
+  const std::uint16_t* offset;
+  const T* slope;    // grad_y
+  const T* input;    // x
+  float* partial;    // (chunks, nnz)
+};
+
+// sums[t] of 32 lanes -> in sums[0] of lane t the sum over lanes of sums[t]. Starts with half the sums and half the
+// lanes; recursion rather than a loop, so that every index is known and the sums stay in registers.
+template <int kHalf = 16>
+__device__ __forceinline__ void transpose_and_add(float (&sums)[32]) {
+  const bool upper = threadIdx.x & kHalf;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const float sent = upper ? sums[i] : sums[i + kHalf], kept = upper ? sums[i + kHalf] : sums[i];
+    sums[i] = kept + __shfl_xor_sync(kAllLanes, sent, kHalf);
+  }
+  if constexpr (kHalf > 1) transpose_and_add<kHalf / 2>(sums);
+}
+
+// grad_y of one row at this lane's pixels; zero, and not `live`, outside the picture.
+template <int kPixels>
+struct Slopes {
+  Quad number[kPixels];
+  bool live[kPixels];
+
+  template <typename T>
+  __device__ __forceinline__ Slopes(const Correlation<T>& c, const Place& place, const Share& share,
+                                    std::int32_t channel) {
+    const T* slope = c.slope + channel * c.problem.target.channel * kBatch;
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      const std::int64_t at = target_pixel(c.problem, place, share, p);
+      live[p] = at >= 0;
+      number[p] = live[p] ? load4(slope + at) : Quad{};
+    }
+  }
+};
+
+// Sums of up to 32 taps over the tile; in each lane that of the tap whose distance it holds. What lies outside the
+// picture is left out rather than multiplied by zero: x may be infinite there.
+template <typename T, int kPixels>
+__device__ __forceinline__ float correlate(const Slopes<kPixels>& slopes, const T* pixels, std::int32_t step,
+                                           std::int32_t distance, std::int32_t count) {
+  float sums[32];
+#pragma unroll
+  for (int t = 0; t < 32; ++t) {
+    sums[t] = 0;
+    if (t >= count) continue;
+    const T* x = pixels + __shfl_sync(kAllLanes, distance, t);
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      if (!slopes.live[p]) continue;
+      const Quad line = load4(x + p * step);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[t] += slopes.number[p].number[i] * line.number[i];
+    }
+  }
+  transpose_and_add(sums);
+  return sums[0];
+}
+
+template <typename T, int kPixels>
+__global__ void __launch_bounds__(kThreads, 2) correlation_kernel(const Correlation<T> c) {
+  FEDSPARSE_DYNAMIC_SHARED(T, slab);
+  const Problem& problem = c.problem;
+  const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+  const std::int32_t all_rows = problem.groups * c.row_blocks;
+  const std::int32_t group = blockIdx.x % all_rows / c.row_blocks;
+  const std::int32_t row = (blockIdx.x % c.row_blocks * kWarps + threadIdx.x / 32) * kRows;  // of the group
+  const std::int32_t channel = group * problem.group_targets() + row;
+  const std::int32_t rows = min(kRows, problem.group_targets() - row);
+  const std::int64_t chunk = blockIdx.x / all_rows;
+  const std::int64_t first = chunk * c.tiles / c.chunks, last = (chunk + 1) * c.tiles / c.chunks;
+  const Share share(problem.tile);
+  const T* pixels = slab + share.distance(problem.grid);
+  float* partial = c.partial + chunk * c.nnz;
+
+  for (std::int64_t tile = first; tile < last; ++tile) {
+    const Place place(problem, tile);
+    for (std::int32_t s = 0; s < problem.slabs; ++s) {
+      __syncthreads();  // the slab before has been read
+      load_slab(slab, c.input, problem, place, group * problem.group_sources() + s * problem.slab_channels,
+                channels_of(problem, s));
+      for (std::int32_t r = 0; r < rows; ++r) {
+        const Slopes<kPixels> slopes(c, place, share, channel + r);
+        const std::int32_t* start = c.start + std::int64_t{channel + r} * problem.slabs + s;
+        for (std::int32_t base = start[0]; base < start[1]; base += 32) {
+          const std::int32_t at = base + lane, count = min(32, start[1] - base);
+          const std::int32_t distance = lane < count ? c.offset[at] * kBatch : 0;
+          const float sum = correlate<T>(slopes, pixels, share.step(problem.grid), distance, count);
+          if (lane < count) partial[at] = tile == first ? sum : partial[at] + sum;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(fedsparse::kThreads)
+    add_chunks_kernel(const float* __restrict__ partial, std::int64_t nnz, std::int32_t chunks, T* __restrict__ out) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < nnz; i += stride) {
+    float sum = 0;
+    for (std::int32_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * nnz + i];
+    out[i] = narrow<T>(sum);
+  }
+}
+
+std::int32_t row_blocks(const Problem& problem) {
+  return (problem.group_targets() + kWarps * kRows - 1) / (kWarps * kRows);
+}
+
+// As many as fill a device, whatever the device: the order of sums must not depend on it.
+std::int32_t chunks(const Problem& problem) {
+  const std::int64_t blocks = std::int64_t{problem.groups} * row_blocks(problem);
+  return static_cast<std::int32_t>(std::min(problem.tiles(), (kFullDevice + blocks - 1) / blocks));
+}
+
+template <typename T>
+int grad_values(Correlation<T> c, T* out, const Plan& plan, void* stream) {
+  c.row_blocks = row_blocks(c.problem);
+  c.chunks = chunks(c.problem);
+  c.tiles = c.problem.tiles();
+  const std::int64_t blocks = std::int64_t{c.problem.groups} * c.row_blocks * c.chunks;
+  const std::int64_t bytes = plan.slab_bytes(c.problem.grid, sizeof(T));
+  if (blocks > 0) {
+    const auto kernel = plan.tile.pixels == 4 ? &correlation_kernel<T, 4> : &correlation_kernel<T, 1>;
+    const int status = launch(kernel, blocks, bytes, c, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return FEDSPARSE_LAUNCH(add_chunks_kernel<T>, blocks_for(c.nnz), fedsparse::kThreads, 0, stream, c.partial, c.nnz,
+                          c.chunks, out);
+}
+
+}  // namespace
+}  // namespace fedsparse::csr16
+
+using namespace fedsparse;
+
+std::int64_t fedsparse_csr16_partial_size(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz) {
+  csr16::Plan plan;
+  const int bytes = dtype == FEDSPARSE_FLOAT32 ? 4 : 2;
+  if (!csr16::make_plan(*shape, false, bytes, plan)) return 0;
+  return csr16::chunks(csr16::Problem(plan, plan.grids[0])) * nnz;
+}
+
+int fedsparse_cuda_csr16_grad_values(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                                     const std::int32_t* start, const std::uint16_t* offset, const void* grad_y,
+                                     const void* x, float* partial, void* grad_values, void* stream) {
+  if (nnz == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto* number) -> int {
+    using T = std::remove_pointer_t<decltype(number)>;
+    csr16::Plan plan;
+    if (!csr16::make_plan(*shape, false, sizeof(T), plan)) return cudaErrorInvalidValue;
+    const csr16::Correlation<T> c = {csr16::Problem(plan, plan.grids[0]), 0, 0, 0, nnz, start, offset,
+                                     static_cast<const T*>(grad_y), static_cast<const T*>(x), partial};
+    return csr16::grad_values<T>(c, static_cast<T*>(grad_values), plan, stream);
+  });
+}

@@ -1,0 +1,120 @@
+// Python's way to the CUDA kernels, where there are any. Addresses are of device memory unless said otherwise; numbers
+// returned are a status, 0 or a cudaError_t, unless their name says what else they are.
+#include "bind.h"
+
+#include <pybind11/stl.h>
+
+#ifdef FEDSPARSE_WITH_CUDA
+#include "../cuda/cuda_api.h"
+#endif
+
+namespace py = pybind11;
+
+#ifdef FEDSPARSE_WITH_CUDA
+
+using fedsparse::ConvShape;
+using fedsparse::PatternView;
+using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
+using release = py::call_guard<py::gil_scoped_release>;
+
+namespace {
+
+void bind_optimizer(py::module_& m) {
+  m.def(
+      "cuda_sgd_momentum",
+      [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,
+         float dampening, bool nesterov, bool first_step, Address stream) {
+        return fedsparse_cuda_sgd_momentum(at<float>(values), at<const float>(grad), at<float>(momentum), n, lr, mu,
+                                           weight_decay, dampening, nesterov, first_step, at<void>(stream));
+      },
+      release());
+}
+
+void bind_lines(py::module_& m) {
+  m.def(
+      "cuda_to_lines",
+      [](Address rows, Address lines, std::int64_t batch, std::int64_t size, std::int64_t dtype, Address stream) {
+        return fedsparse_cuda_to_lines(at<const void>(rows), at<void>(lines), batch, size, dtype, at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_from_lines",
+      [](Address lines, Address rows, std::int64_t batch, std::int64_t size, std::int64_t dtype, Address stream) {
+        return fedsparse_cuda_from_lines(at<const void>(lines), at<void>(rows), batch, size, dtype, at<void>(stream));
+      },
+      release());
+}
+
+void bind_csr16_lists(py::module_& m) {
+  m.def("csr16_start_size", [](const Sizes& sizes, bool backward, std::int64_t dtype) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_csr16_start_size(&shape, backward, dtype);
+  });
+  m.def("csr16_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_csr16_partial_size(&shape, dtype, nnz);
+  });
+  // Addresses of main memory.
+  m.def(
+      "csr16_list",
+      [](const Sizes& sizes, bool backward, std::int64_t dtype, const PatternView& pattern, Address start,
+         Address offset, Address value) {
+        const ConvShape shape = conv_shape(sizes);
+        return fedsparse_csr16_list(&shape, backward, dtype, &pattern, at<std::int32_t>(start),
+                                    at<std::uint16_t>(offset), at<std::int32_t>(value));
+      },
+      release());
+}
+
+void bind_csr16_products(py::module_& m) {
+  m.def(
+      "cuda_csr16_forward",
+      [](const Sizes& sizes, std::int64_t dtype, Address start, Address offset, Address values, Address x, Address bias,
+         Address y, Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        return fedsparse_cuda_csr16_forward(&shape, dtype, at<const std::int32_t>(start),
+                                            at<const std::uint16_t>(offset), at<const void>(values), at<const void>(x),
+                                            at<const void>(bias), at<void>(y), at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_csr16_grad_x",
+      [](const Sizes& sizes, std::int64_t dtype, Address start, Address offset, Address value, Address values,
+         Address grad_y, Address grad_x, Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        return fedsparse_cuda_csr16_grad_x(&shape, dtype, at<const std::int32_t>(start),
+                                           at<const std::uint16_t>(offset), at<const std::int32_t>(value),
+                                           at<const void>(values), at<const void>(grad_y), at<void>(grad_x),
+                                           at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_csr16_grad_values",
+      [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, Address start, Address offset, Address grad_y,
+         Address x, Address partial, Address grad_values, Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        return fedsparse_cuda_csr16_grad_values(&shape, dtype, nnz, at<const std::int32_t>(start),
+                                                at<const std::uint16_t>(offset), at<const void>(grad_y),
+                                                at<const void>(x), at<float>(partial), at<void>(grad_values),
+                                                at<void>(stream));
+      },
+      release());
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.attr("built_with_cuda") = true;
+  m.def("cuda_device_count", &fedsparse_cuda_device_count);
+  m.def("cuda_status_text", &fedsparse_cuda_status_text);
+  bind_optimizer(m);
+  bind_lines(m);
+  bind_csr16_lists(m);
+  bind_csr16_products(m);
+}
+
+#else
+
+void bind_cuda(py::module_& m) { m.attr("built_with_cuda") = false; }
+
+#endif

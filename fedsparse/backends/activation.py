@@ -1,0 +1,205 @@
+"""Scaled activation pruning: what is left of a layer's input for its weight gradient, as bitmap and packed values.
+
+The input x~ of the weight gradient holds the k = round(keep * n) elements of largest magnitude of x and zeros elsewhere
+(Huang et al., FedMef, arXiv 2403.14737). An input's *tile* is one image, or one row of a linear layer's input: `tile`
+keeps k of each, `global` k of the whole batch. Ties go to the lowest index of the ordinary, contiguous tensor; NaN
+counts as largest. Exact zeros are never stored. Two implementations with the same meaning stand here: the C++ kernels
+on blocked activations (csrc/cpu/activation.h), and plain PyTorch for any dtype and device.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsparse import _native
+from fedsparse._native import address
+from fedsparse.backends.blocked import isa_of
+from fedsparse.backends.cpu import blocked_shape, from_blocked, lanes, to_blocked
+from fedsparse.backends.term import Cuts, Packed, Term
+from fedsparse.errors import ConfigError, ShapeError
+
+__all__ = [
+    "PlainPacked",
+    "Pruning",
+    "keep",
+    "nonzero_bits",
+    "pack",
+    "plain_pack",
+    "plain_unpack",
+    "restore",
+    "select",
+    "unpack",
+]
+
+Rule = Literal["tile", "global"]
+_RULES = ("tile", "global")
+_DTYPES = (None, torch.float32, torch.bfloat16)
+_CHUNK = 512  # elements
+_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How much of an activation is saved, and how.
+
+    Attributes:
+        keep: kept share, in (0, 1].
+        rule: `tile` or `global`.
+        dtype: of the kept values: bfloat16, or None for that of the activations.
+
+    Raises:
+        ConfigError: another value.
+    """
+
+    keep: float
+    rule: Rule = "tile"
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
+        if not number or not 0 < self.keep <= 1:
+            raise ConfigError(f"keep is the kept share of the activations, in (0, 1]; got {self.keep!r}")
+        if self.rule not in _RULES:
+            raise ConfigError(f"unknown rule {self.rule!r} to prune activations; expected one of {', '.join(_RULES)}")
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"kept activations are stored as torch.float32 or torch.bfloat16; got {self.dtype!r}")
+        if self.dtype == torch.float32:
+            object.__setattr__(self, "dtype", None)
+
+    def count(self, elements: int) -> int:
+        """Elements kept of so many; halves go to the even number, as `round` does."""
+        return round(self.keep * elements)
+
+
+# ---- blocked activations
+def select(x: Term, batch: int, pruning: Pruning) -> Cuts | None:
+    """The cuts that prune what the term makes of its data, its own cuts aside; None where everything is kept."""
+    if pruning.keep == 1:
+        return None
+    image = prod(x.data.shape[1:-1])
+    if image >= _LIMIT:
+        raise ShapeError(f"activations of {image} elements an image cannot be pruned; the limit is {_LIMIT - 1}")
+    together = pruning.rule == "global"
+    k = pruning.count(image * batch if together else image)
+    key, last = torch.empty((2, x.data.shape[0] * x.data.shape[-1]), dtype=torch.int32)
+    native, threads = _native.extension(), torch.get_num_threads()
+    arguments = (_isa(x), _sizes(x, batch), x.held_view, k, together, address(key), address(last), threads)
+    workspace = torch.empty(native.select_activations(*arguments, 0), dtype=torch.uint8)
+    native.select_activations(*arguments, address(workspace))
+    return Cuts(key, last)
+
+
+def pack(x: Term, batch: int, dtype: torch.dtype | None = None) -> Packed:
+    """What is left of a term, its values stored as `dtype`, float32 unless given.
+
+    Raises:
+        ShapeError: 2^31 values or more are left.
+    """
+    bits, starts, count = _mark(x, batch)
+    values = torch.empty(count + x.data.shape[-1], dtype=dtype or torch.float32)
+    packed = Packed(bits, starts, values)
+    _native.extension().pack_activations(_isa(x), _sizes(x, batch), x.held_view, packed.view, torch.get_num_threads())
+    return packed
+
+
+def nonzero_bits(x: Term, batch: int) -> Tensor:
+    """One bit for each element, set where the term is not zero: a ReLU's gate, as `norm_backward` takes it."""
+    return _mark(x, batch)[0]
+
+
+def unpack(packed: Packed, shape: tuple[int, ...]) -> Tensor:
+    """Blocked float32 activations of `shape`, zeros where nothing was kept."""
+    x = torch.empty(shape)
+    _native.extension().unpack_activations(
+        isa_of(shape[-1]), prod(shape[:-1]), packed.view, address(x), torch.get_num_threads()
+    )
+    return x
+
+
+def _mark(x: Term, batch: int) -> tuple[Tensor, Tensor, int]:
+    chunks = -(-x.data.numel() // _CHUNK)
+    bits = torch.empty(chunks * _CHUNK // 8, dtype=torch.uint8)
+    starts = torch.empty(chunks + 1, dtype=torch.int32)
+    key, last = x.cuts or (None, None)
+    count: int = _native.extension().mark_activations(
+        _isa(x),
+        _sizes(x, batch),
+        x.held_view,
+        (address(key), address(last)),
+        address(bits),
+        address(starts),
+        torch.get_num_threads(),
+    )
+    if count >= _LIMIT:
+        raise ShapeError(f"{count} values of one activation cannot be packed; the limit is {_LIMIT - 1}")
+    return bits, starts, count
+
+
+def _isa(x: Term) -> str:
+    return isa_of(x.data.shape[-1])
+
+
+def _sizes(x: Term, batch: int) -> tuple[int, int, int, int]:
+    return batch, x.data.shape[1], x.data.shape[2], x.data.shape[3]
+
+
+# ---- ordinary tensors
+class PlainPacked(NamedTuple):
+    """What is left of an ordinary tensor.
+
+    Attributes:
+        bits: `(ceil(n / 8),)` uint8, one bit for each element of the contiguous tensor.
+        values: `(count,)`.
+    """
+
+    bits: Tensor
+    values: Tensor
+
+
+def plain_pack(x: Tensor, pruning: Pruning) -> PlainPacked:
+    """What is left of `(batch, ...)`, in plain PyTorch; `dtype=None` keeps the dtype of x."""
+    tiles = x.reshape(1, x.numel()) if pruning.rule == "global" else x.flatten(1)
+    kept = tiles != 0
+    if pruning.keep < 1:
+        order = tiles.abs().sort(dim=1, descending=True, stable=True).indices
+        kept &= torch.zeros_like(kept).scatter_(1, order[:, : pruning.count(tiles.shape[1])], True)
+    return PlainPacked(_bits(kept.reshape(-1)), tiles[kept].to(pruning.dtype or x.dtype))
+
+
+def plain_unpack(packed: PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor of `shape` and `dtype`, zeros where nothing was kept."""
+    size = prod(shape)
+    kept = (packed.bits[:, None] & _places(packed.bits)).view(-1)[:size] != 0
+    x = torch.zeros(size, dtype=dtype, device=packed.bits.device)
+    x[kept] = packed.values.to(dtype)
+    return x.view(shape)
+
+
+def _places(like: Tensor) -> Tensor:
+    return (1 << torch.arange(8, device=like.device)).to(torch.uint8)
+
+
+def _bits(flags: Tensor) -> Tensor:
+    count = -(-flags.numel() // 8)
+    whole = torch.nn.functional.pad(flags, (0, 8 * count - flags.numel())).view(count, 8).to(torch.uint8)
+    return (whole * _places(flags)).sum(1, dtype=torch.uint8)
+
+
+# ---- whichever fits a tensor
+def keep(x: Tensor, pruning: Pruning) -> Packed | PlainPacked:
+    """What is left of an ordinary tensor `(batch, ...)`, by the C++ kernels where they can."""
+    x = x.detach()
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return plain_pack(x, pruning)
+    term, batch = Term(to_blocked(x)), x.shape[0]
+    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype)
+
+
+def restore(kept: Packed | PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The pruned tensor of `shape` and `dtype`."""
+    if isinstance(kept, PlainPacked):
+        return plain_unpack(kept, shape, dtype)
+    return from_blocked(unpack(kept, blocked_shape(shape, lanes())), shape)

@@ -1,0 +1,79 @@
+"""What a network's layers hold of their activations for the backward pass, where activations are pruned.
+
+A product holds the largest elements of its input (`fedsparse.backends.activation`). A norm needs its own input for its
+gradients; a product that reads that norm's ReLU shares it and holds two numbers an image, the cuts. A ReLU without a
+norm in front and the ReLU of a residual sum hold one bit for each element. With `dtype=torch.bfloat16` norms hold their
+normalised input in bfloat16.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse.backends.activation import Pruning, nonzero_bits, pack, select
+from fedsparse.backends.term import Packed, Term
+
+__all__ = ["Form", "gate_bits", "hold_pruned", "hold_whole", "pruned_form", "pruning"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+# One entry for each model or part of one that is running, the innermost last.
+_running: ContextVar[tuple[Pruning | None, ...]] = ContextVar("fedsparse_pruned_activations", default=())
+
+
+def pruning() -> Pruning | None:
+    """How the model that is running prunes activations; None where it does not, or keeps nothing for gradients."""
+    running = _running.get()
+    return running[-1] if running and torch.is_grad_enabled() else None
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Forward pre-hook."""
+
+    pruning: Pruning
+
+    def __call__(self, module: nn.Module, _args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            _running.set((*_running.get(), self.pruning if module.training else None))
+
+
+def _end(_module: nn.Module, _args: Any, _output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _running.set(_running.get()[:-1])
+
+
+def hold_pruned(model: _Model, pruning: Pruning) -> _Model:
+    """Lets norms and ReLUs of `model` hold as little as pruned products need; returns the model."""
+    hold_whole(model)
+    model.register_forward_pre_hook(_Begin(pruning), prepend=True)
+    model.register_forward_hook(_end, always_call=True)
+    return model
+
+
+def hold_whole(model: _Model) -> _Model:
+    """Undoes `hold_pruned` of `model` and of its parts; returns the model."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook is _end or isinstance(hook, _Begin)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+    return model
+
+
+# What a product keeps of its input: packed values, or cuts of what a norm holds anyway.
+Form = Term | Packed
+
+
+def pruned_form(term: Term, held: Term | None, batch: int, pruning: Pruning) -> Form:
+    """What a product keeps of its input `term`; `held` is the same term of what a norm holds, if one does."""
+    if held is not None:
+        return held._replace(cuts=select(held, batch, pruning))
+    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype)
+
+
+def gate_bits(term: Term, batch: int) -> Tensor | None:
+    """The gate of a ReLU whose result is `term`, one bit for each element; None where the ReLU should hold numbers."""
+    return None if pruning() is None else nonzero_bits(term, batch)

@@ -1,0 +1,70 @@
+"""FedTiny reduced to its pruning: no selection of a first mask, no blocks, every pruned weight's gradient uploaded.
+
+The "simple dynamic pruning" baseline that FedPruning calls FedTinyClean; federated RigL (Evci et al., ICML 2020) with
+averaged gradients. Evidence: read in the FedPruning code, which has no paper of its own for it.
+
+Deviations: the code also sends gradients of kept weights, which decide nothing; it reads the stem and the classifier
+as prunable, here `exclude` says so; a weight dropped in an adjustment does not compete for growth in the same one.
+Upstream faults avoided: pruned weights that keep what the last step left there, so that regrown ones do not start at 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsparse.methods import regrow
+from fedsparse.methods.base import START_SCORES, DynamicMethod, register
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.pattern import Topology, Weights
+
+__all__ = ["FedTinyClean"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class FedTinyClean(DynamicMethod):
+    """Drops the smallest weights of every layer and grows those of the largest mean gradient.
+
+    Attributes:
+        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
+    """
+
+    name: ClassVar[str] = "fedtiny_clean"
+    adjust_until: int = 100
+    swap_fraction: float = 0.2
+    score: str = "magnitude"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
+
+    def start(self, server: Server) -> Weights:
+        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
+
+    def asked(self, topology: Topology, round: int) -> dict[str, int]:
+        """Gradients wanted of each client: those of all pruned weights, in layers that swap any."""
+        counts = self.swap_counts(topology, round)
+        return {name: p.size - p.nnz if counts[name] else 0 for name, p in topology.items()}
+
+    def download(self, server: Server, client_id: int) -> Download:
+        if not self.adjusts(server.round):
+            return super().download(server, client_id)
+        return regrow.ask(server, self.asked(server.weights.topology, server.round))
+
+    @client_task
+    def train(self, client: Client) -> Extras:
+        client.sgd()
+        return regrow.propose(client)
+
+    def check(self, sent: Download, update: Update) -> None:
+        regrow.check(sent, update)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """A gradient of every pruned weight is uploaded; its position, which the mask tells, is held with it."""
+        asked = sum(self.asked(topology, round).values()) if self.adjusts(round) else 0
+        return CostRow(probes=min(asked, 1), numbers_up=asked, buffer_bytes=8 * asked)
+
+    def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
+        if not self.adjusts(server.round):
+            return None
+        return regrow.regrown(server.weights, updates, self.swap_counts(server.weights.topology, server.round))

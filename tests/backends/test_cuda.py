@@ -1,0 +1,191 @@
+"""The cuda backend: its kernels on the CPU through the binding, its refusals, and the device where there is one."""
+
+import gc
+from dataclasses import replace
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from fedsparse import _native
+from fedsparse.backends import Case, Geometry
+from fedsparse.backends import cuda as cuda_module
+from fedsparse.backends.cuda import CudaBackend
+from fedsparse.errors import BackendError
+from fedsparse.pattern import Pattern
+from fedsparse.testing import ProductCase, check_backend, product_cases
+from tests.cuda import shim
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
+
+
+class OnCpu(CudaBackend):
+    """Takes tensors in main memory for those of a device."""
+
+    def refuse(self, case):
+        return super().refuse(replace(case, device="cuda"))
+
+
+@pytest.fixture(scope="module")
+def binding() -> ModuleType:
+    """The compiled module with its CUDA part, every kernel of which runs on the CPU."""
+    if reason := shim.missing():
+        pytest.skip(reason)
+    pytest.importorskip("pybind11", reason="the binding needs pybind11")
+    path, whole = str(shim.build_binding()), ModuleType("with_cuda")
+    loader = ExtensionFileLoader("fedsparse_shim", path)
+    part = module_from_spec(spec_from_file_location("fedsparse_shim", path, loader=loader))
+    loader.exec_module(part)
+    whole.__dict__.update({**vars(_native.extension()), **vars(part)})
+    return whole
+
+
+@pytest.fixture
+def backend(binding, monkeypatch):
+    monkeypatch.setattr(_native, "extension", lambda: binding)
+    monkeypatch.setattr(cuda_module, "_stream", lambda _: 0)
+    binding.shim_seed(1)
+    yield OnCpu()
+    binding.shim_seed(0)
+
+
+def test_agrees_with_float64(backend, rng):
+    for product in product_cases(rng, 30):
+        check_backend(backend, product)
+
+
+def test_same_bits_whatever_the_order_of_threads(backend, binding, rng):
+    for product in product_cases(rng, 6):
+        x, values, bias, grad = product.operands()
+
+        def results(seed, x=x, values=values, bias=bias, grad=grad, product=product):
+            binding.shim_seed(seed)
+            y = backend.forward(x, values, product.pattern, bias, product.case)
+            return [y, *backend.backward(grad, x, values, product.pattern, (True, True), product.case)]
+
+        assert all(torch.equal(a, b) for a, b in zip(results(0), results(2), strict=True))
+
+
+def test_an_empty_batch(backend):
+    product = next(product_cases(np.random.default_rng(0), 1))
+    case = replace(product.case, input=(0, *product.case.input[1:]))
+    x, grad, values = torch.empty(case.input), torch.empty(case.output), torch.ones(case.nnz)
+    assert backend.forward(x, values, product.pattern, None, case).shape == case.output
+    found = backend.backward(grad, x, values, product.pattern, (True, True), case)
+    assert found.x is not None
+    assert found.x.shape == case.input
+    assert torch.equal(found.values, torch.zeros(case.nnz))
+
+
+def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
+    built = []
+    build = cuda_module._build
+    monkeypatch.setattr(cuda_module, "_build", lambda *arguments: built.append(arguments[1:]) or build(*arguments))
+    pattern = Pattern.from_mask(torch.ones(6, 4, 3, 3, dtype=torch.bool))
+    case, values = replace(CASE, nnz=pattern.nnz), torch.ones(pattern.nnz)
+    for batch in (3, 8, 3):
+        x = torch.ones(batch, *case.input[1:])
+        # An op sees the index tensors, not the pattern that they came from.
+        backend.forward(
+            x, values, Pattern.from_index(pattern.shape, pattern.index), None, replace(case, input=tuple(x.shape))
+        )
+    assert len(built) == 1
+    backend.forward(torch.ones(1, 4, 5, 5), values, pattern, None, replace(case, input=(1, 4, 5, 5)))
+    assert len(built) == 2
+    assert len(backend._lists) == 1
+    del pattern
+    gc.collect()
+    assert len(backend._lists) == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (replace(CASE, device="cpu"), "cuda kernels read the memory of a CUDA device, the tensors are on cpu"),
+        (
+            replace(CASE, dtype=torch.float64),
+            "cuda kernels store float32, bfloat16 or float16, the tensors are float64",
+        ),
+        (
+            replace(CASE, input=(1 << 27, 4, 9, 8)),
+            "sizes must stay below 2^27, got an input of shape (134217728, 4, 9, 8)",
+        ),
+        (
+            replace(CASE, shape=(6, 4, 70, 70), input=(1, 4, 80, 80)),
+            "one channel of what a kernel of (70, 70) reaches does not fit in shared memory",
+        ),
+        (CASE, None),
+    ],
+)
+def test_refusals_word_for_word(backend, case, words):  # noqa: ARG001  built with CUDA
+    assert CudaBackend().refuse(case) == words
+
+
+def test_refuses_where_it_was_not_built(backend, binding, monkeypatch):
+    monkeypatch.setattr(binding, "built_with_cuda", False)
+    reason = backend.refuse(CASE)
+    assert reason == "fedsparse was built without CUDA; put nvcc on PATH, set FEDSPARSE_CUDA=on and build it again"
+
+
+def test_a_failed_launch_is_reported(backend, binding, monkeypatch):
+    monkeypatch.setattr(binding, "cuda_to_lines", lambda *_: 9)
+    words = r"^cuda_to_lines failed with status 9: invalid configuration argument$"
+    with pytest.raises(BackendError, match=words):
+        backend.forward(
+            torch.ones(1, 4),
+            torch.ones(0),
+            Pattern.from_mask(torch.zeros(2, 4, dtype=torch.bool)),
+            None,
+            Case((2, 4), (1, 4), 0),
+        )
+
+
+# ---- on a device
+
+
+class OnDevice(CudaBackend):
+    """Takes operands in main memory and computes on the device, so that one check serves both."""
+
+    def refuse(self, case):
+        return super().refuse(replace(case, device="cuda"))
+
+    def forward(self, x, values, pattern, bias, case):
+        bias = None if bias is None else bias.cuda()
+        return super().forward(x.cuda(), values.cuda(), pattern.to("cuda:0"), bias, case).cpu()
+
+    def backward(self, grad, x, values, pattern, want, case):
+        found = super().backward(grad.cuda(), x.cuda(), values.cuda(), pattern.to("cuda:0"), want, case)
+        return type(found)(*(None if tensor is None else tensor.cpu() for tensor in found))
+
+    def topk_pruned(self, grad, x, pattern, k, case):
+        return tuple(t.cpu() for t in super().topk_pruned(grad.cuda(), x.cuda(), pattern.to("cuda:0"), k, case))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_agrees_with_float64(rng):
+    if not _native.extension().built_with_cuda:
+        pytest.skip("the extension was built without CUDA")
+    torch.backends.cudnn.allow_tf32 = False  # the search for the largest gradients uses dense products
+    for product in product_cases(rng, 150):
+        check_backend(OnDevice(), product)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_gives_the_same_bits_twice(rng):
+    if not _native.extension().built_with_cuda:
+        pytest.skip("the extension was built without CUDA")
+    backend = OnDevice()
+
+    def results(product: ProductCase) -> list[torch.Tensor]:
+        x, values, bias, grad = product.operands()
+        y = backend.forward(x, values, product.pattern, bias, product.case)
+        return [y, *backend.backward(grad, x, values, product.pattern, (True, True), product.case)]
+
+    for product in product_cases(rng, 30):
+        assert all(torch.equal(a, b) for a, b in zip(results(product), results(product), strict=True))

@@ -1,0 +1,70 @@
+"""What nvcc makes of the kernels: no spills, no stack, and registers that leave room for a second block."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.cuda import shim
+
+# The most a thread may have: 65,536 registers hold two blocks of 256 threads with 128 each, eight with 32.
+REGISTERS = {
+    "gather_kernel": 128,
+    "correlation_kernel": 128,
+    "add_chunks_kernel": 32,
+    "lines_kernel": 32,
+    "sgd_kernel": 32,
+}
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<entry>\w+)' for 'sm_90'"
+    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+COMMAND = ("-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Icsrc/include", "-Icsrc/cuda")
+
+
+class Entry(NamedTuple):
+    """One compiled kernel."""
+
+    kernel: str
+    stack: int
+    spilled: int
+    registers: int
+
+
+def entries(source: Path, folder: Path) -> list[Entry]:
+    done = subprocess.run(
+        ["nvcc", *COMMAND, str(source), "-o", str(folder / "out.cubin")],
+        cwd=shim.ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [
+        Entry(
+            re.search(r"[a-z]+(?:_tf32|_[a-z]+)*_kernel", found["entry"])[0],
+            int(found["stack"]),
+            int(found["stores"]) + int(found["loads"]),
+            int(found["registers"]),
+        )
+        for found in ENTRY.finditer(done.stderr)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_kernels_stay_in_registers(tmp_path):
+    found = [entry for source in sorted(shim.ROOT.glob("csrc/cuda/*.cu")) for entry in entries(source, tmp_path)]
+    assert {entry.kernel for entry in found} == set(REGISTERS)
+    for entry in found:
+        assert (entry.stack, entry.spilled) == (0, 0), entry
+        assert entry.registers <= REGISTERS[entry.kernel], entry
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_instructions_assemble(tmp_path):
+    """The kernels of the shim's own tests use every wrapper of ptx.cuh."""
+    assert len(entries(shim.ROOT / "tests" / "cuda" / "planted.cu", tmp_path)) > 15
