@@ -28,11 +28,12 @@ RANKS = {
     "optim": 5,
     "methods": 6,
     "federated": 7,
-    "experiment": 8,
-    "testing": 8,
-    "bench": 9,
-    "cli": 10,
-    "fedsparse": 11,  # the package itself, which gathers the public names
+    "flower": 8,
+    "experiment": 9,
+    "testing": 9,
+    "bench": 10,
+    "cli": 11,
+    "fedsparse": 12,  # the package itself, which gathers the public names
 }
 ALSO = {("measure", "energy"), ("_native", "errors"), ("_native", "_C"), ("functional", "ops")}
 # Parts that see less than their rank allows.
@@ -53,7 +54,7 @@ MODULES = {
     ("methods", "wire"): {"fedsparse.wire.payload"},
     ("federated", "methods"): {"fedsparse.methods.base", "fedsparse.methods.roles"},
 }
-THIRD_PARTIES = {"typer": {"cli"}, "rich": {"cli"}, "triton": {"kernels"}}
+THIRD_PARTIES = {"typer": {"cli"}, "rich": {"cli"}, "triton": {"kernels"}, "flwr": {"flower", "experiment"}}
 
 
 def modules():

@@ -111,14 +111,22 @@ def test_build_needs_no_torch(project: dict[str, Any]) -> None:
     assert (ROOT / "fedsparse" / "py.typed").exists()
 
 
-def test_constraints_pin_every_requirement(project: dict[str, Any], bootstrap: ModuleType) -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def _pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
-    everything = bootstrap.requirements(project["project"], project["project"]["optional-dependencies"])
-    for requirement in [*everything, *project["build-system"]["requires"]]:
-        assert re.match(r"[\w-]+", requirement)[0].lower() in normal  # type: ignore[index]
-    assert normal["torch"] == "2.13.0"
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+
+
+@pytest.mark.parametrize(("file", "alone"), [("constraints.txt", False), ("constraints-flower.txt", True)])
+def test_constraints_pin_every_requirement(
+    project: dict[str, Any], bootstrap: ModuleType, file: str, alone: bool
+) -> None:
+    pins, extras = _pins(file), project["project"]["optional-dependencies"]
+    chosen = {name: needs for name, needs in extras.items() if (name == "flower") == alone}
+    build = [] if alone else project["build-system"]["requires"]
+    for requirement in [*bootstrap.requirements(project["project"], chosen), *build]:
+        assert re.match(r"[\w-]+", requirement)[0].lower() in pins  # type: ignore[index]
+    assert pins["torch"] == "2.13.0"
 
 
 def test_without_a_compiler_the_build_says_so_in_one_sentence(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ OPTIONAL = {
     "mlflow": ("the tracker mlflow", "mlflow"),
     "pynvml": ("joules of GPUs", "energy"),
     "triton": ("the Triton kernels", "triton"),
+    "flwr": ("the engine `flower`", "flower"),
     "sparseprop": ("comparisons of `fedsparse bench`", "bench"),
     "sparselab": ("comparisons of `fedsparse bench`", "bench"),
 }

@@ -3,7 +3,7 @@
 import typer
 
 from fedsparse.allocator import keep_freed_memory
-from fedsparse.cli import benching, comparing, doctor, listing, reporting, running
+from fedsparse.cli import benching, comparing, doctor, flowering, listing, reporting, running
 from fedsparse.cli.failures import CleanFailures
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app.command("compare", epilog=comparing.EXAMPLE)(comparing.compare)
 app.command("report", epilog=reporting.EXAMPLE)(reporting.report)
 app.command("list", epilog=listing.EXAMPLE)(listing.show)
 app.add_typer(benching.app, name="bench")
+app.add_typer(flowering.app, name="flower")
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 

@@ -180,7 +180,7 @@ def _resolve(document: Document, origin: Origin) -> Config:
     )
     _check_name("data.name", config.data.name, datasets(), origin)
     _check_name("model.name", config.model.name, models(), origin)
-    _check_engine(config.engine.kind, origin)
+    _check_name("engine.kind", config.engine.kind, list(engines()), origin)
     for tracker in config.run.trackers:
         _check_name("run.trackers", tracker, trackers(), origin)
     _check_cohort(config, origin)
@@ -194,12 +194,6 @@ def _table(kind: type[TableT], name: str, document: Document, origin: Origin) ->
 def _check_name(key: str, name: str, known: Sequence[str], origin: Origin) -> None:
     if name not in known:
         raise origin.unknown_name(key, name, known)
-
-
-def _check_engine(kind: str, origin: Origin) -> None:
-    if kind == "flower":
-        raise origin.wrong("engine.kind", kind, f"{' or '.join(engines())}; this version has no flower engine yet")
-    _check_name("engine.kind", kind, list(engines()), origin)
 
 
 def _check_cohort(config: Config, origin: Origin) -> None:

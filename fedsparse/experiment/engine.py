@@ -12,8 +12,9 @@ from fedsparse.federated.engines.base import Engine
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.engines.process import ProcessEngine
 from fedsparse.federated.plan import Plan
+from fedsparse.flower.superlink import require_flower
 
-__all__ = ["client_threads", "cores", "engines", "open_engine"]
+__all__ = ["client_threads", "cores", "engines", "open_engine", "require_engine"]
 
 _FOLDER = ".clients"
 
@@ -23,11 +24,22 @@ def engines() -> dict[str, str]:
     return {
         "inline": "Clients one after the other in this process.",
         "process": "Clients shared by engine.workers processes on this host; the same bits as inline.",
+        "flower": "Clients on Flower's nodes, simulated or on engine.superlink; needs fedsparse[flower].",
     }
 
 
+def require_engine(table: EngineTable) -> None:
+    """Refuses an engine that is not installed.
+
+    Raises:
+        ConfigError: it needs a package that is missing.
+    """
+    if table.kind == "flower":
+        require_flower()
+
+
 def open_engine(table: EngineTable, plan: Plan, folder: Path) -> Engine:
-    """The engine of a run in `folder`, where it keeps a subfolder until it is closed.
+    """The engine of a run in `folder` whose rounds are in this process; it keeps a subfolder there until it is closed.
 
     Raises:
         ConfigError: there is no such engine, or it cannot take the plan.

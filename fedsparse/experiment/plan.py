@@ -13,7 +13,7 @@ from fedsparse import models
 from fedsparse.data import Cutting, Dataset, FederatedDataset, load, partition
 from fedsparse.errors import ConfigError, DataError, PatternError
 from fedsparse.experiment.config import Config
-from fedsparse.experiment.engine import client_threads
+from fedsparse.experiment.engine import client_threads, require_engine
 from fedsparse.experiment.settings import DataTable
 from fedsparse.federated.plan import ClientSettings, Plan
 from fedsparse.methods.base import SparseMethod
@@ -65,8 +65,8 @@ def build_plans(configs: Iterable[Config]) -> list[Plan]:
     Reads the data and makes each model once, so that a bad setting shows here, before a run begins.
 
     Raises:
-        ConfigError: the model, its options or the device do not exist, the masks do not fit the network, or there
-            are more workers than cores.
+        ConfigError: the model, its options or the device do not exist, the engine is not installed, the masks do not
+            fit the network, or there are more workers than cores.
         InfeasibleDensityError: no masks reach the density.
         DataError: the data cannot be read, or not dealt as asked.
     """
@@ -82,6 +82,7 @@ def build_plans(configs: Iterable[Config]) -> list[Plan]:
 
 def _plan(config: Config, data: FederatedDataset, public: Dataset | None) -> Plan:
     _check_device(config.run.device)
+    require_engine(config.engine)
     model = SeededModel(
         name=config.model.name,
         in_shape=data.train.shape,

@@ -22,7 +22,17 @@ __all__ = ["create", "flat", "locked", "read_json", "reopen", "write_json"]
 RUNS = Path("runs")
 # What may change between start and resume, as no number depends on it: where things lie, what runs the clients and
 # when it gives up. Threads and workers may not: the last bits follow from how many threads a client has.
-MOVABLE = frozenset({"run.out", "run.trackers", "data.root", "engine.kind", "engine.timeout_s", "engine.min_clients"})
+MOVABLE = frozenset(
+    {
+        "run.out",
+        "run.trackers",
+        "data.root",
+        "engine.kind",
+        "engine.timeout_s",
+        "engine.min_clients",
+        "engine.superlink",
+    }
+)
 
 
 def create(config: Config) -> Path:

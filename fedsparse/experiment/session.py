@@ -5,23 +5,39 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from fedsparse.experiment.config import Config
 from fedsparse.experiment.engine import open_engine
+from fedsparse.experiment.flower_run import run_on_flower
 from fedsparse.experiment.plan import build_plans
 from fedsparse.experiment.rundir import create, flat, locked, reopen, write_json
 from fedsparse.experiment.summary import summarise
 from fedsparse.experiment.trackers import TrackedRun, require, tracked
-from fedsparse.federated.loop import run_rounds
+from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import Plan
 from fedsparse.nn import masks
 
-__all__ = ["OnRound", "Result", "Session", "ShouldStop", "begin", "continued"]
+__all__ = ["OnRound", "Result", "Rounds", "Session", "ShouldStop", "begin", "continued"]
 
 OnRound = Callable[[Config, Mapping[str, object]], None]
 ShouldStop = Callable[[], bool]
+
+
+class Rounds(Protocol):
+    """The rounds of one run in its folder, from its last checkpoint on."""
+
+    def __call__(
+        self,
+        config: Config,
+        plan: Plan,
+        folder: Path,
+        *,
+        on_round: Callable[[Mapping[str, object]], None],
+        should_stop: ShouldStop,
+    ) -> Outcome: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +80,22 @@ class Session:
         """The configuration of each run."""
         return runs(self.config)
 
-    def go_on(self, *, on_round: OnRound, should_stop: ShouldStop) -> list[Result]:
-        """Runs what is not finished, reads what is; a stop leaves the list short or its last run stopped."""
+    def go_on(self, *, on_round: OnRound, should_stop: ShouldStop, rounds: Rounds | None = None) -> list[Result]:
+        """Runs what is not finished, reads what is; a stop leaves the list short or its last run stopped.
+
+        Args:
+            on_round: called with each record.
+            should_stop: asked after each round.
+            rounds: what runs the rounds; by default what `engine.kind` says.
+        """
         results: list[Result] = []
         for config, plan in zip(self.configs, self.plans, strict=True):
             if results and should_stop():
                 break
             folder = self._folder(config)
             with locked(folder):
-                results.append(
-                    _finish(config, plan, folder, on_round=partial(on_round, config), should_stop=should_stop)
-                )
+                watch = partial(on_round, config)
+                results.append(_finish(config, plan, folder, rounds=rounds, on_round=watch, should_stop=should_stop))
         return results
 
     def _folder(self, config: Config) -> Path:
@@ -112,19 +133,38 @@ def _finish(
     plan: Plan,
     folder: Path,
     *,
+    rounds: Rounds | None,
     on_round: Callable[[Mapping[str, object]], None],
     should_stop: ShouldStop,
 ) -> Result:
     """Goes on from the last checkpoint in the folder, from the start when there is none."""
+    rounds = rounds or _ELSEWHERE.get(config.engine.kind, _rounds_here)
     run = TrackedRun(config.run.name, folder, flat(config.resolved()))
-    with closing(open_engine(config.engine, plan, folder)) as engine, tracked(config.run.trackers, run) as record:
+    with tracked(config.run.trackers, run) as record:
 
         def watch(metrics: Mapping[str, object]) -> None:
             record(metrics)
             on_round(metrics)
 
-        outcome = run_rounds(plan, engine, folder=folder, resume=True, on_round=watch, should_stop=should_stop)
+        outcome = rounds(config, plan, folder, on_round=watch, should_stop=should_stop)
     identity = {"name": config.run.name, "method": config.method.name, "complete": not outcome.stopped}
     final = {**identity, "rounds": config.run.rounds, **summarise(outcome.metrics)}
     write_json(folder / "summary.json", final)
     return Result(outcome.metrics, final, outcome.model, masks(outcome.model), folder, outcome.stopped)
+
+
+def _rounds_here(
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    *,
+    on_round: Callable[[Mapping[str, object]], None],
+    should_stop: ShouldStop,
+) -> Outcome:
+    """The rounds in this process."""
+    with closing(open_engine(config.engine, plan, folder)) as engine:
+        return run_rounds(plan, engine, folder=folder, resume=True, on_round=on_round, should_stop=should_stop)
+
+
+# Engines whose rounds are not in this process.
+_ELSEWHERE: dict[str, Rounds] = {"flower": run_on_flower}

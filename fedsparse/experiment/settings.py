@@ -115,12 +115,16 @@ class EngineTable(Table):
     """[engine]: what runs the clients of a round.
 
     Attributes:
-        kind: `inline` runs them one after the other in this process, `process` in workers on this host.
-        workers: processes that share the clients of a round; `inline` works in this one alone.
+        kind: `inline` runs them one after the other in this process, `process` in workers on this host, `flower` on
+            the nodes of Flower.
+        workers: processes that share the clients of a round, with `superlink` the nodes that must be there; `inline`
+            works in this one alone.
         threads: that a client computes with, in every engine, as results depend on it; None means this process's
             number, divided by `workers`. Given, it may be more than the cores can serve.
         timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
         min_clients: fewest usable answers in a round; with fewer the run fails, and can be resumed.
+        superlink: for `flower`, name of a connection in Flower's own configuration, to a SuperLink on this host; None
+            simulates the nodes.
     """
 
     kind: str = "inline"
@@ -128,3 +132,4 @@ class EngineTable(Table):
     threads: Count | None = None
     timeout_s: Positive = 600.0
     min_clients: Count = 1
+    superlink: Annotated[str, Field(min_length=1)] | None = None

@@ -15,7 +15,7 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import Plan
-from fedsparse.federated.store import Kept, TopologyFiles
+from fedsparse.federated.store import Kept, Topologies
 from fedsparse.measure import measure, resident_bytes
 from fedsparse.methods.roles import (
     AroundStep,
@@ -122,7 +122,7 @@ class ClientHost:
     itself is sent back in full and then forgotten: next time the server speaks of its own masks, not of this client's.
     """
 
-    def __init__(self, plan: Plan, topologies: TopologyFiles) -> None:
+    def __init__(self, plan: Plan, topologies: Topologies) -> None:
         self._plan = plan
         self._model = plan.network()
         self._topologies = topologies

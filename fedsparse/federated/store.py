@@ -12,14 +12,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload
 
-__all__ = ["ClientStore", "Kept", "TopologyFiles"]
+__all__ = ["ClientStore", "Kept", "Topologies", "TopologyFiles"]
 
 _CACHED = 4
 _INDEX = "index.fsp"
@@ -37,6 +37,18 @@ class Kept:
 
     held: str = ""
     memory: bytes = b""
+
+
+class Topologies(Protocol):
+    """Topologies by digest, wherever they are."""
+
+    def add(self, topology: Topology) -> None:
+        """Keeps a topology, unless it is there."""
+        ...
+
+    def get(self, digest: str) -> Topology:
+        """The topology of a digest; WireError when it was not kept."""
+        ...
 
 
 class TopologyFiles:
@@ -109,6 +121,11 @@ class ClientStore:
         self._remembering: set[int] = set()
         self._synced: set[str] = set()
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    @property
+    def clients(self) -> list[int]:
+        """Ids of the clients that keep something."""
+        return sorted(self._held.keys() | self._remembering)
 
     def kept(self, client_id: int) -> Kept:
         """What a client keeps."""

@@ -36,7 +36,7 @@ def test_doctor_reports_this_installation(call):
     report = {check["name"]: check for check in json.loads(result.stdout)}
     assert report["python"]["ok"]
     assert report["torch"]["ok"]
-    assert report["engines"]["found"].startswith("inline, process; up to ")
+    assert report["engines"]["found"].startswith("inline, process, flower; up to ")
     assert report["compiled kernels"]["ok"]
     assert "instruction sets" in report["compiled kernels"]["found"]
     assert {"CUDA kernels", "CUDA device", "triton", "data folder"} <= set(report)

@@ -147,7 +147,7 @@ def test_resuming_a_finished_run_changes_nothing(call, config):
         (["run", "small.toml", "--set", "model.hiden=[3]"], 2, "hidden"),
         (["run", "small.toml", "--set", "data.name=digit"], 2, "digits"),
         (["run", "small.toml", "--engine", "proces"], 2, "did you mean 'process'? known are inline, process"),
-        (["run", "small.toml", "--engine", "flower"], 2, "inline or process; this version has no flower engine yet"),
+        (["run", "small.toml", "--engine", "flwr"], 2, "did you mean 'flower'? known are inline, process, flower"),
         (["run", "small.toml", "--set", "engine.workers=9999"], 2, "engine.workers = 9999: expected at most "),
         (
             ["run", "small.toml", "--set", "run.device=cuda:99"],

@@ -14,7 +14,8 @@
     loss no longer finite                         failed
     worker killed, hanging or out of memory, or   worker replaced, client retried once, then failed; its bytes count
     raising what is no FedsparseError             once, what it keeps is as before (`inline` has no worker to lose: an
-                                                  error that is no FedsparseError ends the run, with its traceback)
+                                                  error that is no FedsparseError ends the run, with its traceback;
+                                                  on `flower` a node is no worker of ours: see `flower.engine`)
     fewer usable answers than `min_clients`       ClientError; the run resumes from the last checkpoint
 
 A client that failed keeps its memory of before the exchange. `clients.jsonl` has a line with the reason for every
