@@ -13,7 +13,7 @@ from fedsparse.cli.failures import FAILED, is_misuse
 from fedsparse.cli.interrupt import StopRequest, stop_requests
 from fedsparse.cli.progress import rounds_shown
 from fedsparse.errors import FedsparseError
-from fedsparse.experiment import Result, load_config
+from fedsparse.experiment import Config, Result, load_config
 from fedsparse.experiment.session import Session, begin, continued
 
 __all__ = ["RESUME_EXAMPLE", "RUN_EXAMPLE", "resume", "run"]
@@ -65,25 +65,41 @@ def resume(
 
 
 def _finish(session: Session, stop: StopRequest, *, as_json: bool) -> None:
-    """Runs a session to its end, or to the first interruption, and prints what came out."""
-    results = _rounds(session, stop, sys.stderr if as_json else sys.stdout)
-    stopped = len(results) < len(session.configs) or results[-1].stopped
+    """Runs a session to its end, or to the first interruption, and prints what came out.
+
+    One of several runs that fails does not keep the others from running.
+    """
+    failures: dict[str, FedsparseError] = {}
+    results = _rounds(session, stop, sys.stderr if as_json else sys.stdout, failures)
+    stopped = len(results) + len(failures) < len(session.configs) or any(result.stopped for result in results)
     if as_json:
         runs = [{"dir": str(result.dir), "stopped": result.stopped, "final": result.final} for result in results]
-        print(json.dumps({"dir": str(session.folder), "stopped": stopped, "runs": runs}, indent=2))
-    else:
+        failed = {name: str(error) for name, error in failures.items()}
+        print(json.dumps({"dir": str(session.folder), "stopped": stopped, "failed": failed, "runs": runs}, indent=2))
+    elif results:
         print_comparison([session.folder])
         print(f"\nwritten to {session.folder}")
-    if stopped:
-        _explain_resume(session, "stopped")
+    for name, error in failures.items():
+        print(f"{name} failed: {error}", file=sys.stderr)
+    if stopped or failures:
+        _explain_resume(session, "stopped" if stopped else "failed")
         raise typer.Exit(FAILED)
 
 
-def _rounds(session: Session, stop: StopRequest, stream: TextIO) -> list[Result]:
-    """Runs a session, showing its rounds on `stream`; says how to go on when it breaks off."""
+def _rounds(session: Session, stop: StopRequest, stream: TextIO, failures: dict[str, FedsparseError]) -> list[Result]:
+    """Runs a session, showing its rounds on `stream`; says how to go on when it breaks off.
+
+    Of several runs, those that fail are noted in `failures`, by name.
+    """
+
+    def note(config: Config, error: FedsparseError) -> None:
+        failures[config.run.name] = error
+
     try:
         with rounds_shown(stream) as watch:
-            return session.go_on(on_round=watch, should_stop=stop)
+            return session.go_on(
+                on_round=watch, should_stop=stop, on_failure=note if len(session.configs) > 1 else None
+            )
     except KeyboardInterrupt:
         _explain_resume(session, "aborted")
         raise typer.Exit(FAILED) from None

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from fedsparse.errors import FedsparseError
 from fedsparse.experiment.config import Config
 from fedsparse.experiment.engine import open_engine
 from fedsparse.experiment.flower_run import run_on_flower
@@ -20,9 +21,10 @@ from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import Plan
 from fedsparse.nn import masks
 
-__all__ = ["OnRound", "Result", "Rounds", "Session", "ShouldStop", "begin", "continued"]
+__all__ = ["OnFailure", "OnRound", "Result", "Rounds", "Session", "ShouldStop", "begin", "continued"]
 
 OnRound = Callable[[Config, Mapping[str, object]], None]
+OnFailure = Callable[[Config, FedsparseError], None]
 ShouldStop = Callable[[], bool]
 
 
@@ -80,22 +82,38 @@ class Session:
         """The configuration of each run."""
         return runs(self.config)
 
-    def go_on(self, *, on_round: OnRound, should_stop: ShouldStop, rounds: Rounds | None = None) -> list[Result]:
+    def go_on(
+        self,
+        *,
+        on_round: OnRound,
+        should_stop: ShouldStop,
+        on_failure: OnFailure | None = None,
+        rounds: Rounds | None = None,
+    ) -> list[Result]:
         """Runs what is not finished, reads what is; a stop leaves the list short or its last run stopped.
 
         Args:
             on_round: called with each record.
             should_stop: asked after each round.
+            on_failure: told of a run that failed; the list lacks it, and the next one is begun. Without it, the error
+                ends the session.
             rounds: what runs the rounds; by default what `engine.kind` says.
         """
         results: list[Result] = []
         for config, plan in zip(self.configs, self.plans, strict=True):
-            if results and should_stop():
+            if config is not self.configs[0] and should_stop():
                 break
             folder = self._folder(config)
-            with locked(folder):
-                watch = partial(on_round, config)
-                results.append(_finish(config, plan, folder, rounds=rounds, on_round=watch, should_stop=should_stop))
+            watch = partial(on_round, config)
+            try:
+                with locked(folder):
+                    done = _finish(config, plan, folder, rounds=rounds, on_round=watch, should_stop=should_stop)
+            except FedsparseError as error:
+                if on_failure is None:
+                    raise
+                on_failure(config, error)
+            else:
+                results.append(done)
         return results
 
     def _folder(self, config: Config) -> Path:

@@ -209,6 +209,20 @@ def test_a_killed_run_resumes_to_the_same_metrics(call, start, config, uninterru
     assert metrics("runs/small-1") == uninterrupted
 
 
+def test_a_variant_that_fails_keeps_no_other_from_running(call, config):
+    diverging = VARIANTS.replace('{name = "fedavg"}', '{name = "fedavg"}\nclient.lr = 1e30')
+    result = call("run", config(diverging), "--json")
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert list(said["failed"]) == ["dense"]
+    assert [run["final"]["name"] for run in said["runs"]] == ["sparse"]
+    assert said["runs"][0]["final"]["complete"] is True
+    assert said["stopped"] is False
+    assert "dense failed: round" in result.stderr
+    assert f"failed; go on with: fedsparse resume {said['dir']}" in result.stderr
+    assert "sparse" in call("compare", said["dir"]).stdout
+
+
 def test_interrupted_variants_resume_with_those_not_started(call, start, config):
     process = start("run", config(VARIANTS), *LONG)
     wait_for_round(process, 1)
