@@ -89,4 +89,27 @@ int fedsparse_cuda_topk_pruned(const fedsparse::ConvShape* shape, std::int64_t d
                                const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
                                const void* x, std::int64_t k, std::int64_t* positions, float* gradients,
                                void* workspace, void* stream);
+
+// ---- the smallest values of every layer
+// Layer l holds values [layer_start[l], layer_start[l + 1]), of which the number_start[l + 1] - number_start[l] of
+// smallest magnitude are listed, by rising number within the layer, from numbers[number_start[l]] on. Ties go to the
+// lowest number; NaN comes last. layer_start and number_start (layers + 1) lie on the device and begin with 0;
+// layer_start ends with n, number_start with the size of `numbers`. A size of 0: 2^31 values, or 2^20 layers, or more.
+std::int64_t fedsparse_cuda_smallest_size(std::int64_t layers, std::int64_t n);
+int fedsparse_cuda_smallest(const float* values, std::int64_t layers, std::int64_t n, const std::int64_t* layer_start,
+                            const std::int64_t* number_start, std::int64_t* numbers, void* workspace, void* stream);
+
+// ---- pruned activations, as in csrc/cpu/activation.h but in the order of the ordinary tensor
+// Marks the k elements of x (n) with the largest magnitudes, ties to the lowest index, NaN above all; of these, exact
+// zeros are left out, so k == n marks what is not zero. Bit i of word w of `bits` (16 * groups) is element 32 w + i;
+// `starts` (groups + 1) counts the marked elements before each group of 512. groups = ceil(n / 512), n < 2^31.
+std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t n);
+int fedsparse_cuda_mark_largest(const void* x, std::int64_t n, std::int64_t dtype, std::int64_t k, std::uint32_t* bits,
+                                std::int32_t* starts, void* workspace, void* stream);
+
+// The marked elements in order, starts[groups] of them; and all n, zeros where nothing is marked.
+int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const std::uint32_t* bits,
+                        const std::int32_t* starts, void* values, std::int64_t value_dtype, void* stream);
+int fedsparse_cuda_unpack(const void* values, std::int64_t value_dtype, std::int64_t n, const std::uint32_t* bits,
+                          const std::int32_t* starts, void* x, std::int64_t dtype, void* stream);
 }

@@ -1,9 +1,11 @@
 """Calls selection kernels on the shim as a backend does on a device. Needs numpy, not torch."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cuda.products import ConvShape, Product, poisoned
+from tests.cuda.products import FLOAT32, STORAGE, ConvShape, Product, poisoned
 from tests.cuda.shim import Shim
 
 
@@ -33,3 +35,39 @@ def topk_pruned(shim: Shim, product: Product, k: int) -> tuple[NDArray, NDArray]
         product.grad, product.x, k, positions, gradients, room, None,
     )  # fmt: skip
     return positions, gradients
+
+
+def smallest(shim: Shim, layers: list[NDArray], counts: list[int]) -> list[NDArray]:
+    """Numbers of the values of smallest magnitude of each layer."""
+    layer_start, number_start = (np.cumsum([0, *sizes], dtype=np.int64) for sizes in (map(len, layers), counts))
+    values, numbers = np.concatenate(layers), poisoned(int(number_start[-1]), np.int64)
+    n = len(values)
+    room = workspace(shim, "fedsparse_cuda_smallest_size", len(layers), n)
+    shim("fedsparse_cuda_smallest", values, len(layers), n, layer_start, number_start, numbers, room, None)
+    return np.split(numbers, number_start[1:-1])
+
+
+class Packed(NamedTuple):
+    """The largest elements of a tensor: a bit for each element, values before each group of 512, and the values."""
+
+    bits: NDArray
+    starts: NDArray
+    values: NDArray
+
+
+def pack_largest(shim: Shim, x: NDArray, dtype: int, k: int, value_dtype: int = FLOAT32) -> Packed:
+    """The k largest of x, flat and as `as_stored` gives it."""
+    n, groups = x.size, -(-x.size // 512)
+    bits, starts = poisoned(16 * groups, np.uint32), poisoned(groups + 1, np.int32)
+    room = workspace(shim, "fedsparse_cuda_mark_largest_size", n)
+    shim("fedsparse_cuda_mark_largest", x, n, dtype, k, bits, starts, room, None)
+    values = poisoned(int(starts[-1]), STORAGE[value_dtype])
+    shim("fedsparse_cuda_pack", x, n, dtype, bits, starts, values, value_dtype, None)
+    return Packed(bits, starts, values)
+
+
+def unpack(shim: Shim, packed: Packed, n: int, dtype: int, value_dtype: int = FLOAT32) -> NDArray:
+    """All n elements, as stored."""
+    x = poisoned(n, STORAGE[dtype])
+    shim("fedsparse_cuda_unpack", packed.values, value_dtype, n, packed.bits, packed.starts, x, dtype, None)
+    return x
