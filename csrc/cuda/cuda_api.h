@@ -112,4 +112,25 @@ int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const
                         const std::int32_t* starts, void* values, std::int64_t value_dtype, void* stream);
 int fedsparse_cuda_unpack(const void* values, std::int64_t value_dtype, std::int64_t n, const std::uint32_t* bits,
                           const std::int32_t* starts, void* x, std::int64_t dtype, void* stream);
+
+// ---- a pattern changed on the device
+// row_start (rows + 1), column (nnz - drops + grows, as wide as before) and places (as many) without the values number
+// `dropped` and with the flat positions `grown`: a value's place among the old ones, -1 where it is grown. Both ascend;
+// a grown position is not kept.
+int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::int32_t* row_start, const void* column,
+                            bool wide, const std::int64_t* dropped, std::int64_t drops, const std::int64_t* grown,
+                            std::int64_t grows, std::int32_t* new_row_start, void* new_column, std::int32_t* places,
+                            void* stream);
+
+// to[a][i] = from[a][places[i]], or fill[a] where the place is -1, for arrays of 4-byte words: values and the state of
+// their optimiser. The arrays of addresses and fills lie in main memory and may go when the call returns.
+int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
+                               const void* const* from, void* const* to, const std::uint32_t* fill, void* stream);
+
+// fedsparse_csr16_list on the device: from row_start and column there, with a workspace aligned to 64 bytes. `value` may
+// be null in the forward list. Kernels beyond 64 x 64 are refused.
+std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz);
+int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
+                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
+                              std::uint16_t* offset, std::int32_t* value, void* workspace, void* stream);
 }

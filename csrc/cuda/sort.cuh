@@ -16,14 +16,14 @@ inline std::int64_t tiles_of(std::int64_t capacity) { return (capacity + kTile -
 inline std::int64_t table_size(std::int64_t capacity) { return tiles_of(capacity) * kBins; }
 constexpr int passes_of(int bits) { return (bits + kBits - 1) / kBits; }
 
-// The entries: as many as `count` says, but no more than there is room for.
+// The entries: as many as `count` says, where there is one, but no more than there is room for.
 template <typename Entry>
 struct List {
   const Entry* entry;
   const std::uint32_t* count;
   std::uint32_t capacity;
 
-  __device__ std::uint32_t size() const { return min(*count, capacity); }
+  __device__ std::uint32_t size() const { return count ? min(*count, capacity) : capacity; }
 };
 
 // How often each warp's entries have each digit; ends with a barrier.

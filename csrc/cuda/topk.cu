@@ -11,6 +11,7 @@
 //
 // What a step has to do is decided on the device, and all are launched always.
 #include "../cpu/arena.h"
+#include "columns.cuh"
 #include "dense_gradient.cuh"
 #include "digits.cuh"
 #include "sort.cuh"
@@ -59,26 +60,14 @@ struct Limits {
 // The kept positions of the weight.
 struct Kept {
   const std::int32_t* row_start;
-  const void* column;
-  bool wide;
-
-  __device__ std::int32_t at(std::int32_t i) const {
-    return wide ? static_cast<const std::int32_t*>(column)[i] : static_cast<const std::uint16_t*>(column)[i];
-  }
+  Columns column;
 
   // Bit c: column first + c of the row is kept.
   __device__ std::uint32_t word(std::int64_t row, std::int32_t first) const {
-    std::int32_t low = row_start[row], high = row_start[row + 1];
-    const std::int32_t end = high;
-    while (low < high) {
-      const std::int32_t middle = low + (high - low) / 2;
-      if (at(middle) < first)
-        low = middle + 1;
-      else
-        high = middle;
-    }
+    const std::int64_t end = row_start[row + 1];
     std::uint32_t bits = 0;
-    for (; low < end && at(low) < first + dense::kTile; ++low) bits |= 1u << (at(low) - first);
+    for (std::int64_t i = first_from(column, row_start[row], end, first); i < end && column[i] < first + dense::kTile; ++i)
+      bits |= 1u << (column[i] - first);
     return bits;
   }
 };
@@ -316,6 +305,6 @@ int fedsparse_cuda_topk_pruned(const ConvShape* shape, std::int64_t dtype, std::
   return with_dtype(dtype, [&](auto* number) -> int {
     using T = std::remove_pointer_t<decltype(number)>;
     const topk::Plan<T> plan(*shape, nnz, k, grad_y, x, workspace);
-    return topk::run(plan, {row_start, column, wide}, positions, gradients, stream);
+    return topk::run(plan, {row_start, {column, wide}}, positions, gradients, stream);
   });
 }

@@ -71,3 +71,44 @@ def unpack(shim: Shim, packed: Packed, n: int, dtype: int, value_dtype: int = FL
     x = poisoned(n, STORAGE[dtype])
     shim("fedsparse_cuda_unpack", packed.values, value_dtype, n, packed.bits, packed.starts, x, dtype, None)
     return x
+
+
+class Rebuilt(NamedTuple):
+    """Rows of a changed pattern, and where its values come from."""
+
+    row_start: NDArray
+    column: NDArray
+    places: NDArray
+
+
+def exchange(shim: Shim, row_start: NDArray, column: NDArray, columns: int, dropped: NDArray, grown: NDArray) -> Rebuilt:
+    """Rows without the values number `dropped` and with the flat positions `grown`."""
+    nnz, wide = len(column) - len(dropped) + len(grown), column.dtype == np.int32
+    new = Rebuilt(poisoned(len(row_start), np.int32), poisoned(nnz, column.dtype.type), poisoned(nnz, np.int32))
+    shim(
+        "fedsparse_cuda_exchange", len(row_start) - 1, columns, row_start, column, wide, dropped, len(dropped), grown,
+        len(grown), *new, None,
+    )  # fmt: skip
+    return new
+
+
+def carry(shim: Shim, places: NDArray, arrays: list[NDArray], fills: list[float]) -> list[NDArray]:
+    """Arrays of float32 moved to `places`."""
+    moved = [poisoned(len(places), np.float32) for _ in arrays]
+    sources, targets = (np.array([a.ctypes.data for a in side], np.uint64) for side in (arrays, moved))
+    words = np.array(fills, np.float32)
+    shim("fedsparse_cuda_carry_words", places, len(places), len(arrays), sources, targets, words, None)
+    return moved
+
+
+def tap_list(shim: Shim, product: Product, backward: bool) -> tuple[NDArray, NDArray, NDArray]:
+    """start, offset and value of a list, as `Product.list` makes them on the host."""
+    shape, nnz = ConvShape(*product.shape), len(product.values)
+    size = shim.value("fedsparse_csr16_start_size", shape, backward, product.dtype)
+    start, offset, value = poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(nnz, np.int32)
+    room, wide = workspace(shim, "fedsparse_cuda_csr16_list_size", nnz), product.column.dtype == np.int32
+    shim(
+        "fedsparse_cuda_csr16_list", shape, backward, product.dtype, nnz, product.row_start, product.column, wide,
+        start, offset, value if backward else None, room, None,
+    )  # fmt: skip
+    return start, offset, value
