@@ -29,6 +29,17 @@ const char* fedsparse_cuda_status_text(int status);
 int fedsparse_cuda_sgd_momentum(float* values, const float* grad, float* momentum, std::int64_t n, float lr, float mu,
                                 float weight_decay, float dampening, bool nesterov, bool first_step, void* stream);
 
+// One step of torch.optim.AdamW over flat values, in place and in one pass, g being *grad_scale * grad:
+//     mean = beta1 * mean + (1 - beta1) * g
+//     square = beta2 * square + (1 - beta2) * g^2
+//     values *= 1 - lr * weight_decay
+//     values -= lr / (1 - beta1^step) * mean / (sqrt(square / (1 - beta2^step)) + eps)
+// grad_scale, a float on the device, is what clipping or unscaling makes of the gradient; null: 1. Steps count from 1;
+// on the first one mean and square are written without being read. Arrays hold n floats and do not overlap.
+int fedsparse_cuda_adamw(float* values, const float* grad, float* mean, float* square, std::int64_t n,
+                         const float* grad_scale, double lr, double beta1, double beta2, double eps,
+                         double weight_decay, std::int64_t step, void* stream);
+
 // ---- activations between rows and lines of 8 samples
 // (batch, size), a batch of contiguous pictures say, and (ceil(batch / 8), size, 8). Samples that fill the last lines
 // up are written as zeros and not read back.

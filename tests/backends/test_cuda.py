@@ -170,7 +170,6 @@ class OnDevice(CudaBackend):
 def test_a_device_agrees_with_float64(rng):
     if not _native.extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
-    torch.backends.cudnn.allow_tf32 = False  # the search for the largest gradients uses dense products
     for product in product_cases(rng, 150):
         check_backend(OnDevice(), product)
 
