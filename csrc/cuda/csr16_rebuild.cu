@@ -12,7 +12,7 @@ namespace fedsparse::csr16 {
 namespace {
 
 constexpr int kWarps = fedsparse::kThreads / 32;
-constexpr std::int64_t kTaps = 64;  // along one axis of a kernel; what fits into a launch's arguments with room to spare
+constexpr std::int64_t kTaps = 64;  // along one axis of a kernel; a launch's arguments have room for more
 
 // Of one axis, for each tap: the one grid that it belongs to, its shift there, and the halo of that grid.
 struct AxisTaps {
@@ -77,8 +77,8 @@ struct ByEntry {
 __global__ void __launch_bounds__(fedsparse::kThreads) list_entries_kernel(const Lister l, Listed* __restrict__ out) {
   const auto stride = static_cast<std::int32_t>(gridDim.x * kWarps);
   for (auto row = static_cast<std::int32_t>(blockIdx.x * kWarps + threadIdx.x / 32); row < l.rows; row += stride)
-    for (std::int32_t i = l.row_start[row] + static_cast<std::int32_t>(threadIdx.x % 32); i < l.row_start[row + 1]; i += 32)
-      out[i] = {static_cast<std::uint32_t>(l.entry(row, l.column[i])), i};
+    for (std::int64_t i = l.row_start[row] + threadIdx.x % 32; i < l.row_start[row + 1]; i += 32)
+      out[i] = {static_cast<std::uint32_t>(l.entry(row, l.column[i])), static_cast<std::int32_t>(i)};
 }
 
 // The entries of a list by number.

@@ -93,8 +93,8 @@ int fedsparse_cuda_dense_gradient(const fedsparse::ConvShape* shape, std::int64_
 
 // The k pruned positions with the largest of these gradients, larger first, ties to the lower flat position, NaN (all
 // alike) before all: flat positions and signed gradients (k each). row_start and column, int32 if `wide` and uint16
-// otherwise, list the nnz kept positions. Memory grows with k: 16 bytes for each of min(4 k + 1024, pruned) entries, and
-// a constant part below 5 MB.
+// otherwise, list the nnz kept positions. Memory grows with k: 16.25 bytes for each of min(4 k + 1024, pruned) entries,
+// and a constant part below 5 MB.
 std::int64_t fedsparse_cuda_topk_pruned_size(const fedsparse::ConvShape* shape, std::int64_t nnz, std::int64_t k);
 int fedsparse_cuda_topk_pruned(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
                                const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
@@ -138,8 +138,8 @@ int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::
 int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
                                const void* const* from, void* const* to, const std::uint32_t* fill, void* stream);
 
-// fedsparse_csr16_list on the device: from row_start and column there, with a workspace aligned to 64 bytes. `value` may
-// be null in the forward list. Kernels beyond 64 x 64 are refused.
+// fedsparse_csr16_list on the device: from row_start and column there, with a workspace aligned to 64 bytes. `value`
+// may be null in the forward list. Kernels beyond 64 x 64 are refused.
 std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz);
 int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
                               const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,

@@ -14,7 +14,8 @@ struct Whole {
   __device__ void operator()(const Shape& s, const Tile& tile, const Quad& sums) const {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const std::int32_t at = threadIdx.x + i * kThreads, row = tile.row + at / kTile, column = tile.column + at % kTile;
+      const std::int32_t at = threadIdx.x + i * kThreads;
+      const std::int32_t row = tile.row + at / kTile, column = tile.column + at % kTile;
       if (row < s.group_rows && column < s.columns)
         gradient[(std::int64_t{tile.group} * s.group_rows + row) * s.columns + column] = sums.number[i];
     }

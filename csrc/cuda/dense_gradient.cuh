@@ -82,7 +82,8 @@ class Copier {
       const std::int64_t slopes = std::int64_t{sample} * s_.out_channels * s_.pixels + pixel;
       if (line(i) < rows_) slope_[i] = widen(operands_.slope[slopes + std::int64_t{row_ + line(i)} * s_.pixels]);
       const int own = i % kLines;
-      const std::int32_t y = pixel / s_.out_width * s_.stride_h + y_[own], x = pixel % s_.out_width * s_.stride_w + x_[own];
+      const std::int32_t y = pixel / s_.out_width * s_.stride_h + y_[own];
+      const std::int32_t x = pixel % s_.out_width * s_.stride_w + x_[own];
       const bool inside = y >= 0 && y < s_.height && x >= 0 && x < s_.width;
       if (channel_[own] < 0 || !inside) continue;
       const std::int64_t image = std::int64_t{sample} * s_.in_channels * s_.height * s_.width;

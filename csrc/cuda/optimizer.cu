@@ -1,5 +1,5 @@
-// Optimiser steps over flat values, one launch for all layers: 20 bytes of traffic for each value with momentum, 28 with
-// AdamW.
+// Optimiser steps over flat values, one launch for all layers: 20 bytes of traffic for each value with momentum, 28
+// with AdamW.
 #include <cmath>
 
 #include "cuda_api.h"
@@ -142,6 +142,6 @@ int fedsparse_cuda_adamw(float* values, const float* grad, float* mean, float* s
                           step == 1};
   const bool wide = aligned(values) && aligned(grad) && aligned(mean) && aligned(square);
   const auto kernel = wide ? &adamw_kernel<4> : &adamw_kernel<1>;
-  return FEDSPARSE_LAUNCH(kernel, blocks_for(wide ? n / 4 : n), kThreads, 0, stream, values, grad, mean, square, n, rule,
-                          grad_scale);
+  return FEDSPARSE_LAUNCH(kernel, blocks_for(wide ? n / 4 : n), kThreads, 0, stream, values, grad, mean, square, n,
+                          rule, grad_scale);
 }

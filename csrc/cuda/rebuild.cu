@@ -22,7 +22,8 @@ struct Exchange {
 
 __global__ void __launch_bounds__(kThreads) start_rows_kernel(const Exchange e) {
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; row <= e.rows; row += stride) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (std::int64_t row = first; row <= e.rows; row += stride) {
     const std::int64_t more = first_from(e.grown, 0, e.grows, row * e.columns);
     const std::int64_t fewer = first_from(e.dropped, 0, e.drops, e.row_start[row]);
     e.new_start[row] = e.row_start[row] + static_cast<std::int32_t>(more - fewer);
@@ -35,9 +36,11 @@ __global__ void __launch_bounds__(kThreads) merge_rows_kernel(const Exchange e) 
   const C* column = static_cast<const C*>(e.column.data);
   C* out = static_cast<C*>(e.new_column);
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kWarps;
-  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; row < e.rows; row += stride) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  for (std::int64_t row = first; row < e.rows; row += stride) {
     const std::int64_t begin = e.row_start[row], end = e.row_start[row + 1], base = row * e.columns;
-    const std::int64_t drop = first_from(e.dropped, 0, e.drops, begin), drop_end = first_from(e.dropped, drop, e.drops, end);
+    const std::int64_t drop = first_from(e.dropped, 0, e.drops, begin);
+    const std::int64_t drop_end = first_from(e.dropped, drop, e.drops, end);
     const std::int64_t grow = first_from(e.grown, 0, e.grows, base);
     const std::int64_t grow_end = first_from(e.grown, grow, e.grows, base + e.columns);
     const std::int64_t start = e.new_start[row];
@@ -106,7 +109,8 @@ int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, s
       some.to[a - first] = static_cast<std::uint32_t*>(to[a]);
       some.fill[a - first] = fill[a];
     }
-    const int status = FEDSPARSE_LAUNCH(rebuild::carry_kernel, blocks_for(count), kThreads, 0, stream, places, count, some);
+    const int status =
+        FEDSPARSE_LAUNCH(rebuild::carry_kernel, blocks_for(count), kThreads, 0, stream, places, count, some);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

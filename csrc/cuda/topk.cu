@@ -66,8 +66,8 @@ struct Kept {
   __device__ std::uint32_t word(std::int64_t row, std::int32_t first) const {
     const std::int64_t end = row_start[row + 1];
     std::uint32_t bits = 0;
-    for (std::int64_t i = first_from(column, row_start[row], end, first); i < end && column[i] < first + dense::kTile; ++i)
-      bits |= 1u << (column[i] - first);
+    std::int64_t i = first_from(column, row_start[row], end, first);
+    for (; i < end && column[i] < first + dense::kTile; ++i) bits |= 1u << (column[i] - first);
     return bits;
   }
 };
@@ -89,7 +89,8 @@ __device__ __forceinline__ void each_pruned(const Kept& kept, const Shape& s, co
     const std::int32_t row = tile.row + static_cast<std::int32_t>(at / dense::kTile);
     const std::int32_t column = tile.column + static_cast<std::int32_t>(lane);
     const bool live = column < s.columns && !(words[at / dense::kTile] >> lane & 1);
-    visit(live, Entry{sums.number[i], static_cast<std::uint32_t>(tile.group * s.group_rows + row) * s.columns + column});
+    const std::int32_t position = live ? (tile.group * s.group_rows + row) * s.columns + column : 0;
+    visit(live, Entry{sums.number[i], static_cast<std::uint32_t>(position)});
   }
 }
 
@@ -160,7 +161,8 @@ __global__ void __launch_bounds__(kThreads)
   std::uint32_t sum = 0, total;
   for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) sum += histogram[bin];
   sum_before(sum, total);
-  const float expected = 2.0f * static_cast<float>(limits.k) * static_cast<float>(total) / static_cast<float>(limits.pruned);
+  const float share = static_cast<float>(total) / static_cast<float>(limits.pruned);
+  const float expected = 2 * share * static_cast<float>(limits.k);
   const float aim = expected + 4 * sqrtf(expected) + 8;
   const bool all = aim >= static_cast<float>(total);
   const Found found = find_bin(histogram, all ? total : static_cast<std::uint32_t>(aim));

@@ -1,4 +1,5 @@
-// Python's way to what the CUDA kernels select and rebuild; as in bind_cuda.cpp. Names that end with _size return bytes.
+// Python's way to what the CUDA kernels select and rebuild; as in bind_cuda.cpp. Names that end with _size return
+// bytes.
 #include "bind.h"
 
 #include <pybind11/stl.h>

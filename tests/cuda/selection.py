@@ -81,7 +81,9 @@ class Rebuilt(NamedTuple):
     places: NDArray
 
 
-def exchange(shim: Shim, row_start: NDArray, column: NDArray, columns: int, dropped: NDArray, grown: NDArray) -> Rebuilt:
+def exchange(
+    shim: Shim, row_start: NDArray, column: NDArray, columns: int, dropped: NDArray, grown: NDArray
+) -> Rebuilt:
     """Rows without the values number `dropped` and with the flat positions `grown`."""
     nnz, wide = len(column) - len(dropped) + len(grown), column.dtype == np.int32
     new = Rebuilt(poisoned(len(row_start), np.int32), poisoned(nnz, column.dtype.type), poisoned(nnz, np.int32))
