@@ -29,6 +29,17 @@ const char* fedsparse_cuda_status_text(int status);
 int fedsparse_cuda_sgd_momentum(float* values, const float* grad, float* momentum, std::int64_t n, float lr, float mu,
                                 float weight_decay, float dampening, bool nesterov, bool first_step, void* stream);
 
+// One step of torch.optim.AdamW over flat values, in place and in one pass, g being *grad_scale * grad:
+//     mean = beta1 * mean + (1 - beta1) * g
+//     square = beta2 * square + (1 - beta2) * g^2
+//     values *= 1 - lr * weight_decay
+//     values -= lr / (1 - beta1^step) * mean / (sqrt(square / (1 - beta2^step)) + eps)
+// grad_scale, a float on the device, is what clipping or unscaling makes of the gradient; null: 1. Steps count from 1;
+// on the first one mean and square are written without being read. Arrays hold n floats and do not overlap.
+int fedsparse_cuda_adamw(float* values, const float* grad, float* mean, float* square, std::int64_t n,
+                         const float* grad_scale, double lr, double beta1, double beta2, double eps,
+                         double weight_decay, std::int64_t step, void* stream);
+
 // ---- activations between rows and lines of 8 samples
 // (batch, size), a batch of contiguous pictures say, and (ceil(batch / 8), size, 8). Samples that fill the last lines
 // up are written as zeros and not read back.
@@ -70,4 +81,67 @@ std::int64_t fedsparse_csr16_partial_size(const fedsparse::ConvShape* shape, std
 int fedsparse_cuda_csr16_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
                                      const std::int32_t* start, const std::uint16_t* offset, const void* grad_y,
                                      const void* x, float* partial, void* grad_values, void* stream);
+
+// ---- the dense gradient of a weight, from ordinary activations: contiguous (batch, channels, height, width)
+// Sums are float32, in an order that follows from the shape alone. Workspaces are aligned to 64 bytes; a size of 0 says
+// that the shape is refused, because a position, a sum or an image has 2^31 terms or more.
+std::int64_t fedsparse_cuda_dense_gradient_size(const fedsparse::ConvShape* shape);
+
+// All of it: gradient (out_channels, in_channels / groups, kernel_h, kernel_w).
+int fedsparse_cuda_dense_gradient(const fedsparse::ConvShape* shape, std::int64_t dtype, const void* grad_y,
+                                  const void* x, float* gradient, void* workspace, void* stream);
+
+// The k pruned positions with the largest of these gradients, larger first, ties to the lower flat position, NaN (all
+// alike) before all: flat positions and signed gradients (k each). row_start and column, int32 if `wide` and uint16
+// otherwise, list the nnz kept positions. Memory grows with k: 16.25 bytes for each of min(4 k + 1024, pruned) entries,
+// and a constant part below 5 MB.
+std::int64_t fedsparse_cuda_topk_pruned_size(const fedsparse::ConvShape* shape, std::int64_t nnz, std::int64_t k);
+int fedsparse_cuda_topk_pruned(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                               const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
+                               const void* x, std::int64_t k, std::int64_t* positions, float* gradients,
+                               void* workspace, void* stream);
+
+// ---- the smallest values of every layer
+// Layer l holds values [layer_start[l], layer_start[l + 1]), of which the number_start[l + 1] - number_start[l] of
+// smallest magnitude are listed, by rising number within the layer, from numbers[number_start[l]] on. Ties go to the
+// lowest number; NaN comes last. layer_start and number_start (layers + 1) lie on the device and begin with 0;
+// layer_start ends with n, number_start with the size of `numbers`. A size of 0: 2^31 values, or 2^20 layers, or more.
+std::int64_t fedsparse_cuda_smallest_size(std::int64_t layers, std::int64_t n);
+int fedsparse_cuda_smallest(const float* values, std::int64_t layers, std::int64_t n, const std::int64_t* layer_start,
+                            const std::int64_t* number_start, std::int64_t* numbers, void* workspace, void* stream);
+
+// ---- pruned activations, as in csrc/cpu/activation.h but in the order of the ordinary tensor
+// Marks the k elements of x (n) with the largest magnitudes, ties to the lowest index, NaN above all; of these, exact
+// zeros are left out, so k == n marks what is not zero. Bit i of word w of `bits` (16 * groups) is element 32 w + i;
+// `starts` (groups + 1) counts the marked elements before each group of 512. groups = ceil(n / 512), n < 2^31.
+std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t n);
+int fedsparse_cuda_mark_largest(const void* x, std::int64_t n, std::int64_t dtype, std::int64_t k, std::uint32_t* bits,
+                                std::int32_t* starts, void* workspace, void* stream);
+
+// The marked elements in order, starts[groups] of them; and all n, zeros where nothing is marked.
+int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const std::uint32_t* bits,
+                        const std::int32_t* starts, void* values, std::int64_t value_dtype, void* stream);
+int fedsparse_cuda_unpack(const void* values, std::int64_t value_dtype, std::int64_t n, const std::uint32_t* bits,
+                          const std::int32_t* starts, void* x, std::int64_t dtype, void* stream);
+
+// ---- a pattern changed on the device
+// row_start (rows + 1), column (nnz - drops + grows, as wide as before) and places (as many) without the values number
+// `dropped` and with the flat positions `grown`: a value's place among the old ones, -1 where it is grown. Both ascend;
+// a grown position is not kept.
+int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::int32_t* row_start, const void* column,
+                            bool wide, const std::int64_t* dropped, std::int64_t drops, const std::int64_t* grown,
+                            std::int64_t grows, std::int32_t* new_row_start, void* new_column, std::int32_t* places,
+                            void* stream);
+
+// to[a][i] = from[a][places[i]], or fill[a] where the place is -1, for arrays of 4-byte words: values and the state of
+// their optimiser. The arrays of addresses and fills lie in main memory and may go when the call returns.
+int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
+                               const void* const* from, void* const* to, const std::uint32_t* fill, void* stream);
+
+// fedsparse_csr16_list on the device: from row_start and column there, with a workspace aligned to 64 bytes. `value`
+// may be null in the forward list. Kernels beyond 64 x 64 are refused.
+std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz);
+int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
+                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
+                              std::uint16_t* offset, std::int32_t* value, void* workspace, void* stream);
 }

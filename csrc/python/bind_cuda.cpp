@@ -28,6 +28,15 @@ void bind_optimizer(py::module_& m) {
                                            weight_decay, dampening, nesterov, first_step, at<void>(stream));
       },
       release());
+  m.def(
+      "cuda_adamw",
+      [](Address values, Address grad, Address mean, Address square, std::int64_t n, Address grad_scale, double lr,
+         double beta1, double beta2, double eps, double weight_decay, std::int64_t step, Address stream) {
+        return fedsparse_cuda_adamw(at<float>(values), at<const float>(grad), at<float>(mean), at<float>(square), n,
+                                    at<const float>(grad_scale), lr, beta1, beta2, eps, weight_decay, step,
+                                    at<void>(stream));
+      },
+      release());
 }
 
 void bind_lines(py::module_& m) {
@@ -111,6 +120,7 @@ void bind_cuda(py::module_& m) {
   bind_lines(m);
   bind_csr16_lists(m);
   bind_csr16_products(m);
+  bind_cuda_selection(m);
 }
 
 #else

@@ -80,8 +80,17 @@ class CudaBackend:
         return Gradients(grad_x, grad_values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        # Dense products of a chunk of rows at a time are what tensor cores are for.
-        return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
+        native, sizes = _native.extension(), _sizes(case)
+        size = native.cuda_topk_pruned_size(sizes, case.nnz, k)
+        if size == 0:  # 2^31 positions, terms of a sum or elements of an image
+            return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
+        positions, gradients = (grad.new_empty(k, dtype=dtype) for dtype in (torch.int64, torch.float32))
+        workspace = grad.new_empty(size, dtype=torch.uint8)
+        _call(
+            "cuda_topk_pruned", grad, sizes, _DTYPES[case.dtype], case.nnz, _rows(pattern), address(grad), address(x),
+            k, address(positions), address(gradients), address(workspace),
+        )  # fmt: skip
+        return positions, gradients.to(grad.dtype)
 
     def _grad_x(self, slope: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
         taps, grad_x = self._taps(pattern, case, backward=True), _empty_lines(slope, case.input)
@@ -118,6 +127,11 @@ def _build(pattern: Pattern, case: Case, backward: bool) -> Taps:
     status = native.csr16_list(sizes, backward, dtype, host.view, address(start), address(offset), address(value))
     _check("csr16_list", status)
     return Taps(*(index.to(pattern.column.device) for index in (start, offset, value)))
+
+
+def _rows(pattern: Pattern) -> tuple[int, int, bool]:
+    """A pattern's row list as the extension takes it."""
+    return address(pattern.row_start), address(pattern.column), pattern.column.dtype == torch.int32
 
 
 def _sizes(case: Case) -> Sizes:

@@ -81,6 +81,24 @@ def test_an_empty_batch(backend):
     assert torch.equal(found.values, torch.zeros(case.nnz))
 
 
+def test_topk_of_16_bit_tensors_ranks_by_the_sums(backend):
+    """Gradients are ranked before they are rounded to the dtype of the tensors."""
+    pattern = Pattern.from_mask(torch.zeros(1, 4, dtype=torch.bool))
+    x = torch.tensor([[1.0, 1.0, 3.0, 0.0], [0.001, 0.002, 0.0, 0.0]], dtype=torch.bfloat16)
+    grad = torch.ones(2, 1, dtype=torch.bfloat16)
+    case = Case((1, 4), (2, 4), 0, dtype=torch.bfloat16)
+    positions, gradients = backend.topk_pruned(grad, x, pattern, 3, case)
+    assert positions.tolist() == [2, 1, 0]
+    assert torch.equal(gradients, torch.tensor([3.0, 1.0, 1.0], dtype=torch.bfloat16))
+
+
+def test_topk_too_large_for_the_kernel_is_computed_densely(backend, binding, monkeypatch, rng):
+    monkeypatch.setattr(binding, "cuda_topk_pruned_size", lambda *_: 0)
+    monkeypatch.setattr(binding, "cuda_topk_pruned", None)
+    for product in product_cases(rng, 3):
+        check_backend(backend, product)
+
+
 def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     built = []
     build = cuda_module._build
@@ -170,7 +188,6 @@ class OnDevice(CudaBackend):
 def test_a_device_agrees_with_float64(rng):
     if not _native.extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
-    torch.backends.cudnn.allow_tf32 = False  # the search for the largest gradients uses dense products
     for product in product_cases(rng, 150):
         check_backend(OnDevice(), product)
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from fedsparse.testing import product_cases
+from tests.cuda import selection
 from tests.cuda import shim as shim_build
-from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32
+from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, as_stored
 from tests.cuda.test_csr16 import LARGE, SPECIAL, stored
+from tests.cuda.test_rebuild import changes
+from tests.cuda.test_topk import planted, pruned_positions
 
 
 def runtime(name: str) -> str:
@@ -73,3 +76,45 @@ def test_kernels_are_clean(sanitized, shim, tmp_path):
     for product, found in zip(products, pickle.loads((tmp_path / "out").read_bytes()), strict=True):
         for ours, theirs in zip(product.run(shim), found, strict=True):
             assert ours.tobytes() == theirs.tobytes()
+
+
+def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
+    """Calls of every selection kernel: odd sizes, several runs of a sum, a bound that needs repair, split ties."""
+    rng, calls = np.random.default_rng(5), []
+    products = [*product_cases(rng, 6), LARGE["four pixels to a thread"], SPECIAL["a wide linear layer"]]
+    for number, product in enumerate(products):
+        held, pruned = stored(product, (FLOAT32, BFLOAT16, FLOAT16)[number % 3]), len(pruned_positions(product))
+        calls += [("dense_gradient", (held,)), ("topk_pruned", (held, pruned // 2))]
+        calls += [("tap_list", (held, backward)) for backward in (False, True)]
+        rows = held.row_start, held.column, product.pattern.size // product.pattern.shape[0]
+        calls += [("exchange", (*rows, *change)) for change in changes(rng, product.pattern)]
+    held, _, _ = planted(np.ones(300), np.ones(300))
+    calls.append(("topk_pruned", (held, 3)))
+    coarse = [rng.integers(-3, 4, size).astype(np.float32) for size in (0, 5, 9000, 1)]
+    calls.append(("smallest", (coarse, [0, 2, 4000, 1])))
+    for dtype in (FLOAT32, BFLOAT16, FLOAT16):
+        for size in (1, 700, 9001):
+            x = as_stored(rng.integers(-3, 4, size), dtype)
+            calls.append(("pack_largest", (x, dtype, size // 3)))
+            calls.append(("unpack", (selection.Packed(*packed_by_hand(x)), size, dtype)))
+    return calls
+
+
+def packed_by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Everything marked: bits, starts and float32 values."""
+    groups = -(-x.size // 512)
+    flags = np.arange(512 * groups) < x.size
+    starts = np.minimum(np.arange(groups + 1) * 512, x.size).astype(np.int32)
+    return np.packbits(flags, bitorder="little").view(np.uint32), starts, np.arange(x.size, dtype=np.float32)
+
+
+def test_selections_are_clean(sanitized, shim, tmp_path):
+    """As above: workspaces, too, are exactly as large as asked for."""
+    calls = selection_calls()
+    (tmp_path / "in").write_bytes(pickle.dumps(calls))
+    done = sanitized("selections", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for (name, arguments), found in zip(calls, pickle.loads((tmp_path / "out").read_bytes()), strict=True):
+        ours = getattr(selection, name)(shim, *arguments)
+        pairs = zip(ours, found, strict=True) if isinstance(ours, tuple | list) else [(ours, found)]
+        assert all(a.tobytes() == b.tobytes() for a, b in pairs), name

@@ -1,0 +1,34 @@
+// Sorted lists on the device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace fedsparse {
+
+// Columns of kept positions, as narrow as the weight allows.
+struct Columns {
+  const void* data;
+  bool wide;  // int32 when true, uint16 otherwise
+
+  __device__ __forceinline__ std::int32_t operator[](std::int64_t i) const {
+    return wide ? static_cast<const std::int32_t*>(data)[i] : static_cast<const std::uint16_t*>(data)[i];
+  }
+};
+
+// The first of the places [low, high) of a rising list that holds `least` or more; `high` where none does.
+template <typename List>
+__device__ __forceinline__ std::int64_t first_from(const List& list, std::int64_t low, std::int64_t high,
+                                                   std::int64_t least) {
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (static_cast<std::int64_t>(list[middle]) < least)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+}  // namespace fedsparse

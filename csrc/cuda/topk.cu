@@ -1,0 +1,312 @@
+// Streaming top-k: the largest gradients of pruned positions, while the dense gradient never exists.
+//
+// A position's key puts larger magnitudes first and lower positions first among equals, so keys are all different and
+// the k smallest are the answer. Steps, each a launch:
+//
+//   1. a histogram of the keys of one tile in 16 tells a bound that most likely somewhat more than k keys keep to;
+//   2. all tiles are computed, and the keys within the bound listed;
+//   3. if that were fewer than k or more than fit, histograms of all tiles, digit by digit, find a bound that does not
+//      fail, and the keys within it are listed; otherwise these launches end at once;
+//   4. the list is sorted; its first k are the result, whatever else is in it.
+//
+// What a step has to do is decided on the device, and all are launched always.
+#include "../cpu/arena.h"
+#include "columns.cuh"
+#include "dense_gradient.cuh"
+#include "digits.cuh"
+#include "sort.cuh"
+
+namespace fedsparse::topk {
+namespace {
+
+using dense::Shape;
+using dense::Tile;
+
+constexpr std::int32_t kSampled = 16;   // of so many tiles, one
+constexpr std::int64_t kSlack = 1024;   // entries beyond 4 k: a small sample's bound may be generous
+
+struct Entry {
+  float gradient;
+  std::uint32_t position;
+};
+
+struct Order {
+  int position_bits;
+
+  __device__ Key operator()(const Entry& entry) const {
+    return Key{kMostMagnitude - magnitude(entry.gradient)} << position_bits | entry.position;
+  }
+};
+
+// The search as it stands.
+struct Search {
+  Key bound;            // keys up to this one are listed
+  Key known;            // the digits that a repair has found
+  std::uint32_t left;   // of the keys that share them, how many are wanted
+  std::uint32_t count;  // keys within the bound, listed or not
+  std::uint32_t repaired;
+};
+
+struct Limits {
+  std::uint32_t k, capacity, pruned;
+  Order order;
+  int bits;  // of a key
+
+  __device__ bool fit(const Search& search) const { return search.count >= k && search.count <= capacity; }
+  __device__ bool broken(const Search& search) const { return !search.repaired && !fit(search); }
+};
+
+// ---- what tiles are computed for
+// The kept positions of the weight.
+struct Kept {
+  const std::int32_t* row_start;
+  Columns column;
+
+  // Bit c: column first + c of the row is kept.
+  __device__ std::uint32_t word(std::int64_t row, std::int32_t first) const {
+    const std::int64_t end = row_start[row + 1];
+    std::uint32_t bits = 0;
+    std::int64_t i = first_from(column, row_start[row], end, first);
+    for (; i < end && column[i] < first + dense::kTile; ++i) bits |= 1u << (column[i] - first);
+    return bits;
+  }
+};
+
+// Calls visit(live, entry) for the positions of a tile; whole warps call it together, and live ones are pruned.
+template <typename F>
+__device__ __forceinline__ void each_pruned(const Kept& kept, const Shape& s, const Tile& tile, const Quad& sums,
+                                            F&& visit) {
+  FEDSPARSE_SHARED(std::uint32_t, words, dense::kTile);
+  if (threadIdx.x < dense::kTile) {
+    const std::int32_t row = tile.row + static_cast<std::int32_t>(threadIdx.x);
+    const bool live = row < s.group_rows;
+    words[threadIdx.x] = live ? kept.word(std::int64_t{tile.group} * s.group_rows + row, tile.column) : ~0u;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < dense::kEach; ++i) {
+    const unsigned at = threadIdx.x + i * kThreads, lane = at % dense::kTile;
+    const std::int32_t row = tile.row + static_cast<std::int32_t>(at / dense::kTile);
+    const std::int32_t column = tile.column + static_cast<std::int32_t>(lane);
+    const bool live = column < s.columns && !(words[at / dense::kTile] >> lane & 1);
+    const std::int32_t position = live ? (tile.group * s.group_rows + row) * s.columns + column : 0;
+    visit(live, Entry{sums.number[i], static_cast<std::uint32_t>(position)});
+  }
+}
+
+// Counts a digit of the keys that share the known ones: of a sample, or to repair.
+struct Count {
+  Kept kept;
+  Limits limits;
+  const Search* search;
+  std::uint32_t* histogram;
+  Digit digit;
+  bool sample;
+
+  __device__ bool wanted() const { return sample || limits.broken(*search); }
+  __device__ std::int32_t tile(const Shape& s, std::int32_t number) const {
+    if (!sample) return number;
+    const std::int32_t first = number * kSampled;
+    return first + number * 7 % min(kSampled, s.tiles - first);
+  }
+  __device__ void operator()(const Shape& s, const Tile& at, const Quad& sums) const {
+    const Key known = sample ? 0 : search->known;
+    each_pruned(kept, s, at, sums, [&](bool live, const Entry& entry) {
+      const Key key = live ? limits.order(entry) : 0;
+      fedsparse::count(histogram, live && digit.shares_higher(key, known), digit.of(key));
+    });
+  }
+};
+
+// Lists the keys within the bound, in any order, and counts them.
+struct Collect {
+  Kept kept;
+  Limits limits;
+  Search* search;
+  Entry* list;
+  bool repair;
+
+  __device__ bool wanted() const { return !repair || search->repaired; }
+  __device__ std::int32_t tile(const Shape&, std::int32_t number) const { return number; }
+  __device__ void operator()(const Shape& s, const Tile& at, const Quad& sums) const {
+    const Key bound = search->bound;
+    each_pruned(kept, s, at, sums, [&](bool live, const Entry& entry) {
+      const bool within = live && limits.order(entry) <= bound;
+      const unsigned lanes = __ballot_sync(kEveryLane, within);
+      if (lanes == 0) return;
+      std::uint32_t first = 0;
+      if (threadIdx.x % 32 == 0) first = atomicAdd(&search->count, static_cast<std::uint32_t>(__popc(lanes)));
+      const std::uint32_t to = __shfl_sync(kEveryLane, first, 0) + __popc(lanes & lanes_before());
+      if (within && to < limits.capacity) list[to] = entry;
+    });
+  }
+};
+
+// ---- between them
+__global__ void __launch_bounds__(kThreads)
+    begin_kernel(Search* search, std::uint32_t k, std::uint32_t* words, std::int64_t n) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
+    words[i] = 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *search = {~Key{0}, 0, k, 0, 0};
+}
+
+__device__ __forceinline__ void clear(std::uint32_t* histogram) {
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) histogram[bin] = 0;
+}
+
+// The bound that the sample tells: twice as many keys as wanted, and what chance may add to that.
+__global__ void __launch_bounds__(kThreads)
+    sampled_bound_kernel(Search* search, const Limits limits, std::uint32_t* histogram, Digit digit) {
+  std::uint32_t sum = 0, total;
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) sum += histogram[bin];
+  sum_before(sum, total);
+  const float share = static_cast<float>(total) / static_cast<float>(limits.pruned);
+  const float expected = 2 * share * static_cast<float>(limits.k);
+  const float aim = expected + 4 * sqrtf(expected) + 8;
+  const bool all = aim >= static_cast<float>(total);
+  const Found found = find_bin(histogram, all ? total : static_cast<std::uint32_t>(aim));
+  if (threadIdx.x == 0 && !all) search->bound = (Key{found.bin + 1} << digit.low) - 1;
+  clear(histogram);
+}
+
+// One more digit of the key number k, until what lies within the bound fits.
+__global__ void __launch_bounds__(kThreads)
+    narrow_kernel(Search* search, const Limits limits, std::uint32_t* histogram, Digit digit) {
+  if (!limits.broken(*search)) return;
+  const Found found = find_bin(histogram, search->left);
+  if (threadIdx.x == 0) {
+    search->known |= Key{found.bin} << digit.low;
+    search->left -= found.before;
+    // Keys before this bin, and all inside it.
+    if (limits.k - search->left + found.inside <= limits.capacity) {
+      search->bound = search->known | ((Key{1} << digit.low) - 1);
+      search->repaired = 1;
+      search->count = 0;
+    }
+  }
+  clear(histogram);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    write_kernel(const Entry* __restrict__ sorted, std::uint32_t k, std::int64_t* __restrict__ positions,
+                 float* __restrict__ gradients) {
+  for (std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < k; i += gridDim.x * blockDim.x) {
+    positions[i] = sorted[i].position;
+    gradients[i] = sorted[i].gradient;
+  }
+}
+
+// ---- on the host
+int bits_of(std::int64_t n) {
+  int bits = 0;
+  for (; n > 0; n >>= 1) ++bits;
+  return bits;
+}
+
+template <typename T>
+struct Plan {
+  Shape shape;
+  Limits limits;
+  Arena arena;
+  dense::Operands<T> operands;
+  std::uint32_t* histogram;  // right behind the tickets: cleared together
+  Search* search;
+  Entry *list, *other;
+  std::uint32_t* table;
+
+  Plan(const ConvShape& s, std::int64_t nnz, std::int64_t k, const void* grad_y, const void* x, void* workspace)
+      : shape(s), arena(workspace) {
+    const std::int64_t size = std::int64_t{shape.out_channels} * shape.columns, pruned = size - nnz;
+    const std::int64_t capacity = std::min(pruned, 4 * k + kSlack);
+    const int position_bits = bits_of(size - 1);
+    limits = {static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(capacity), static_cast<std::uint32_t>(pruned),
+              {position_bits}, 31 + position_bits};
+    operands = {static_cast<const T*>(grad_y), static_cast<const T*>(x), arena.take<float>(shape.partial_floats()),
+                arena.take<std::uint32_t>(tickets() + kBins)};
+    histogram = operands.arrived + tickets();
+    search = arena.take<Search>(1);
+    list = arena.take<Entry>(capacity);
+    other = arena.take<Entry>(capacity);
+    table = arena.take<std::uint32_t>(sort::table_size(capacity));
+  }
+
+  std::int64_t tickets() const { return shape.runs > 1 ? shape.tiles : 0; }
+  bool all_fit() const { return limits.capacity == limits.pruned; }
+};
+
+// Steps 1 to 3; the first status that is not a success.
+template <typename T>
+int collect(const Plan<T>& p, const Kept& kept, void* stream) {
+  int status = cudaSuccess;
+  const auto queue = [&](auto&& launch) { status = status == cudaSuccess ? launch() : status; };
+  const auto tiles = [&](std::int32_t count, const auto& epilogue) {
+    queue([&] { return dense::launch(p.shape, p.operands, count, epilogue, stream); });
+  };
+  const auto search = [&](auto kernel, const Digit& digit) {
+    queue([&] { return FEDSPARSE_LAUNCH(kernel, 1, kThreads, 0, stream, p.search, p.limits, p.histogram, digit); });
+  };
+  const auto count = [&](const Digit& digit, bool sample) {
+    return Count{kept, p.limits, p.search, p.histogram, digit, sample};
+  };
+  const auto list = [&](bool repair) { return Collect{kept, p.limits, p.search, p.list, repair}; };
+
+  queue([&] {
+    return FEDSPARSE_LAUNCH(begin_kernel, blocks_for(p.tickets() + kBins), kThreads, 0, stream, p.search, p.limits.k,
+                            p.operands.arrived, p.tickets() + kBins);
+  });
+  if (!p.all_fit()) {
+    const Digit first(p.limits.bits, 0);
+    tiles((p.shape.tiles + kSampled - 1) / kSampled, count(first, true));
+    search(&sampled_bound_kernel, first);
+  }
+  tiles(p.shape.tiles, list(false));
+  if (p.all_fit()) return status;
+  for (int which = 0; which < digits_of(p.limits.bits); ++which) {
+    const Digit digit(p.limits.bits, which);
+    tiles(p.shape.tiles, count(digit, false));
+    search(&narrow_kernel, digit);
+  }
+  tiles(p.shape.tiles, list(true));
+  return status;
+}
+
+template <typename T>
+int run(const Plan<T>& p, const Kept& kept, std::int64_t* positions, float* gradients, void* stream) {
+  int status = collect(p, kept, stream);
+  if (status != cudaSuccess) return status;
+  Entry* sorted = nullptr;
+  status = sort::run(p.list, p.other, &p.search->count, p.limits.capacity, p.limits.bits, p.limits.order, p.table,
+                     stream, sorted);
+  if (status != cudaSuccess) return status;
+  return FEDSPARSE_LAUNCH(write_kernel, blocks_for(p.limits.k), kThreads, 0, stream, sorted, p.limits.k, positions,
+                          gradients);
+}
+
+bool possible(const ConvShape& s, std::int64_t nnz, std::int64_t k) {
+  if (!dense::fits(s)) return false;
+  const std::int64_t size = s.out_channels * (s.in_channels / s.groups) * s.taps();
+  return nnz >= 0 && nnz <= size && k >= 0 && k <= size - nnz;
+}
+
+}  // namespace
+}  // namespace fedsparse::topk
+
+using namespace fedsparse;
+
+std::int64_t fedsparse_cuda_topk_pruned_size(const ConvShape* shape, std::int64_t nnz, std::int64_t k) {
+  return topk::possible(*shape, nnz, k) ? topk::Plan<float>(*shape, nnz, k, nullptr, nullptr, nullptr).arena.used() : 0;
+}
+
+int fedsparse_cuda_topk_pruned(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                               const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
+                               const void* x, std::int64_t k, std::int64_t* positions, float* gradients,
+                               void* workspace, void* stream) {
+  if (!topk::possible(*shape, nnz, k)) return cudaErrorInvalidValue;
+  if (k == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto* number) -> int {
+    using T = std::remove_pointer_t<decltype(number)>;
+    const topk::Plan<T> plan(*shape, nnz, k, grad_y, x, workspace);
+    return topk::run(plan, {row_start, {column, wide}}, positions, gradients, stream);
+  });
+}

@@ -1,0 +1,151 @@
+// Python's way to what the CUDA kernels select and rebuild; as in bind_cuda.cpp. Names that end with _size return
+// bytes.
+#include "bind.h"
+
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#ifdef FEDSPARSE_WITH_CUDA
+#include "../cuda/cuda_api.h"
+
+namespace py = pybind11;
+
+using fedsparse::ConvShape;
+using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
+using release = py::call_guard<py::gil_scoped_release>;
+
+namespace {
+
+// A row list on the device: addresses of row_start and column, and whether columns have 32 bits.
+using RowsView = std::tuple<Address, Address, bool>;
+
+void bind_gradients(py::module_& m) {
+  m.def("cuda_dense_gradient_size", [](const Sizes& sizes) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_cuda_dense_gradient_size(&shape);
+  });
+  m.def(
+      "cuda_dense_gradient",
+      [](const Sizes& sizes, std::int64_t dtype, Address grad_y, Address x, Address gradient, Address workspace,
+         Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        return fedsparse_cuda_dense_gradient(&shape, dtype, at<const void>(grad_y), at<const void>(x),
+                                             at<float>(gradient), at<void>(workspace), at<void>(stream));
+      },
+      release());
+  m.def("cuda_topk_pruned_size", [](const Sizes& sizes, std::int64_t nnz, std::int64_t k) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_cuda_topk_pruned_size(&shape, nnz, k);
+  });
+  m.def(
+      "cuda_topk_pruned",
+      [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, const RowsView& rows, Address grad_y, Address x,
+         std::int64_t k, Address positions, Address gradients, Address workspace, Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        const auto& [row_start, column, wide] = rows;
+        return fedsparse_cuda_topk_pruned(&shape, dtype, nnz, at<const std::int32_t>(row_start),
+                                          at<const void>(column), wide, at<const void>(grad_y), at<const void>(x), k,
+                                          at<std::int64_t>(positions), at<float>(gradients), at<void>(workspace),
+                                          at<void>(stream));
+      },
+      release());
+}
+
+void bind_smallest(py::module_& m) {
+  m.def("cuda_smallest_size", &fedsparse_cuda_smallest_size);
+  m.def(
+      "cuda_smallest",
+      [](Address values, std::int64_t layers, std::int64_t n, Address layer_start, Address number_start,
+         Address numbers, Address workspace, Address stream) {
+        return fedsparse_cuda_smallest(at<const float>(values), layers, n, at<const std::int64_t>(layer_start),
+                                       at<const std::int64_t>(number_start), at<std::int64_t>(numbers),
+                                       at<void>(workspace), at<void>(stream));
+      },
+      release());
+}
+
+void bind_packing(py::module_& m) {
+  m.def("cuda_mark_largest_size", &fedsparse_cuda_mark_largest_size);
+  m.def(
+      "cuda_mark_largest",
+      [](Address x, std::int64_t n, std::int64_t dtype, std::int64_t k, Address bits, Address starts,
+         Address workspace, Address stream) {
+        return fedsparse_cuda_mark_largest(at<const void>(x), n, dtype, k, at<std::uint32_t>(bits),
+                                           at<std::int32_t>(starts), at<void>(workspace), at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_pack",
+      [](Address x, std::int64_t n, std::int64_t dtype, Address bits, Address starts, Address values,
+         std::int64_t value_dtype, Address stream) {
+        return fedsparse_cuda_pack(at<const void>(x), n, dtype, at<const std::uint32_t>(bits),
+                                   at<const std::int32_t>(starts), at<void>(values), value_dtype, at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_unpack",
+      [](Address values, std::int64_t value_dtype, std::int64_t n, Address bits, Address starts, Address x,
+         std::int64_t dtype, Address stream) {
+        return fedsparse_cuda_unpack(at<const void>(values), value_dtype, n, at<const std::uint32_t>(bits),
+                                     at<const std::int32_t>(starts), at<void>(x), dtype, at<void>(stream));
+      },
+      release());
+}
+
+// Addresses of the old and the new array, and the bits of what a grown value begins with.
+using Move = std::tuple<Address, Address, std::uint32_t>;
+
+void bind_rebuilding(py::module_& m) {
+  m.def(
+      "cuda_exchange",
+      [](std::int64_t rows, std::int64_t columns, const RowsView& old, Address dropped, std::int64_t drops,
+         Address grown, std::int64_t grows, Address row_start, Address column, Address places, Address stream) {
+        return fedsparse_cuda_exchange(rows, columns, at<const std::int32_t>(std::get<0>(old)),
+                                       at<const void>(std::get<1>(old)), std::get<2>(old),
+                                       at<const std::int64_t>(dropped), drops, at<const std::int64_t>(grown), grows,
+                                       at<std::int32_t>(row_start), at<void>(column), at<std::int32_t>(places),
+                                       at<void>(stream));
+      },
+      release());
+  m.def(
+      "cuda_carry_words",
+      [](Address places, std::int64_t count, const std::vector<Move>& moves, Address stream) {
+        std::vector<const void*> from;
+        std::vector<void*> to;
+        std::vector<std::uint32_t> fill;
+        for (const auto& [old, fresh, bits] : moves) {
+          from.push_back(at<const void>(old));
+          to.push_back(at<void>(fresh));
+          fill.push_back(bits);
+        }
+        return fedsparse_cuda_carry_words(at<const std::int32_t>(places), count,
+                                          static_cast<std::int64_t>(moves.size()), from.data(), to.data(), fill.data(),
+                                          at<void>(stream));
+      },
+      release());
+  m.def("cuda_csr16_list_size", &fedsparse_cuda_csr16_list_size);
+  m.def(
+      "cuda_csr16_list",
+      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t nnz, const RowsView& rows, Address start,
+         Address offset, Address value, Address workspace, Address stream) {
+        const ConvShape shape = conv_shape(sizes);
+        const auto& [row_start, column, wide] = rows;
+        return fedsparse_cuda_csr16_list(&shape, backward, dtype, nnz, at<const std::int32_t>(row_start),
+                                         at<const void>(column), wide, at<std::int32_t>(start),
+                                         at<std::uint16_t>(offset), at<std::int32_t>(value), at<void>(workspace),
+                                         at<void>(stream));
+      },
+      release());
+}
+
+}  // namespace
+
+void bind_cuda_selection(py::module_& m) {
+  bind_gradients(m);
+  bind_smallest(m);
+  bind_packing(m);
+  bind_rebuilding(m);
+}
+
+#endif

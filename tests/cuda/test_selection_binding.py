@@ -1,0 +1,130 @@
+"""Selection kernels through the binding, with torch tensors: on the CPU, and on the device where there is one."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsparse import _native
+from fedsparse.backends.activation import Pruning, plain_pack
+from fedsparse.pattern import Pattern
+from tests.backends.test_cuda import binding  # noqa: F401  a fixture
+
+
+class Target(NamedTuple):
+    """A compiled module and the device that its kernels run on."""
+
+    native: ModuleType
+    device: str
+
+    def __call__(self, name: str, *arguments: object) -> None:
+        """Calls a function with the addresses of tensors and the current stream."""
+        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
+        found = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        assert getattr(self.native, name)(*found, stream) == 0
+
+    def room(self, name: str, *arguments: object) -> Tensor:
+        """The workspace that a function asks for."""
+        return self.empty(getattr(self.native, name)(*arguments), torch.uint8)
+
+    def empty(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=self.device)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def target(request) -> Target:
+    if request.param == "cpu":
+        return Target(request.getfixturevalue("binding"), "cpu")
+    if not torch.cuda.is_available() or not _native.extension().built_with_cuda:
+        pytest.skip("no CUDA device, or an extension built without CUDA")
+    return Target(_native.extension(), "cuda")
+
+
+def drawn(target: Target, draw: Callable[..., Tensor], *size: int) -> Tensor:
+    return draw(*size, generator=torch.Generator().manual_seed(3)).to(target.device)
+
+
+def test_smallest_values_of_two_layers(target):
+    values = drawn(target, torch.randn, 9000)
+    starts, counts = torch.tensor([0, 300, 9000]), torch.tensor([0, 40, 5040])
+    numbers = target.empty(5040, torch.int64)
+    room = target.room("cuda_smallest_size", 2, 9000)
+    target(
+        "cuda_smallest", values, 2, 9000, starts.to(target.device), counts.to(target.device), numbers, room
+    )  # fmt: skip
+    for layer, found in zip(values.split([300, 8700]), numbers.split([40, 5000]), strict=True):
+        order = layer.abs().sort(stable=True).indices[: len(found)]
+        assert torch.equal(found, order.sort().values)
+
+
+def test_packed_activations(target):
+    x = drawn(target, torch.randn, 5, 7, 31, 9).relu()
+    n, k = x.numel(), Pruning(0.3, "global").count(x.numel())
+    groups = -(-n // 512)
+    bits, starts = target.empty(64 * groups, torch.uint8), target.empty(groups + 1, torch.int32)
+    target("cuda_mark_largest", x, n, 0, k, bits, starts, target.room("cuda_mark_largest_size", n))
+    values, back = target.empty(int(starts[-1]), torch.bfloat16), torch.empty_like(x)
+    target("cuda_pack", x, n, 0, bits, starts, values, 1)
+    target("cuda_unpack", values, 1, n, bits, starts, back, 0)
+    plain = plain_pack(x, Pruning(0.3, "global", torch.bfloat16))
+    assert torch.equal(bits[: len(plain.bits)], plain.bits)
+    assert torch.equal(values, plain.values)
+    assert torch.equal(back[back != 0], values[values != 0].float())
+
+
+def test_a_changed_pattern_and_its_lists(target):
+    mask = drawn(target, torch.rand, 12, 10, 3, 3).cpu() < 0.3
+    pattern, pruned = Pattern.from_mask(mask), (~mask).view(-1).nonzero().squeeze(1)
+    dropped, grown = torch.arange(1, pattern.nnz, 3), pruned[::5]
+    wanted = pattern.exchanged(dropped, grown)
+    row_start, column, places = (
+        target.empty(size, dtype)
+        for size, dtype in ((13, torch.int32), (wanted.nnz, torch.uint16), (wanted.nnz, torch.int32))
+    )
+    old = [t.to(target.device) for t in (pattern.row_start, pattern.column, dropped, grown)]
+    rows = old[0].data_ptr(), old[1].data_ptr(), False
+    target("cuda_exchange", 12, 90, rows, old[2], len(dropped), old[3], len(grown), row_start, column, places)
+    assert torch.equal(row_start.cpu(), wanted.row_start)
+    assert torch.equal(column.cpu().to(torch.int32), wanted.column.to(torch.int32))
+    assert torch.equal(places.cpu(), pattern.carry_to(wanted))
+
+    values = drawn(target, torch.randn, pattern.nnz)
+    moved = target.empty(wanted.nnz, torch.float32)
+    target("cuda_carry_words", places, wanted.nnz, [(values.data_ptr(), moved.data_ptr(), 0)])
+    assert torch.equal(moved.cpu(), pattern.moved(values.cpu(), wanted))
+
+    sizes = (3, 10, 9, 8, 12, 3, 3, 2, 1, 1, 1, 1, 1, 1)
+    size = target.native.csr16_start_size(sizes, True, 0)
+    new, lists = (row_start.data_ptr(), column.data_ptr(), False), ((size, torch.int32), (wanted.nnz, torch.uint16))
+    found = [target.empty(*shape) for shape in (*lists, (wanted.nnz, torch.int32))]
+    room = target.room("cuda_csr16_list_size", wanted.nnz)
+    target("cuda_csr16_list", sizes, True, 0, wanted.nnz, new, *found, room)
+    host = [torch.empty(*shape[:1], dtype=shape[1]) for shape in (*lists, (wanted.nnz, torch.int32))]
+    assert target.native.csr16_list(sizes, True, 0, wanted.view, *(t.data_ptr() for t in host)) == 0
+    for ours, theirs in zip(found, host, strict=True):
+        assert torch.equal(ours.cpu().to(torch.int32), theirs.to(torch.int32))
+
+
+def test_a_dense_gradient(target):
+    x, grad = drawn(target, torch.randn, 3, 4, 9, 8), drawn(target, torch.randn, 3, 6, 5, 8)
+    sizes = (3, 4, 9, 8, 6, 3, 3, 2, 1, 1, 1, 1, 1, 1)
+    found = target.empty(6 * 4 * 9, torch.float32).view(6, 4, 3, 3)
+    room = target.room("cuda_dense_gradient_size", sizes)
+    target("cuda_dense_gradient", sizes, 0, grad, x, found, room)
+    wanted = torch.nn.grad.conv2d_weight(x.double(), found.shape, grad.double(), (2, 1), 1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_adamw(target):
+    values, grad = drawn(target, torch.randn, 2, 1000)
+    weight, scale = torch.nn.Parameter(values.double()), torch.full((1,), 0.5, device=target.device)
+    mean, square = target.empty(1000, torch.float32), target.empty(1000, torch.float32)
+    optimizer = torch.optim.AdamW([weight], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    for step in (1, 2):
+        target("cuda_adamw", values, grad, mean, square, 1000, scale, 0.01, 0.8, 0.9, 1e-6, 0.1, step)
+        weight.grad = 0.5 * grad.double()
+        optimizer.step()
+    torch.testing.assert_close(values.double(), weight.detach(), rtol=2e-6, atol=2e-6)

@@ -1,0 +1,182 @@
+"""Streaming top-k against a stable sort of the dense gradient, under every schedule."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedsparse.backends import Case, Geometry
+from fedsparse.pattern import Pattern
+from fedsparse.testing import ProductCase, product_cases, relative_error
+from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, ConvShape, as_float, poisoned
+from tests.cuda.selection import dense_gradient, topk_pruned
+from tests.cuda.test_csr16 import LARGE, SPECIAL, one_case, stored
+
+
+def pruned_positions(product: ProductCase) -> np.ndarray:
+    return (~product.pattern.mask()).view(-1).nonzero().squeeze(1).numpy()
+
+
+def best_first(gradients: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
+    """The answer by definition: NaN first, then falling magnitude, ties by position."""
+    magnitude = np.where(np.isnan(gradients), np.inf, np.abs(gradients))[positions]
+    return positions[np.lexsort((positions, -magnitude, ~np.isnan(gradients[positions])))][:k]
+
+
+def check_topk(shim, held, gradients, pruned, counts) -> None:
+    for k in sorted({k for k in counts if k <= len(pruned)}):
+        positions, found = topk_pruned(shim, held, k)
+        assert np.array_equal(positions, best_first(gradients, pruned, k)), f"other positions for k = {k}"
+        np.testing.assert_array_equal(found, gradients[positions])
+
+
+def check_gradient(product: ProductCase, held, found: np.ndarray) -> None:
+    operands = product.operands()
+    x, grad = (torch.from_numpy(as_float(a, held.dtype)) for a in (held.x, held.grad))
+    truth = product.truth(operands._replace(x=x, grad=grad)).grad_weight
+    terms = product.truth(operands._replace(x=x.abs(), grad=grad.abs())).grad_weight
+    error = relative_error(torch.from_numpy(found).view(truth.shape), truth, floor=0.05 * float(terms.norm()))
+    assert error < 2e-6, f"off by {error:.2e} for {product}"
+
+
+def test_awkward_products(scheduled):
+    """Sizes, strides, paddings, dilations and groups of all kinds; densities from 0 to 1; k from none to all."""
+    for product in product_cases(np.random.default_rng(7), 6):
+        held, pruned = stored(product, FLOAT32), pruned_positions(product)
+        gradients = dense_gradient(scheduled, held)
+        check_gradient(product, held, gradients)
+        check_topk(scheduled, held, gradients, pruned, (0, 1, len(pruned) // 3, len(pruned)))
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_16_bit_storage(shim, dtype):
+    """Sums and results are of 32 bits."""
+    shim.seed(1)
+    for product in (*product_cases(np.random.default_rng(11), 5), SPECIAL["groups of row blocks"]):
+        held, pruned = stored(product, dtype), pruned_positions(product)
+        gradients = dense_gradient(shim, held)
+        check_gradient(product, held, gradients)
+        check_topk(shim, held, gradients, pruned, (1, len(pruned) // 2))
+    shim.seed(0)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_runs_are_added_in_order(shim, name):
+    """Sums too long for one block of threads: any block may be the last, the bits are the same."""
+    product = LARGE[name]
+    held = stored(product, FLOAT32)
+
+    def bits(seed):
+        shim.seed(seed)
+        return dense_gradient(shim, held).tobytes()
+
+    found = bits(0)
+    check_gradient(product, held, np.frombuffer(found, np.float32).copy())
+    assert all(bits(seed) == found for seed in (1, 2, 3))
+    gradients, pruned = np.frombuffer(found, np.float32), pruned_positions(product)
+    check_topk(shim, held, gradients, pruned, (len(pruned) // 2,))
+    shim.seed(0)
+
+
+SIDE = 300  # ten tiles of 32 along each side; the sample takes tiles 0, 23, 46, 53, 76, 83 and 98
+
+
+def planted(rows: np.ndarray, columns: np.ndarray, density: float = 0.1):
+    """A linear layer whose dense gradient is the outer product of these."""
+    product = one_case((SIDE, SIDE), (1, SIDE), density=density, seed=5)
+    held = stored(product, FLOAT32)
+    held = replace(held, grad=rows[None].astype(np.float32), x=columns[None].astype(np.float32))
+    return held, np.outer(held.grad[0], held.x[0]).reshape(-1), pruned_positions(product)
+
+
+def spread(generator) -> np.ndarray:
+    return generator.uniform(0.5, 1.0, SIDE) * generator.choice((-1, 1), SIDE)
+
+
+def test_a_large_weight(scheduled, rng):
+    """More pruned positions than the list has room for."""
+    held, gradients, pruned = planted(spread(rng), spread(rng))
+    check_topk(scheduled, held, gradients, pruned, (50, 3000))
+
+
+@pytest.mark.parametrize("wrong", ["too many", "too few"])
+def test_samples_that_mislead(scheduled, rng, wrong):
+    """The large gradients lie in tiles that the sample left out, or are nearly all there is in those it took."""
+    rows, columns = spread(rng), spread(rng)
+    if wrong == "too many":
+        columns[32:64] *= 1e3
+        held, gradients, pruned = planted(rows, columns)
+        check_topk(scheduled, held, gradients, pruned, (5, 1000))
+        return
+    columns[96:128] *= 1e3
+    for tile in (2, 5, 8):
+        rows[tile * 32 : tile * 32 + 32] *= 1e3
+    held, gradients, pruned = planted(rows, columns)
+    check_topk(scheduled, held, gradients, pruned, (2000,))
+
+
+def test_nothing_but_ties(scheduled):
+    """The bound has to name a position: one value everywhere, or zeros of either sign beside a few others."""
+    ones = np.ones(SIDE)
+    held, gradients, pruned = planted(ones, -ones)
+    check_topk(scheduled, held, gradients, pruned, (3, 2500))
+    rows, columns = np.where(np.arange(SIDE) % 2, 0.0, -0.0), ones.copy()
+    rows[7], columns[::2] = 1.0, -1.0
+    held, gradients, pruned = planted(rows, columns)
+    check_topk(scheduled, held, gradients, pruned, (10, 1500))
+
+
+def test_numbers_that_are_none(scheduled, rng):
+    """NaN comes first whatever its bits, infinities of either sign tie behind it."""
+    rows, columns = spread(rng), spread(rng)
+    rows[[3, 200]], rows[[11, 150]] = np.nan, [np.inf, -np.inf]
+    held, gradients, pruned = planted(rows, columns)
+    check_topk(scheduled, held, gradients, pruned, (400, 900))
+
+
+def test_an_empty_batch(shim):
+    product = one_case((5, 4, 3, 3), (0, 4, 6, 6), Geometry(padding=(1, 1)), density=0.2)
+    held = replace(stored(one_case((5, 4, 3, 3), (1, 4, 6, 6), Geometry(padding=(1, 1)), density=0.2), FLOAT32))
+    held = replace(held, shape=(0, *held.shape[1:]), x=held.x[:0], grad=held.grad[:0])
+    assert not dense_gradient(shim, held).any()
+    positions, gradients = topk_pruned(shim, held, 6)
+    assert np.array_equal(positions, pruned_positions(product)[:6])
+    assert not gradients.any()
+
+
+def test_memory_grows_with_k_alone(shim):
+    """16 bytes for each of 4 k + 1024 entries, and a constant below 5 MB."""
+    for size in (1024, 8192):
+        shape = ConvShape(32, size, 1, 1, size, 1, 1, 1, 1, 0, 0, 1, 1, 1)
+        for k in (1, 1000, 20000):
+            asked = shim.value("fedsparse_cuda_topk_pruned_size", shape, 0, k)
+            assert asked < 16.3 * (4 * k + 1024) + 5e6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nnz", "k"),
+    [
+        ((1, 65536, 1, 1, 65536, 1, 1, 1, 1, 0, 0, 1, 1, 1), 0, 1),  # 2^32 positions
+        ((1 << 20, 4, 64, 64, 4, 1, 1, 1, 1, 0, 0, 1, 1, 1), 0, 1),  # 2^32 terms
+        ((1, 4, 1, 1, 4, 1, 1, 1, 1, 0, 0, 1, 1, 1), 10, 7),  # more than are pruned
+    ],
+)
+def test_refusals(shim, sizes, nnz, k):
+    shape, nothing = ConvShape(*sizes), poisoned(1, np.float32)
+    assert shim.value("fedsparse_cuda_topk_pruned_size", shape, nnz, k) == 0
+    arguments = (shape, FLOAT32, nnz, nothing, nothing, True, nothing, nothing, k, nothing, nothing, nothing, None)
+    assert shim.value("fedsparse_cuda_topk_pruned", *arguments) == 1
+
+
+def test_wide_columns(shim, rng):
+    """Rows of 2^16 columns and more are listed with 32 bits."""
+    columns = 70000
+    case = Case((2, columns), (1, columns), 0)
+    mask = torch.from_numpy(rng.random((2, columns)) < 0.5)
+    pattern = Pattern.from_mask(mask)
+    product = ProductCase(replace(case, nnz=pattern.nnz), pattern, False, 1)
+    held = stored(product, FLOAT32)
+    assert held.column.dtype == np.int32
+    gradients = np.outer(held.grad[0], held.x[0]).reshape(-1)
+    check_topk(shim, held, gradients, pruned_positions(product), (5000,))
