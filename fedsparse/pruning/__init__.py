@@ -4,9 +4,10 @@ from fedsparse.pruning.allocate import allocate, budget, densities
 from fedsparse.pruning.eligible import prunable
 from fedsparse.pruning.gain import by_gain
 from fedsparse.pruning.gradual import gradually
+from fedsparse.pruning.masks import globally, layerwise
 from fedsparse.pruning.schedule import adjusts, cosine_share, density_path, swap_counts
 from fedsparse.pruning.score import magnitude, random
-from fedsparse.pruning.select import globally, layerwise, top
+from fedsparse.pruning.select import top
 from fedsparse.pruning.sensitivity import grasp, snip
 from fedsparse.pruning.swap import swap
 from fedsparse.pruning.synflow import synflow
