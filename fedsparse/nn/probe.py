@@ -18,8 +18,8 @@ class topk_pruned_gradient:
     is O(k) beside one chunk of positions; of a layer used several times also a copy of what enters and comes back at
     each use. The result equals a stable sort of the dense gradient's pruned entries.
 
-    Of a layer pruned in larger units than single weights (see `sparsify`) it finds whole units: those of the largest root
-    mean square of dL/dw, as long as their positions fit into k.
+    Of a layer pruned in larger units than single weights (see `sparsify`) it finds whole units: those of the largest
+    root mean square of dL/dw, as long as their positions fit into k.
 
         with fs.topk_pruned_gradient(layer, k) as top:
             loss(model(x), y).backward()

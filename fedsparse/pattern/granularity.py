@@ -1,8 +1,9 @@
 """The unit in which positions of a weight are kept or pruned.
 
-A granularity cuts a weight `(out, in, *kernel)` into units, each kept or pruned as a whole. Where an axis is no multiple
-of a unit its last units are smaller, so that every layer of every model can be pruned in every granularity and densities
-keep their meaning; a kernel may refuse such a layer. Output channels of a convolution in groups are counted through.
+A granularity cuts a weight `(out, in, *kernel)` into units, each kept or pruned as a whole. Where an axis is no
+multiple of a unit its last units are smaller, so that every layer of every model can be pruned in every granularity and
+densities keep their meaning; a kernel may refuse such a layer. Output channels of a convolution in groups are counted
+through.
 
 Masks that are moved keep their number of weights because units change places only with others of their pool: units of
 the same size, or, for `nm`, of the same M input channels.

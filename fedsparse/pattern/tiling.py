@@ -72,12 +72,12 @@ class Tiling:
         return padded.view(high, a, wide, b, deep, c).sum((1, 3, 5)).reshape(-1)
 
     def means_at(self, flat: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles that flat positions `(n,)` lie in, `(t,)` ascending, and their means `(t,)` float64.
+        """Tiles that flat positions `(n,)` lie in, `(t,)` ascending, and their means `(t,)`.
 
         Positions of these tiles that are not among the given ones count as 0.
         """
         if self.size == 1 and bool((flat[1:] > flat[:-1]).all()):
-            return flat, entries.double()
+            return flat, entries
         tiles, place = self.of(flat).unique(return_inverse=True)
         found = torch.zeros(len(tiles), dtype=torch.float64, device=flat.device)
         return tiles, found.index_add_(0, place, entries.double()) / self.sizes(tiles)

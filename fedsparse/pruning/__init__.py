@@ -11,6 +11,18 @@ from fedsparse.pruning.select import top
 from fedsparse.pruning.sensitivity import grasp, snip
 from fedsparse.pruning.swap import swap
 from fedsparse.pruning.synflow import synflow
+from fedsparse.pruning.units import (
+    exchange,
+    highest,
+    kept_units,
+    likewise,
+    magnitudes,
+    magnitudes_at,
+    places_of,
+    refilled,
+    replaceable,
+    whole,
+)
 
 __all__ = [
     "adjusts",
@@ -20,16 +32,26 @@ __all__ = [
     "cosine_share",
     "densities",
     "density_path",
+    "exchange",
     "globally",
     "gradually",
     "grasp",
+    "highest",
+    "kept_units",
     "layerwise",
+    "likewise",
     "magnitude",
+    "magnitudes",
+    "magnitudes_at",
+    "places_of",
     "prunable",
     "random",
+    "refilled",
+    "replaceable",
     "snip",
     "swap",
     "swap_counts",
     "synflow",
     "top",
+    "whole",
 ]

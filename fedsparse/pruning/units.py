@@ -21,6 +21,8 @@ __all__ = [
     "magnitudes_at",
     "means",
     "places_of",
+    "refilled",
+    "replaceable",
     "whole",
 ]
 
@@ -50,6 +52,9 @@ def magnitudes_at(tiling: Tiling, flat: Tensor, entries: Tensor) -> tuple[Tensor
 
     Positions of these units without an entry count as 0.
     """
+    if tiling.size == 1:
+        units, found = tiling.means_at(flat, entries)
+        return units, found.abs()
     units, squares = tiling.means_at(flat, entries.double().square())
     return units, squares.sqrt()
 
@@ -152,6 +157,36 @@ def exchange(pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count:
     return pattern.exchanged(places_of(pattern, dropped), _tiling(pattern).positions(grown))
 
 
+def replaceable(pattern: Pattern, drop: Tensor, count: int) -> Tensor:
+    """Which kept units go, `count` at most, when others come later: of each pool no more than it has pruned ones.
+
+    Args:
+        drop: `(u,)` scores of the kept units, in their order; the highest go. One stays in any case.
+    """
+    granularity, kept = pattern.granularity, kept_units(pattern)
+    every = _in_pools(pattern, torch.arange(_tiling(pattern).count))
+    room = every - _in_pools(pattern, kept)
+    return highest(drop, min(count, len(kept) - 1), granularity.pool_of(pattern.shape, kept), room)
+
+
+def refilled(thinned: Pattern, full: Pattern, positions: Tensor, scores: Tensor) -> Pattern:
+    """`thinned` with as many units of each pool as `full` has, by those of largest score that `full` does not keep.
+
+    Args:
+        positions: `(n,)` int64 ascending, of all candidates.
+        scores: `(n,)`, of each position.
+    """
+    granularity, shape = full.granularity, full.shape
+    kept = kept_units(full)
+    missing = _in_pools(full, kept) - _in_pools(full, kept_units(thinned))
+    units, grow = magnitudes_at(_tiling(full), positions, scores)
+    fresh = ~torch.isin(units, kept)
+    units, grow = units[fresh], grow[fresh]
+    best = highest(grow, int(missing.sum()), granularity.pool_of(shape, units), missing)
+    nothing = torch.empty(0, dtype=torch.int64)
+    return thinned.exchanged(nothing, _tiling(full).positions(units[best]))
+
+
 def places_of(pattern: Pattern, kept: Tensor) -> Tensor:
     """Which of the values, int64 ascending, belong to the kept units number `kept` `(n,)`, counted as `kept_units`."""
     tiling = _tiling(pattern)
@@ -169,6 +204,7 @@ def _tiling(pattern: Pattern) -> Tiling:
 
 def _in_pools(pattern: Pattern, units: Tensor) -> Tensor:
     """How many of some units each pool has, `(pools,)`."""
-    granularity = pattern.granularity
-    of_units = granularity.pool_of(pattern.shape, units)
-    return torch.bincount(of_units, minlength=granularity.pools(pattern.shape))
+    granularity, pools = pattern.granularity, pattern.granularity.pools(pattern.shape)
+    if pools == 1:
+        return torch.tensor([len(units)])
+    return torch.bincount(granularity.pool_of(pattern.shape, units), minlength=pools)
