@@ -12,7 +12,7 @@ from fedsparse.pattern import Tiling
 __all__ = ["topk_pruned_units"]
 
 # Positions whose gradients are computed at a time.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 
 def topk_pruned_units(
@@ -37,7 +37,8 @@ def topk_pruned_units(
     rows, columns, high = shape[0], math.prod(shape[1:]), tiling.tile[0]
     step = max(1, max(_CHUNK, k) // (columns * high)) * high
     units, scores = grad.new_empty(0, dtype=torch.int64), grad.new_empty(0, dtype=torch.float64)
-    positions, gradients = grad.new_empty(0, dtype=torch.int64), grad.new_empty(0)
+    owners, positions, gradients = units, units, grad.new_empty(0)
+    floor = -math.inf  # what a later unit must exceed: it loses ties
     for first in range(0, rows, step):
         last = min(first + step, rows)
         chunk = Tiling((last - first, *tiling.axes[1:]), (min(high, last - first), *tiling.tile[1:]))
@@ -45,25 +46,34 @@ def topk_pruned_units(
         dense = _gradient_of_rows(grad, x, first, last, shape, geometry).reshape(-1)
         pruned = _pruned_units(chunk, first, last, columns, index)
         squares = chunk.sums(dense.double().square()) / chunk.sizes().to(grad.device)
-        here = chunk.positions(pruned)
-        units, scores = torch.cat([units, pruned + before]), torch.cat([scores, squares[pruned]])
+        fresh = pruned[~(squares[pruned] <= floor)]
+        here = chunk.positions(fresh)
+        units, scores = torch.cat([units, fresh + before]), torch.cat([scores, squares[fresh]])
+        owners = torch.cat([owners, chunk.of(here) + before])
         positions, gradients = torch.cat([positions, here + first * columns]), torch.cat([gradients, dense[here]])
-        best = _best(scores, tiling.sizes(units), k).sort().values
-        stay = torch.isin(tiling.of(positions), units[best])
+        best, full = _best(scores, tiling.sizes(units), k)
+        floor = float(scores[best[-1]]) if full else floor
+        best = best.sort().values
+        stay = torch.isin(owners, units[best])
         units, scores = units[best], scores[best]
-        positions, gradients = positions[stay], gradients[stay]
-    best = _best(scores, tiling.sizes(units), k)
+        owners, positions, gradients = owners[stay], positions[stay], gradients[stay]
+    best, _ = _best(scores, tiling.sizes(units), k)
     best = best[tiling.sizes(units[best]).cumsum(0) <= k]
     rank = torch.full_like(units, len(units)).index_copy_(0, best, torch.arange(len(best), device=units.device))
-    rank_of_position = rank[torch.searchsorted(units, tiling.of(positions))]
+    rank_of_position = rank[torch.searchsorted(units, owners)]
     order = rank_of_position.sort(stable=True).indices[: int((rank_of_position < len(units)).sum())]
     return positions[order], gradients[order]
 
 
-def _best(scores: Tensor, sizes: Tensor, k: int) -> Tensor:
-    """The fewest highest scores with `k` positions or more, highest first: all that later chunks leave a chance."""
+def _best(scores: Tensor, sizes: Tensor, k: int) -> tuple[Tensor, bool]:
+    """The fewest highest scores with `k` positions or more, highest first, and whether there are so many.
+
+    Later chunks leave no other one a chance.
+    """
     order = scores.sort(descending=True, stable=True).indices
-    return order[sizes[order].cumsum(0) - sizes[order] < k]
+    used = sizes[order].cumsum(0)
+    best = order[used - sizes[order] < k]
+    return best, len(best) > 0 and int(used[len(best) - 1]) >= k
 
 
 def _pruned_units(chunk: Tiling, first: int, last: int, columns: int, index: Sequence[Tensor]) -> Tensor:

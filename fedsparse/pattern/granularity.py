@@ -46,9 +46,13 @@ class Granularity:
         """Pool of each unit, int64 in [0, pools)."""
         return self.tiling(shape).edge(units)
 
-    def quota(self, shape: Sequence[int]) -> Tensor | None:
-        """How many units of each pool are kept, `(pools,)` int64, where the granularity leaves no choice."""
-        return None
+    def fixed_count(self, shape: Sequence[int]) -> int:
+        """Kept positions of a weight, where the granularity leaves no choice."""
+        raise NotImplementedError
+
+    def fixed_choice(self, scores: Tensor) -> Tensor:
+        """Flat positions, ascending, of the highest scores in dense shape, where only these may be chosen freely."""
+        raise NotImplementedError
 
     def check(self, shape: Sequence[int], flat: Tensor) -> None:
         """Refuses ascending kept positions `(nnz,)` int64 that are not made of whole units.
@@ -160,25 +164,32 @@ class NM(Granularity):
     def pool_of(self, shape: Sequence[int], units: Tensor) -> Tensor:
         return self.runs(shape).of(units)
 
-    def quota(self, shape: Sequence[int]) -> Tensor:
-        return self._kept_of(self.runs(shape).sizes())
+    def fixed_count(self, shape: Sequence[int]) -> int:
+        return int(self._kept_of(self.runs(shape).sizes()).sum())
+
+    def fixed_choice(self, scores: Tensor) -> Tensor:
+        runs = self.runs(scores.shape)
+        kept = self._kept_of(runs.sizes()).to(scores.device)
+        return (runs.ranks(scores) < runs.spread(kept)).nonzero().squeeze(1)
 
     def check(self, shape: Sequence[int], flat: Tensor) -> None:
         # Memory follows the kept positions: a shape that was received may be of any size.
         runs = self.runs(shape)
-        found, kept = runs.of(flat).unique(return_counts=True)
-        wanted = self._kept_of(runs.sizes(found))
-        wrong = (kept != wanted) | (found != torch.arange(len(found), device=found.device))
-        if not bool(wrong.any()) and len(found) == runs.count:
-            return
-        first = int(wrong.nonzero()[0]) if bool(wrong.any()) else len(found)
-        empty = first == len(found) or int(found[first]) != first
-        expected = int(self._kept_of(runs.sizes(torch.tensor([first])))[0])
-        raise PatternError(
-            f"granularity {str(self)!r} keeps {self.n} of every {self.m} input channels of a weight of shape "
-            f"{tuple(shape)}, but of {runs.place(first)} {0 if empty else int(kept[first])} are kept, expected "
-            f"{expected}; keep as many, or use granularity='element'"
-        )
+        if runs.count > len(flat):
+            raise PatternError(
+                f"granularity {str(self)!r} keeps {self.n} of every {self.m} input channels, so {runs.count} positions "
+                f"or more of a weight of shape {tuple(shape)}; {len(flat)} are kept"
+            )
+        kept = torch.bincount(runs.of(flat), minlength=runs.count)
+        wanted = self._kept_of(runs.sizes().to(kept.device))
+        broken = (kept != wanted).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            raise PatternError(
+                f"granularity {str(self)!r} keeps {self.n} of every {self.m} input channels of a weight of shape "
+                f"{tuple(shape)}, but of {runs.place(first)} {int(kept[first])} are kept, expected "
+                f"{int(wanted[first])}; keep as many, or use granularity='element'"
+            )
 
     def _kept_of(self, sizes: Tensor) -> Tensor:
         """How many of each run are kept: its share, rounded up."""

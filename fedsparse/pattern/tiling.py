@@ -71,6 +71,19 @@ class Tiling:
         padded = F.pad(dense.reshape(self.axes), (0, missing[2], 0, missing[1], 0, missing[0]))
         return padded.view(high, a, wide, b, deep, c).sum((1, 3, 5)).reshape(-1)
 
+    def ranks(self, scores: Tensor) -> Tensor:
+        """How many positions of its tile come before each one by falling score, ties by position; `(positions,)`."""
+        (a, b, c), (high, wide, deep) = self.tile, self.grid
+        missing = [g * t - n for g, t, n in zip(self.grid, self.tile, self.axes, strict=True)]
+        pads = (0, missing[2], 0, missing[1], 0, missing[0])
+        padded = F.pad(scores.reshape(self.axes), pads, value=-math.inf)  # behind all that are there
+        of_tiles = padded.view(high, a, wide, b, deep, c).permute(0, 2, 4, 1, 3, 5).reshape(self.count, self.size)
+        order = of_tiles.sort(dim=1, descending=True, stable=True).indices
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(self.size, device=order.device).expand_as(order))
+        back = ranks.view(high, wide, deep, a, b, c).permute(0, 3, 1, 4, 2, 5).reshape(padded.shape)
+        rows, inputs, taps = self.axes
+        return back[:rows, :inputs, :taps].reshape(-1)
+
     def means_at(self, flat: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles that flat positions `(n,)` lie in, `(t,)` ascending, and their means `(t,)`.
 

@@ -112,11 +112,7 @@ def _fixed(
     Both within half a hundredth, as far as a density is usually written.
     """
     _unit_sizes(shapes, granularity)  # for its errors
-    counts = {}
-    for name, shape in shapes.items():
-        quota = granularity.quota(shape)
-        assert quota is not None, "a granularity that fixes a share fixes what every pool keeps"
-        counts[name] = int(quota.sum())
+    counts = {name: granularity.fixed_count(shape) for name, shape in shapes.items()}
     share = granularity.share
     assert share is not None
     dense = others if base == "total" else 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Element, Granularity
 from fedsparse.pruning.select import top
-from fedsparse.pruning.units import fitting, highest, means
+from fedsparse.pruning.units import fitting, means
 
 __all__ = ["globally", "layerwise"]
 
@@ -33,12 +33,13 @@ def _highest(score: Tensor, count: int, granularity: Granularity) -> Tensor:
     """Flat positions of what is kept of one weight."""
     if isinstance(granularity, Element):
         return top(score, count)
-    tiling, quota = granularity.tiling(score.shape), granularity.quota(score.shape)
-    of_units = means(tiling, score.cpu())
-    if quota is None:
-        return tiling.positions(fitting(of_units, tiling.sizes(), count))
-    pools = granularity.pool_of(score.shape, torch.arange(tiling.count))
-    return tiling.positions(highest(of_units, tiling.count, pools, quota))
+    tiling, score = granularity.tiling(score.shape), score.detach().cpu()
+    of_units = means(tiling, score)
+    if granularity.share is not None:
+        return granularity.fixed_choice(score)
+    if tiling.even:
+        return tiling.positions(top(of_units, count // tiling.size))
+    return tiling.positions(fitting(of_units, tiling.sizes(), count))
 
 
 def globally(

@@ -92,9 +92,10 @@ def highest(scores: Tensor, count: int, pool: Tensor, most: Tensor) -> Tensor:
     if len(most) == 1:
         return top(scores, min(count, int(most[0]), len(scores)))
     _refuse_nan(scores)
-    order = scores.sort(descending=True, stable=True).indices
+    open_ones = (most[pool] > 0).nonzero().squeeze(1)  # usually few where pools are many
+    order = open_ones[scores[open_ones].sort(descending=True, stable=True).indices]
     by_pool = pool[order].sort(stable=True)
-    sizes = torch.bincount(pool, minlength=len(most))
+    sizes = torch.bincount(pool[open_ones], minlength=len(most))
     rank = torch.empty_like(order)
     rank[by_pool.indices] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[by_pool.values]
     return order[rank < most[pool[order]]][:count].sort().values
