@@ -69,8 +69,8 @@ class Granularity:
         if len(broken):
             first = int(broken[0])
             raise PatternError(
-                f"granularity {str(self)!r} keeps or prunes whole units of a weight of shape {tuple(shape)}, but of "
-                f"{tiling.place(int(units[first]))} {int(kept[first])} of {int(sizes[first])} positions are kept; "
+                f"granularity {str(self)!r} keeps or prunes whole units of a weight of shape {tuple(shape)}, but at "
+                f"{tiling.place(int(units[first]))}: {int(kept[first])} of {int(sizes[first])} positions are kept; "
                 "keep all of them or none, or use granularity='element'"
             )
 
@@ -187,7 +187,7 @@ class NM(Granularity):
             first = int(broken[0])
             raise PatternError(
                 f"granularity {str(self)!r} keeps {self.n} of every {self.m} input channels of a weight of shape "
-                f"{tuple(shape)}, but of {runs.place(first)} {int(kept[first])} are kept, expected "
+                f"{tuple(shape)}, but at {runs.place(first)}: {int(kept[first])} are kept, expected "
                 f"{int(wanted[first])}; keep as many, or use granularity='element'"
             )
 

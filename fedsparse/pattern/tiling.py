@@ -79,7 +79,9 @@ class Tiling:
         padded = F.pad(scores.reshape(self.axes), pads, value=-math.inf)  # behind all that are there
         of_tiles = padded.view(high, a, wide, b, deep, c).permute(0, 2, 4, 1, 3, 5).reshape(self.count, self.size)
         order = of_tiles.sort(dim=1, descending=True, stable=True).indices
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(self.size, device=order.device).expand_as(order))
+        ranks = torch.empty_like(order).scatter_(
+            1, order, torch.arange(self.size, device=order.device).expand_as(order)
+        )
         back = ranks.view(high, wide, deep, a, b, c).permute(0, 3, 1, 4, 2, 5).reshape(padded.shape)
         rows, inputs, taps = self.axes
         return back[:rows, :inputs, :taps].reshape(-1)
