@@ -47,11 +47,11 @@ class Granularity:
         return self.tiling(shape).edge(units)
 
     def fixed_count(self, shape: Sequence[int]) -> int:
-        """Kept positions of a weight, where the granularity leaves no choice."""
+        """Kept positions of a weight; of granularities with a `share`."""
         raise NotImplementedError
 
     def fixed_choice(self, scores: Tensor) -> Tensor:
-        """Flat positions, ascending, of the highest scores in dense shape, where only these may be chosen freely."""
+        """Flat positions, ascending, of the highest of `scores`, of dense shape; of granularities with a `share`."""
         raise NotImplementedError
 
     def check(self, shape: Sequence[int], flat: Tensor) -> None:
