@@ -102,8 +102,8 @@ class FedTiny(DynamicMethod):
         """
         base = self.initial_topology(server.model, "magnitude", server.rng("pool"))
         scores, generator = pruning.magnitude({n: weights.weight(n) for n in base}, self.unit), server.rng("pool")
-        alone = [base.counts] if self.pool_size == 1 else []
-        counts = alone or [self._scattered(base, generator) for _ in range(self.pool_size)]
+        size = self.pool_size
+        counts = [base.counts] if size == 1 else [self._scattered(base, generator) for _ in range(size)]
         return [Topology.from_masks(pruning.layerwise(scores, c, self.unit), self.unit) for c in counts]
 
     @property

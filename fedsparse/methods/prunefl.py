@@ -237,6 +237,9 @@ def _check_first(sent: Download, update: Update) -> None:
     sent_types = {name: tensor.dtype for name, tensor in sent.weights.items()}
     if {name: tensor.dtype for name, tensor in weights.items()} != sent_types:
         raise ClientError("the upload's weights are of other types than the ones sent")
+    for name, pattern in sent.weights.topology.items():
+        if weights.topology[name].granularity != pattern.granularity:
+            raise ClientError(f"the upload's {name!r} has granularity {weights.topology[name].granularity}")
     for name in uses:
         if checks.extra(uses, name, int) < 1 or weights.topology[name].nnz < 1:
             raise ClientError(f"the upload keeps nothing of {name!r}, or says that it is used nowhere")
