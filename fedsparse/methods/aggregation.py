@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsparse import pruning
 from fedsparse.errors import MethodError
 from fedsparse.methods.roles import Update, weights_of
 from fedsparse.pattern import Pattern, Topology, Weights
@@ -31,7 +32,7 @@ def mean(updates: Sequence[Update]) -> Weights:
 
 
 def masked_mean(updates: Sequence[Update], *, old: Weights | None = None) -> Weights:
-    """Mean at each position over the clients that keep it; weights may have several topologies.
+    """Mean at each position over the clients that keep it; weights may have several topologies of one granularity.
 
     W_i = sum_k n_k m_ki W_ki / sum_k n_k m_ki (Bibikar et al., AAAI 2022). Dense tensors are averaged as in `mean`,
     and so is everything where all clients share one topology. Sums are float64 in the order of client numbers; beside
@@ -39,7 +40,8 @@ def masked_mean(updates: Sequence[Update], *, old: Weights | None = None) -> Wei
 
     Args:
         old: whose values the positions get that no update covers; a weight that is dense in `old` comes back dense.
-            Without it only covered positions are kept: the topology is the union of the clients'.
+            Without it only covered positions are kept: the topology is the union of the clients', of which `nm`,
+            that allows no union, keeps the N of M largest means.
 
     Raises:
         MethodError: there is no update, or the clients prune different weights.
@@ -62,9 +64,17 @@ def masked_mean(updates: Sequence[Update], *, old: Weights | None = None) -> Wei
                 continue
             covered[old.topology[name].flat] = True
         first = sent[0][0]
-        patterns[name] = Pattern.from_mask(covered.view(first.shape), first.granularity)
-        values[name] = found[covered]
+        patterns[name] = _union(covered, found, first)
+        values[name] = found[patterns[name].flat]
     return Weights(Topology(patterns), values, dense)
+
+
+def _union(covered: Tensor, found: Tensor, like: Pattern) -> Pattern:
+    """Pattern of covered positions `(size,)`: all, or those of largest |mean| where the granularity fixes how many."""
+    if like.granularity.share is None:
+        return Pattern.from_mask(covered.view(like.shape), like.granularity)
+    positions = covered.nonzero().squeeze(1)
+    return pruning.likewise(like, positions, found[positions].abs())
 
 
 def masked_mean_with_absent(updates: Sequence[Update], old: Weights, absent_samples: int) -> Weights:

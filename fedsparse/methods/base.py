@@ -18,8 +18,9 @@ from fedsparse.errors import ConfigError, MethodError, PatternError
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import sparsify, topology
-from fedsparse.pattern import Topology, Weights, parse
+from fedsparse.pattern import Granularity, Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
+from fedsparse.pruning.rounding import as_meant
 
 __all__ = ["START_SCORES", "DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
 
@@ -118,7 +119,8 @@ class SparseMethod(Method):
     Attributes:
         density: kept share of all trainable parameters, in (0, 1].
         distribution: how layers share it: `erk`, `er`, `uniform` or `global`.
-        granularity: unit of pruning.
+        granularity: unit of pruning, as for `sparsify`: `element`, `vector:G`, `block:B`, `nm:N:M` or `channel`. `nm`
+            fixes the density at N / M of pruned layers.
         exclude: what is never pruned: `output`, `ends`, `none`, or the name of a layer.
         fixed_size: whether each layer keeps its number of weights; otherwise the density is an upper limit.
     """
@@ -134,9 +136,18 @@ class SparseMethod(Method):
         self._require("density", 0 < self.density <= 1, "a share in (0, 1]")
         self._require("distribution", self.distribution in known, f"one of {', '.join(known)}")
         try:
-            parse(self.granularity)
+            share = parse(self.granularity).share
         except PatternError as error:
             raise ConfigError(f"{self.name}: granularity = {self.granularity!r}; {error}") from error
+        if share is not None:
+            # What stays dense can only add to it; `sparsify`, which knows the model, checks the rest.
+            fits = share <= as_meant(self.density) < 1
+            self._require("density", fits, f"{float(share):.4g}, which granularity {self.granularity!r} fixes")
+
+    @property
+    def unit(self) -> Granularity:
+        """`granularity`, read."""
+        return parse(self.granularity)
 
     def initial_topology(
         self,

@@ -79,15 +79,14 @@ class FedDST(DynamicMethod):
         return masked_mean(updates)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
-        """The K_l largest |w| of each layer of the merged masks."""
+        """The K_l largest |w| of each layer of the merged masks, in whole units by their root mean square."""
         if not self.adjusts(server.round):
             return None
-        counts, merged = weights_of(updates)[0].topology.counts, server.weights
-        return Topology({name: _largest(merged, name, counts[name]) for name in merged.topology})
+        sizes, merged = weights_of(updates)[0].topology, server.weights
+        return Topology({name: _largest(merged, name, sizes[name]) for name in merged.topology})
 
 
-def _largest(weights: Weights, name: str, count: int) -> Pattern:
-    """Pattern of the `count` largest |w| among the kept ones."""
+def _largest(weights: Weights, name: str, like: Pattern) -> Pattern:
+    """Pattern of the largest |w| among the kept ones, as many as `like` has."""
     pattern = weights.topology[name]
-    kept = pruning.top(weights.values[name], count, order="largest_magnitude")
-    return Pattern.from_flat(pattern.shape, pattern.flat[kept], pattern.granularity)
+    return pruning.likewise(like, pruning.kept_units(pattern), pruning.magnitudes(pattern, weights.values[name]))

@@ -22,8 +22,8 @@ from fedsparse import pruning
 from fedsparse.methods import regrow
 from fedsparse.methods.base import START_SCORES, DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
-from fedsparse.nn import GAMMA, prune_activations, sparse_layers, without_batch_norm
-from fedsparse.pattern import Topology, Weights
+from fedsparse.nn import GAMMA, prune_activations, sparse_layers, topology, without_batch_norm
+from fedsparse.pattern import Pattern, Topology, Weights
 
 __all__ = ["FedMef", "extrusion_rate"]
 
@@ -43,7 +43,8 @@ class FedMef(DynamicMethod):
         penalty: lambda of Eq. 2, times the sum of the squares of the marked weights; 0 is none.
         peak_lr: eta_0 of Eqs. 3-5, the rate with which marked weights of large norm are drained; None leaves the
             run's rate alone, as does any that is not above it.
-        drop: after the round, the smallest averaged weights by `magnitude`, or exactly the `marked` ones.
+        drop: after the round, the smallest averaged weights by `magnitude`, or exactly the `marked` ones; with `nm`,
+            first of all the marked ones of each run in which a weight grows.
         norm_free: whether batch norms give way to normalised convolutions, with new initial weights.
         gamma: factor of the normalised weights.
         keep: share of each sparse layer's input, over the whole batch, that its weight gradient sees, in (0, 1];
@@ -100,7 +101,8 @@ class FedMef(DynamicMethod):
         """Training that drains the marked weights: the lowest |w| of each layer as it was downloaded."""
         layers = sparse_layers(client.model)
         values = {name: layers[name].values for name in counts}
-        marked = {name: places.to(values[name].device) for name, places in lowest(values, counts).items()}
+        low_places = lowest(topology(client.model), values, counts)
+        marked = {name: places.to(values[name].device) for name, places in low_places.items()}
 
         def low() -> Tensor:
             return torch.cat([values[name][places] for name, places in marked.items()])
@@ -122,7 +124,7 @@ class FedMef(DynamicMethod):
         """The mean; before an adjustment, also notes what the clients have marked, which follows from what was sent."""
         if self.adjusts(server.round):
             counts = self.swap_counts(server.weights.topology, server.round)
-            server.memory[_MARKED] = lowest(server.weights.values, counts)
+            server.memory[_MARKED] = lowest(server.weights.topology, server.weights.values, counts)
         return super().aggregate(server, updates)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
@@ -135,11 +137,11 @@ class FedMef(DynamicMethod):
         if self.drop == "marked":
             ranked = replace(weights, values={n: _first(values, marked[n]) for n, values in weights.values.items()})
         counts = self.swap_counts(weights.topology, server.round)
-        topology = regrow.regrown(ranked, updates, counts)
+        new = regrow.regrown(ranked, updates, counts)
         if any(counts.values()):
-            hits = sum(_dropped(weights, topology, name, marked[name]) for name in marked)
+            hits = sum(_dropped(weights, new, name, marked[name]) for name in marked)
             server.memory[_OVERLAP] = hits / sum(counts.values())
-        return topology
+        return new
 
     def metrics(self, server: Server) -> Mapping[str, float | None]:
         return {"marked_overlap": cast(float | None, server.memory.get(_OVERLAP))}
@@ -159,9 +161,15 @@ def extrusion_rate(scheduled: float, peak: float, *, norm: float, step: int, ste
     return max(scheduled, profile * math.tanh(norm / 2) * peak)  # 2 sigmoid(x) - 1 = tanh(x / 2)
 
 
-def lowest(values: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Per weight, which of its values are the `counts[name]` smallest in magnitude, `(a_l,)` int64."""
-    return {n: pruning.top(values[n].detach().cpu(), a, order="smallest_magnitude") for n, a in counts.items()}
+def lowest(topology: Topology, values: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Per weight, which of its values are the `counts[name]` smallest in magnitude, `(a_l,)` int64, in whole units."""
+    return {name: _lowest(topology[name], values[name], count) for name, count in counts.items()}
+
+
+def _lowest(pattern: Pattern, values: Tensor, count: int) -> Tensor:
+    magnitudes = pruning.magnitudes(pattern, values)
+    units = min(pruning.whole(count, pattern.granularity.tiling(pattern.shape).size), len(magnitudes))
+    return pruning.places_of(pattern, pruning.top(magnitudes, units, order="smallest_magnitude"))
 
 
 def _first(values: Tensor, marked: Tensor) -> Tensor:

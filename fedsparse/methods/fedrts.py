@@ -7,8 +7,10 @@ come the outcome 1/2 of the aggregate for pruned weights, the constant of FedCUC
 Deviations: shares p_k are over the clients of the round, not over all; clients look for candidates among pruned
 weights (the printed algorithm multiplies gradients by the mask itself); no adjustment in round 0; a layer with nothing
 to swap keeps its mask, where sampling could still exchange a weight. The running average of weights in the precursor
-of `two_step` is left out. Upstream faults avoided: an aggregate written over the first client's weights, whose votes
-then are the aggregate's; fusion weights the wrong way round; masks that never change because of their names.
+of `two_step` is left out. Arms are units of pruning: in larger ones than single weights, outcomes go by the root mean
+square of a unit's weights and by the mean of its positions' votes. Upstream faults avoided: an aggregate written over
+the first client's weights, whose votes then are the aggregate's; fusion weights the wrong way round; masks that never
+change because of their names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Generator, Tensor
 
+from fedsparse import pruning
 from fedsparse.methods import regrow
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.posterior import SCORES, Posterior
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task, weights_of
-from fedsparse.pattern import Pattern, Topology, Weights
+from fedsparse.pattern import Pattern, Tiling, Topology, Weights
 from fedsparse.pruning import cosine_share, top
 from fedsparse.pruning.rounding import floor_share
 from fedsparse.wire.payload import IndexSet
@@ -36,7 +39,7 @@ _MEMORY, _VOTES = "posterior", "votes"
 @register
 @dataclass(frozen=True, kw_only=True)
 class FedRTS(DynamicMethod):
-    """A Beta posterior per prunable weight, fed by votes of clients and aggregate; topologies are sampled from it.
+    """A Beta posterior per unit, fed by votes of clients and aggregate; topologies are sampled from it.
 
     The paper's ablations are settings: without Thompson sampling is `score = "mean"`, `momentum = 0.9`,
     `aggregate_vote = 1`; FedCUCB is `score = "cucb"`; FedAdaPruning, its precursor in code, is `two_step` and `reset`.
@@ -106,60 +109,71 @@ class FedRTS(DynamicMethod):
         posteriors, changed = self._remembered(server), {}
         generator = server.rng("posterior")
         for name, pattern in topology.items():
-            posterior = self._observed(posteriors[name], pattern.flat, self._kept_outcomes(server, updates, name))
+            kept = pruning.kept_units(pattern)
+            posterior = self._observed(posteriors[name], kept, self._kept_outcomes(server, updates, name))
             if swapped[name]:
                 pruned, votes = _votes(updates, name, pattern)
                 outcomes = self.aggregate_vote * _UNKNOWN + (1 - self.aggregate_vote) * votes
                 posterior = self._observed(posterior, pruned, outcomes)
                 choose = self._exchanged if self.two_step else self._chosen
-                kept = choose(posterior, pattern, votes, swapped[name], server.round, generator)
-                changed[name] = Pattern.from_flat(pattern.shape, kept, pattern.granularity)
+                count = _in_units(swapped[name], pattern)
+                changed[name] = choose(posterior, pattern, votes, count, server.round, generator)
             posteriors[name] = self._prior(pattern, server.round) if adjusting and self.reset else posterior
         self._remember(server, posteriors)
         return topology.with_patterns(changed) if adjusting else None
 
     # ---- outcomes
     def _kept_outcomes(self, server: Server, updates: Sequence[Update], name: str) -> Tensor:
-        """X of kept weights, Eq. 3, `(nnz,)`: whether they are of the core, by the aggregate and by each client."""
-        kept = server.weights.values[name].numel()
-        kappa = kept - self._swapped(kept, server.round)
-        samples = sum(update.num_samples for update in updates)
-        clients = torch.zeros(kept, dtype=torch.float64)
+        """X of kept arms, Eq. 3, `(arms,)`: whether they are of the core, by the aggregate and by each client."""
+        pattern, samples = server.weights.topology[name], sum(update.num_samples for update in updates)
+        own = pruning.magnitudes(pattern, server.weights.values[name])
+        kappa = len(own) - self._swapped(pattern, server.round)
+        clients = torch.zeros(len(own), dtype=torch.float64)
         for update, weights in zip(updates, weights_of(updates), strict=True):
-            clients += core(weights.values[name], kappa) * (update.num_samples / samples)
-        return self.aggregate_vote * core(server.weights.values[name], kappa) + (1 - self.aggregate_vote) * clients
+            sent = pruning.magnitudes(pattern, weights.values[name])
+            clients += core(sent, kappa) * (update.num_samples / samples)
+        return self.aggregate_vote * core(own, kappa) + (1 - self.aggregate_vote) * clients
 
-    def _swapped(self, kept: int, round: int) -> int:
-        """K_l - kappa_l: kept weights outside the core, however many are pruned."""
-        return floor_share(cosine_share(self.swap_fraction, round, self.adjust_until), kept)
+    def _swapped(self, pattern: Pattern, round: int) -> int:
+        """K_l - kappa_l: kept arms outside the core, however many are pruned."""
+        share = cosine_share(self.swap_fraction, round, self.adjust_until)
+        return min(_in_units(floor_share(share, pattern.nnz), pattern), len(pruning.kept_units(pattern)))
 
     # ---- choice
     def _chosen(
         self, posterior: Posterior, pattern: Pattern, _votes: Tensor, _count: int, round: int, generator: Generator
-    ) -> Tensor:
-        """The K_l positions of the highest score."""
-        return top(SCORES[self.score](posterior, round, self.evidence, generator), pattern.nnz)
+    ) -> Pattern:
+        """The K_l arms of the highest score."""
+        scores = SCORES[self.score](posterior, round, self.evidence, generator)
+        return pruning.likewise(pattern, torch.arange(len(scores)), scores)
 
     def _exchanged(
         self, posterior: Posterior, pattern: Pattern, votes: Tensor, count: int, round: int, generator: Generator
-    ) -> Tensor:
-        """The kept positions without the `count` of lowest score, and as many of the other ones by their votes alone.
+    ) -> Pattern:
+        """The kept arms without the `count` of lowest score, and as many of the other ones by their votes alone.
 
-        A pruned position starts at count / (pruned positions); votes add to alpha, having none to beta. One dropped
-        just now has no votes.
+        A pruned arm starts at count / (pruned arms); votes add to alpha, having none to beta. One dropped just now has
+        no votes. Each arm makes room for one of its own pool.
         """
-        mask = pattern.mask().view(-1)
+        granularity, shape, kept = pattern.granularity, pattern.shape, pruning.kept_units(pattern)
+        tiling = granularity.tiling(shape)
+        mask = torch.zeros(tiling.count, dtype=torch.bool).index_fill_(0, kept, True)
         score = SCORES[self.score](posterior, round, self.evidence, generator)
-        stay = top(score, pattern.nnz - count, among=mask)
+        stay = top(score, max(0, len(kept) - count), among=mask)
         pruned = (~mask).nonzero().squeeze(1)
-        everywhere = torch.zeros(pattern.size, dtype=torch.float64).index_copy_(0, pruned, votes)
+        everywhere = torch.zeros(tiling.count, dtype=torch.float64).index_copy_(0, pruned, votes)
         start = count / len(pruned)
         fresh = Posterior(
             (self.evidence * everywhere + start).float(), (self.evidence * (everywhere == 0).double() + start).float()
         )
-        free = torch.ones(pattern.size, dtype=torch.bool).index_fill_(0, stay, False)
-        grown = top(SCORES[self.score](fresh, round, self.evidence, generator), count, among=free)
-        return torch.cat([stay, grown]).sort().values
+        grow = SCORES[self.score](fresh, round, self.evidence, generator)
+        free = torch.ones(tiling.count, dtype=torch.bool).index_fill_(0, stay, False).nonzero().squeeze(1)
+        gone = torch.bincount(
+            granularity.pool_of(shape, mask.index_fill(0, stay, False).nonzero().squeeze(1)),
+            minlength=granularity.pools(shape),
+        )
+        grown = free[pruning.highest(grow[free], count, granularity.pool_of(shape, free), gone)]
+        return Pattern.from_flat(shape, tiling.positions(torch.cat([stay, grown])), granularity)
 
     # ---- what is believed
     def _observed(self, posterior: Posterior, positions: Tensor, outcomes: Tensor) -> Posterior:
@@ -169,9 +183,10 @@ class FedRTS(DynamicMethod):
 
     def _prior(self, pattern: Pattern, round: int) -> Posterior:
         if self.momentum:
-            return Posterior.even(pattern.size, 0.5)
-        start = max(1, self._swapped(pattern.nnz, round)) / pattern.nnz if self.reset else 1.0
-        return Posterior.even(pattern.size, start)
+            return Posterior.even(_arms(pattern).count, 0.5)
+        kept = len(pruning.kept_units(pattern))
+        start = max(1, self._swapped(pattern, round)) / kept if self.reset else 1.0
+        return Posterior.even(_arms(pattern).count, start)
 
     def _remembered(self, server: Server) -> dict[str, Posterior]:
         memory = cast(Mapping[str, Mapping[str, Tensor]], server.memory[_MEMORY])
@@ -189,10 +204,20 @@ def core(values: Tensor, kappa: int) -> Tensor:
 
 
 def _votes(updates: Sequence[Update], name: str, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Pruned positions `(p,)` int64, and the share of samples whose clients propose each, `(p,)` float64."""
+    """Pruned arms `(p,)` int64, and the share of samples whose clients propose each, `(p,)` float64."""
     samples = sum(update.num_samples for update in updates)
     votes = torch.zeros(pattern.size, dtype=torch.float64)
     for update in updates:
         votes[cast(Mapping[str, IndexSet], update.extras[_VOTES])[name].indices] += update.num_samples / samples
-    pruned = (~pattern.mask()).view(-1).nonzero().squeeze(1)
-    return pruned, votes[pruned]
+    arms = _arms(pattern)
+    kept = torch.zeros(arms.count, dtype=torch.bool).index_fill_(0, pruning.kept_units(pattern), True)
+    pruned = (~kept).nonzero().squeeze(1)
+    return pruned, arms.sums(votes)[pruned] / arms.sizes(pruned)
+
+
+def _arms(pattern: Pattern) -> Tiling:
+    return pattern.granularity.tiling(pattern.shape)
+
+
+def _in_units(weights: int, pattern: Pattern) -> int:
+    return pruning.whole(weights, _arms(pattern).size)

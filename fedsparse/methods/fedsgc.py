@@ -5,12 +5,13 @@ Evidence: abstract and a re-implementation that quotes its equations; the paper'
 
 Deviations: a pruned weight has no local direction, so -sign(gradient) stands for it; one share guides drops and growth
 alike; the client holds the gradients of one mini-batch at all pruned positions for a moment, because agreeing ones may
-lie anywhere in their order. Beyond that it is `feddst`, whose deviations hold here too.
+lie anywhere in their order. Larger units than single weights move along with the direction, or against it, where the
+sum over their weights of direction times move does. Beyond that it is `feddst`, whose deviations hold here too.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -122,31 +123,29 @@ def guided_swap(
     """Pattern after `count` swaps, up to `guided` drops and as many growths of which follow the global direction.
 
     Dropped are first kept weights that moved against the direction, then any, smallest |w| first. Grown are first
-    pruned positions whose descent agrees with it, then any, largest |gradient| first. The last weight stays.
+    pruned positions whose descent agrees with it, then any, largest |gradient| first. The last weight stays. Larger
+    units are swapped whole, `count` and `guided` rounded to the closest number of them, as by `pruning.exchange`.
 
     Args:
         values, moved: `(nnz,)` kept weights, and how far local training moved them.
         gradients: of all pruned positions.
         direction: `(size,)` int8 signs of the last global move.
     """
-    count = min(count, pattern.nnz - 1)
-    against = direction[pattern.flat] * moved.sign() < 0
-    along = direction[gradients.indices] * gradients.values.sign() < 0
-    dropped = _first(values, against, "smallest_magnitude", preferred=guided, count=count)
-    grown = _first(gradients.values, along, "largest_magnitude", preferred=guided, count=count)
-    return pattern.exchanged(dropped, gradients.indices[grown])
+    tiling, flat = pattern.granularity.tiling(pattern.shape), pattern.flat
+    _, against = tiling.means_at(flat, direction[flat] * moved)
+    _, along = tiling.means_at(gradients.indices, direction[gradients.indices] * gradients.values)
+    units, grow = pruning.magnitudes_at(tiling, gradients.indices, gradients.values)
+    drop, first = -pruning.magnitudes(pattern, values), pruning.whole(guided, tiling.size)
+    return pruning.exchange(
+        pattern,
+        _preferred(drop, against < 0, first),
+        units,
+        _preferred(grow, along < 0, first),
+        pruning.whole(count, tiling.size),
+    )
 
 
-def _first(
-    scores: Tensor,
-    marked: Tensor,
-    order: Literal["smallest_magnitude", "largest_magnitude"],
-    *,
-    preferred: int,
-    count: int,
-) -> Tensor:
-    """Ascending places of `count` scores: in `order` up to `preferred` of the marked ones, then in `order` any."""
-    taken = torch.zeros(len(scores), dtype=torch.bool)
-    taken[pruning.top(scores, min(preferred, count, int(marked.sum())), among=marked, order=order)] = True
-    taken[pruning.top(scores, count - int(taken.sum()), among=~taken, order=order)] = True
-    return taken.nonzero().squeeze(1)
+def _preferred(scores: Tensor, marked: Tensor, count: int) -> Tensor:
+    """Scores of which the `count` highest marked ones come before all others."""
+    first = pruning.top(scores, min(count, int(marked.sum())), among=marked)
+    return scores.index_fill(0, first, torch.inf)

@@ -13,6 +13,7 @@ pools is a matter of `exclude`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
+from fedsparse.pruning.allocate import whole_units
 
 __all__ = ["FedTiny"]
 
@@ -61,6 +63,8 @@ class FedTiny(DynamicMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("candidates", self.candidates is None or self.candidates >= 1, "at least 1, or nothing")
+        alike = self.unit.share is None or self.pool_size == 1
+        self._require("candidates", alike, "1: pools vary layer densities, which granularity nm fixes")
         self._require("blocks", self.blocks >= 1, "at least 1")
         self._require("dev_share", 0 < self.dev_share <= 1, "a share in (0, 1]")
         self._require("pretrain_epochs", self.pretrain_epochs >= 0, "at least 0")
@@ -93,26 +97,31 @@ class FedTiny(DynamicMethod):
     def pool(self, weights: Weights, server: Server) -> list[Topology]:
         """Candidate masks: layer densities scattered around the distribution's, each layer's largest weights kept.
 
-        A single candidate has the distribution's own densities.
+        A single candidate has the distribution's own densities. In larger units than single weights, the numbers that
+        are drawn are rounded to whole ones.
         """
-        size = self.candidates or max(1, round(0.1 / self.density))
         base = self.initial_topology(server.model, "magnitude", server.rng("pool"))
-        scores = pruning.magnitude({name: weights.weight(name) for name in base})
-        if size == 1:
-            return [Topology.from_masks(pruning.layerwise(scores, base.counts))]
-        generator = server.rng("pool")
-        return [Topology.from_masks(pruning.layerwise(scores, self._scattered(base, generator))) for _ in range(size)]
+        scores, generator = pruning.magnitude({n: weights.weight(n) for n in base}, self.unit), server.rng("pool")
+        size = self.pool_size
+        counts = [base.counts] if size == 1 else [self._scattered(base, generator) for _ in range(size)]
+        return [Topology.from_masks(pruning.layerwise(scores, c, self.unit), self.unit) for c in counts]
+
+    @property
+    def pool_size(self) -> int:
+        """How many candidates there are."""
+        return self.candidates or max(1, round(0.1 / self.density))
 
     def _scattered(self, base: Topology, generator: torch.Generator) -> dict[str, int]:
         """Counts d_l (1 + u), u uniform in (-0.5, 0.5), drawn until their total is at most 2 % below that of `base`."""
+        units = {name: self.unit.tiling(p.shape).size for name, p in base.items()}
         for _ in range(_DRAWS):
             noise = torch.rand(len(base), generator=generator) - 0.5
             counts = {
-                name: max(1, min(p.size, math.floor(p.nnz * (1 + float(u)))))
+                name: max(units[name], min(p.size, math.floor(p.nnz * (1 + float(u)))))
                 for (name, p), u in zip(base.items(), noise, strict=True)
             }
             if 0 <= base.nnz - sum(counts.values()) <= _TOLERANCE * base.nnz:
-                return counts
+                return counts if max(units.values()) == 1 else _rounded(counts, base, units)
         raise MethodError(
             f"fedtiny: no candidate with {base.nnz} kept weights within {_TOLERANCE:.0%} in {_DRAWS} draws; "
             "the density is too small or too close to 1 for a pool, use candidates = 1"
@@ -188,6 +197,12 @@ class FedTiny(DynamicMethod):
         if not self.adjusts(server.round):
             return None
         return regrow.regrown(server.weights, updates, self.asked(server.weights.topology, server.round))
+
+
+def _rounded(counts: Mapping[str, int], base: Topology, units: Mapping[str, int]) -> dict[str, int]:
+    """Numbers of weights that whole units make, in all at most those of `base`."""
+    wanted = {name: Fraction(count) for name, count in counts.items()}
+    return whole_units(wanted, {name: p.shape for name, p in base.items()}, base.nnz, units)
 
 
 def _key(candidate: int) -> str:

@@ -4,7 +4,9 @@ From the FedPruning library; no paper was found, so its code is the only evidenc
 
 Deviations: predictions are made in evaluation mode, where the code lets batch norm see the samples twice; a dropped
 weight cannot come straight back; the server averages each position over the clients that keep it and otherwise does
-as `feddst`, whose deviations hold here too. The code's accuracy threshold has no effect there and none here.
+as `feddst`, whose deviations hold here too. The code's accuracy threshold has no effect there and none here. Of units
+in several pools (see `fedsparse.pattern.granularity`) gradients of all pruned weights are looked at, not of twice as
+many as grow, so that every pool finds its own.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ from fedsparse.methods.feddst import FedDST
 from fedsparse.methods.roles import Client, Extras, client_task
 from fedsparse.nn import sparse_layers, topology
 from fedsparse.pattern import Pattern, Topology
-from fedsparse.wire.payload import SparseVector
 
 __all__ = ["FedUST"]
 
@@ -50,18 +51,15 @@ class FedUST(FedDST):
         before, after = self.epochs_around(client)
         client.sgd(epochs=before)
         full = topology(client.model)
-        counts = {name: min(a, full[name].nnz - 1) for name, a in self.swap_counts(full, client.round).items()}
+        counts, layers = self.swap_counts(full, client.round), sparse_layers(client.model)
         known = predictions(client)
-        dropped = {
-            name: pruning.top(layer.values.detach().cpu(), counts[name], order="smallest_magnitude")
-            for name, layer in sparse_layers(client.model).items()
-        }
-        thinned = Topology({name: pattern.exchanged(dropped[name], _NONE) for name, pattern in full.items()})
+        thinned = Topology({name: _thinned(p, layers[name].values, counts[name]) for name, p in full.items()})
         client.adopt(thinned)
         forgotten = self.forgotten(client, known)
-        # Twice as many as grow, for up to half of them may be the dropped ones.
-        top = client.top_pruned_gradients({name: 2 * a for name, a in counts.items()}, samples=forgotten)
-        client.adopt(Topology({name: _regrown(thinned[name], full[name], found) for name, found in top.items()}))
+        wanted = {name: _wanted(thinned[name], full[name]) for name in full}
+        top = client.top_pruned_gradients(wanted, samples=forgotten)
+        regrown = {n: pruning.refilled(thinned[n], full[n], t.indices, t.values) for n, t in top.items()}
+        client.adopt(Topology(regrown))
         client.sgd(epochs=after, samples=forgotten if self.only_forgotten else None)
         return {}
 
@@ -83,8 +81,15 @@ def predictions(client: Client) -> Tensor:
         return torch.cat([client.model(client.data.batch(part)[0].to(device)).argmax(1).cpu() for part in parts])
 
 
-def _regrown(thinned: Pattern, full: Pattern, found: SparseVector) -> Pattern:
-    """`thinned`, as large as `full` again by the positions of largest |gradient| that `full` does not keep."""
-    fresh = ~torch.isin(found.indices, full.flat.cpu())
-    best = pruning.top(found.values[fresh], full.nnz - thinned.nnz, order="largest_magnitude")
-    return thinned.exchanged(_NONE, found.indices[fresh][best])
+def _thinned(pattern: Pattern, values: Tensor, count: int) -> Pattern:
+    """`pattern` without `count` of its smallest weights, in whole units."""
+    units = pruning.whole(count, pattern.granularity.tiling(pattern.shape).size)
+    dropped = pruning.replaceable(pattern, -pruning.magnitudes(pattern, values), units)
+    return pattern.exchanged(pruning.places_of(pattern, dropped), _NONE)
+
+
+def _wanted(thinned: Pattern, full: Pattern) -> int:
+    """Gradients among which enough are of weights that `full` prunes."""
+    if full.granularity.pools(full.shape) > 1 and thinned.nnz < full.nnz:
+        return thinned.size - thinned.nnz
+    return 2 * (full.nnz - thinned.nnz)  # up to half of them may be the dropped ones

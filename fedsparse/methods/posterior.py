@@ -1,4 +1,4 @@
-"""Beta posteriors over outcomes in [0, 1], one for each position of a weight: the arms of a combinatorial bandit."""
+"""Beta posteriors over outcomes in [0, 1], one for each unit of a weight: the arms of a combinatorial bandit."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ __all__ = ["SCORES", "Posterior"]
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What is believed of the positions of one weight: the outcome of each is Beta(alpha, beta).
+    """What is believed of the units of one weight: the outcome of each is Beta(alpha, beta).
 
     Attributes:
-        alpha, beta: `(n,)` float32, above 0, in the order of flat positions.
+        alpha, beta: `(n,)` float32, above 0, in the order of the units; single weights are in that of flat positions.
     """
 
     alpha: Tensor

@@ -8,7 +8,9 @@ Deviations: the time of a weight is that of sending it plus one per place its la
 measured figures of single layers for three networks; the first stage counts in local epochs of its client, not in
 batches of 20; weights outside pruned layers are sent as one sum of squares, all that the rule asks of them; a client
 that missed rounds sends what it summed since the last adjustment. Weights grown start at 0: the code revives values
-the server kept from before. `distribution` has no say, sizes of layers are free.
+the server kept from before. `distribution` has no say, sizes of layers are free. Larger units than single weights have
+the gain and the time of all their weights and are of the core by their root mean square; `nm` is refused, for a free
+size is what the method is about.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,7 @@ from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.methods.squares import Squares, all_gradients, check_squares, cost_row, total
 from fedsparse.nn import SparseLayer, read_weights, sparse_layers
-from fedsparse.pattern import Pattern, Topology, Weights, parse
+from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.pruning.rounding import floor_share
 
 __all__ = ["PruneFL", "core"]
@@ -68,6 +70,7 @@ class PruneFL(DynamicMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require("granularity", self.unit.share is None, "one that leaves sizes free; prunefl_fixed runs with nm")
         self._require("half_life", self.half_life > 0, "a number of rounds above 0")
         self._require("fixed_seconds", self.fixed_seconds >= 0, "seconds of at least 0")
         self._require("weight_seconds", self.weight_seconds > 0, "seconds above 0")
@@ -81,17 +84,18 @@ class PruneFL(DynamicMethod):
         shapes = {name: tuple(weight.shape) for name, weight in prunable.items()}
         trainable = sum(p.numel() for p in server.model.parameters() if p.requires_grad)
         others = trainable - sum(weight.numel() for weight in prunable.values())
-        limit = pruning.budget(shapes, self.density, others=others)
+        limit = pruning.budget(shapes, self.density, others=others, granularity=self.unit)
         masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-        full = server.weights.moved_to(Topology.from_masks(masks, parse(self.granularity)))
+        full = server.weights.moved_to(Topology.from_masks(masks, self.unit))
         first = server.ask_one(self.prune_alone, lambda _: Download(full, {"limit": limit}), check=_check_first)
         uses = cast(Mapping[str, int], first.extras["uses"])
         server.memory["uses"], server.memory["limit"] = uses, limit
         weights = cast(Weights, first.extras["weights"])
         if weights.topology.nnz <= limit:
             return weights
-        scores = pruning.magnitude({name: weights.weight(name) for name in shapes})
-        return weights.moved_to(Topology.from_masks(pruning.globally(scores, limit), parse(self.granularity)))
+        scores = pruning.magnitude({name: weights.weight(name) for name in shapes}, self.unit)
+        kept = pruning.globally(scores, limit, granularity=self.unit)
+        return weights.moved_to(Topology.from_masks(kept, self.unit))
 
     @client_task
     def prune_alone(self, client: Client) -> Extras:
@@ -169,20 +173,30 @@ class PruneFL(DynamicMethod):
     ) -> Topology:
         """Cores stay; then, over all layers, whatever raises the sum of squares per second."""
         share = float(f"{self.swap_fraction * 0.5 ** (round / self.half_life):.12f}")
-        cores = {name: core(pattern, weights.values[name], share) for name, pattern in weights.topology.items()}
-        seconds = {name: self.weight_seconds + self.use_seconds * uses[name] for name in cores}
-        masks = pruning.by_gain(cores, squares.weights, seconds, base=(squares.rest, self.fixed_seconds), limit=limit)
-        return Topology.from_masks(masks, parse(self.granularity))
+        tilings = {name: self.unit.tiling(pattern.shape) for name, pattern in weights.topology.items()}
+        seconds = {name: self.weight_seconds + self.use_seconds * uses[name] for name in tilings}
+        kept = pruning.by_gain(
+            {n: t.sums(core(weights.topology[n], weights.values[n], share).double()) > 0 for n, t in tilings.items()},
+            {name: tiling.sums(squares.weights[name]) for name, tiling in tilings.items()},
+            seconds,
+            base=(squares.rest, self.fixed_seconds),
+            limit=limit,
+            sizes={name: tiling.sizes() for name, tiling in tilings.items()},
+        )
+        masks = {name: tilings[name].spread(mask).view(weights.topology[name].shape) for name, mask in kept.items()}
+        return Topology.from_masks(masks, self.unit)
 
 
 def core(pattern: Pattern, values: Tensor, share: float) -> Tensor:
     """Mask, in main memory, of kept weights no smaller than the floor(share * K)-th smallest |w|, counted from 0.
 
-    One of them is in it in any case.
+    One of them is in it in any case. Larger units are ranked by their root mean square, and are in it as a whole.
     """
-    magnitudes = values.detach().abs()
-    threshold = magnitudes.sort().values[min(floor_share(share, pattern.nnz), pattern.nnz - 1)]
-    return pattern.scatter((magnitudes >= threshold).to(values.dtype)).cpu() > 0
+    magnitudes, size = pruning.magnitudes(pattern, values), pattern.granularity.tiling(pattern.shape).size
+    outside = min(pruning.whole(floor_share(share, pattern.nnz), size), len(magnitudes) - 1)
+    inside = (magnitudes >= magnitudes.sort().values[outside]).nonzero().squeeze(1)
+    flags = torch.zeros(pattern.nnz).index_fill_(0, pruning.places_of(pattern, inside), 1.0)
+    return pattern.to("cpu").scatter(flags) > 0
 
 
 def _accuracy(client: Client) -> float:
@@ -223,6 +237,9 @@ def _check_first(sent: Download, update: Update) -> None:
     sent_types = {name: tensor.dtype for name, tensor in sent.weights.items()}
     if {name: tensor.dtype for name, tensor in weights.items()} != sent_types:
         raise ClientError("the upload's weights are of other types than the ones sent")
+    for name, pattern in sent.weights.topology.items():
+        if weights.topology[name].granularity != pattern.granularity:
+            raise ClientError(f"the upload's {name!r} has granularity {weights.topology[name].granularity}")
     for name in uses:
         if checks.extra(uses, name, int) < 1 or weights.topology[name].nnz < 1:
             raise ClientError(f"the upload keeps nothing of {name!r}, or says that it is used nowhere")

@@ -85,6 +85,7 @@ class PruneFLFixed(DynamicMethod):
         for name, count in self.swap_counts(topology, server.round).items():
             if count:
                 pruned = (~topology[name].mask()).view(-1).nonzero().squeeze(1)
-                squares = total(updates, name, shares).view(-1)[pruned]
-                changed[name] = pruning.swap(topology[name], values[name], pruned, scores=squares, count=count)
+                # Roots, because larger units go by the mean square of what they are given.
+                roots = total(updates, name, shares).view(-1)[pruned].sqrt()
+                changed[name] = pruning.swap(topology[name], values[name], pruned, scores=roots, count=count)
         return topology.with_patterns(changed)

@@ -68,6 +68,8 @@ class Static(SparseMethod):
         self._require("iterations", self.iterations is None or self.iterations >= 1, "at least 1, or nothing")
         once = self.score in _ITERATIONS or self.iterations in (1, None)
         self._require("iterations", once, f"1: {self.score} scores do not change between steps")
+        steps = 1 if self.unit.share is None else self.iterations or _ITERATIONS.get(self.score, 1)
+        self._require("iterations", steps == 1, f"1: granularity {self.granularity!r} allows no densities in between")
         self._require("course", self.course in COURSES, f"one of {', '.join(COURSES)}")
         self._require("shots", self.shots >= 1, "at least 1")
 
@@ -77,7 +79,9 @@ class Static(SparseMethod):
         if self.score in _ITERATIONS:
             path = pruning.density_path(self.density, self.iterations or _ITERATIONS[self.score], self.course)
             scorer = self._scorer(server)
-            score = pruning.gradually(model, scorer, path, distribution=distribution, exclude=self.exclude)
+            score = pruning.gradually(
+                model, scorer, path, distribution=distribution, exclude=self.exclude, granularity=self.unit
+            )
         topology = self.initial_topology(model, score, server.rng("mask"), distribution=distribution)
         return server.weights.moved_to(topology)
 

@@ -139,8 +139,15 @@ class SparseLayer(nn.Module):
 
     # ---- gradients at pruned positions, from what a watcher sees: output's gradient, input and weight of a product
     def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
-        """Flat positions and signed dL/dw of the (at most) k pruned weights of largest |dL/dw|, streamed."""
-        return ops.topk_pruned(grad, x, k, *weight)
+        """Flat positions and signed dL/dw of the (at most) k pruned weights of largest |dL/dw|, streamed.
+
+        Of larger units than single weights, of those of the largest root mean square that fit into k.
+        """
+        index, shape, geometry, _ = weight
+        tiling = self.granularity.tiling(shape)
+        if tiling.size == 1:
+            return ops.topk_pruned(grad, x, k, *weight)
+        return ops.topk_pruned_units(grad, x, k, tiling, index, shape, geometry)
 
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
         """dL/dw at every position, in dense shape."""
@@ -204,4 +211,5 @@ class SparseLayer(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, bias={self.bias is not None}"
+        unit = f"granularity={self.granularity}, bias={self.bias is not None}"
+        return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, {unit}"

@@ -140,7 +140,8 @@ class SparseNormalisedConv2d(SparseConv2d):
         more = torch.zeros_like(grad[:1]) if len(grad) else grad.new_zeros(1, *grad.shape[1:])
         more[0, :, 0, 0] = offset
         x = torch.cat([x, x.new_ones(1, *x.shape[1:])])
-        return ops.topk_pruned(torch.cat([grad, more]), x, k, index, shape, (sh, sw, 0, 0, *others), backend)
+        weight = (index, shape, (sh, sw, 0, 0, *others), backend)
+        return super().top_pruned_gradient(torch.cat([grad, more]), x, k, weight)
 
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
         slope, offset, kept = self._pruned_line(grad, x, weight)

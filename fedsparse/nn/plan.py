@@ -33,6 +33,7 @@ class PlannedLayer:
         name: of the weight.
         shape: dense shape of the weight.
         density: kept share.
+        granularity: unit of pruning.
         backend: who computes it when the model runs.
         blocked: its product reads and gives activations in the layout of the cpu kernels.
         reasons: per backend that was considered: `chosen`, `not needed`, or why it was passed over.
@@ -46,6 +47,7 @@ class PlannedLayer:
     name: str
     shape: tuple[int, ...]
     density: float
+    granularity: str
     backend: str
     blocked: bool
     reasons: dict[str, str]
@@ -93,6 +95,7 @@ class Plan:
             "layer",
             "shape",
             "density",
+            "granularity",
             "backend",
             "blocked",
             "ms sparse",
@@ -106,6 +109,7 @@ class Plan:
                 p.name,
                 "x".join(map(str, p.shape)),
                 f"{p.density:.4f}",
+                p.granularity,
                 p.backend,
                 "yes" if p.blocked else "no",
                 f"{p.ms_sparse:.3f}",
@@ -255,6 +259,7 @@ def _planned(name: str, layer: SparseLayer, seen: _Seen, trace: Trace, repeats: 
         name=name,
         shape=case.shape,
         density=case.density,
+        granularity=str(layer.granularity),
         backend=backends.backend(layer.backend, case, blocked=blocked is not None).name,
         blocked=blocked is not None,
         reasons=backends.explain(case, blocked=seen.inside) if auto else {layer.backend: "chosen by set_backend"},

@@ -18,6 +18,9 @@ class topk_pruned_gradient:
     is O(k) beside one chunk of positions; of a layer used several times also a copy of what enters and comes back at
     each use. The result equals a stable sort of the dense gradient's pruned entries.
 
+    Of a layer pruned in larger units than single weights (see `sparsify`) it finds whole units: those of the largest
+    root mean square of dL/dw, as long as their positions fit into k.
+
         with fs.topk_pruned_gradient(layer, k) as top:
             loss(model(x), y).backward()
         top.indices, top.gradients
@@ -25,10 +28,10 @@ class topk_pruned_gradient:
     Args:
         layer: a sparse layer that the loss uses once; a linear one may be used several times, like a table of tokens
             that is tied to the output of a language model.
-        k: how many; fewer are returned when fewer are pruned.
+        k: how many at most; fewer are returned when fewer are pruned or the next unit does not fit.
 
     Attributes:
-        indices: `(k,)` int64 flat positions, by falling magnitude, ties by position.
+        indices: `(k,)` int64 flat positions, by falling magnitude of their unit, ties by position.
         gradients: `(k,)` signed gradients at `indices`.
 
     Raises:

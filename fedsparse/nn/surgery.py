@@ -13,7 +13,7 @@ from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.normalised import NormalisedConv2d, SparseNormalisedConv2d
-from fedsparse.pattern import Pattern, Topology, Weights, parse
+from fedsparse.pattern import Granularity, Pattern, Topology, Weights, parse
 
 __all__ = [
     "densify",
@@ -49,7 +49,12 @@ def sparsify(
         density: kept share of all trainable parameters, in (0, 1]; biases, norms and excluded layers count as kept.
         distribution: `erk`, `er`, `uniform` or `global`.
         score: `magnitude`, `random`, or a score per weight name, higher is kept.
-        granularity: unit of pruning.
+        granularity: unit of pruning, kept or pruned as a whole: `element`; `vector:G`, G consecutive output channels
+            at one input channel and kernel position; `block:B`, B x B output and input channels at one kernel
+            position; `channel`, an output channel; or `nm:N:M`, which keeps N of every M consecutive input channels.
+            Where a layer's channels are no multiple of G, B or M, its last units are smaller. Units are ranked by the
+            mean of their scores, by magnitude by the root mean square of their weights, and densities are met as
+            closely from below as whole units allow. `nm` fixes the density: of pruned layers it is N / M.
         exclude: `output`, `ends`, `none`, or names or modules that stay dense.
         generator: for random scores; torch's default generator otherwise.
 
@@ -57,10 +62,11 @@ def sparsify(
         The same model.
 
     Raises:
-        ConfigError: an unknown option or a density outside (0, 1].
-        InfeasibleDensityError: what stays dense alone exceeds the density.
+        ConfigError: an unknown option, a density outside (0, 1] or another one than `nm` fixes.
+        InfeasibleDensityError: what stays dense, with one unit a layer, alone exceeds the density.
+        PatternError: an unknown granularity.
     """
-    parse(granularity)
+    unit = parse(granularity)
     if isinstance(model, nn.Linear | nn.Conv2d):
         raise ConfigError(
             f"a bare {type(model).__name__} cannot be replaced in place; wrap it in nn.Sequential, or use from_dense"
@@ -69,13 +75,14 @@ def sparsify(
     if not weights:
         raise ConfigError(f"{type(model).__name__} has no dense Linear or Conv2d to prune with exclude={exclude!r}")
     others = sum(p.numel() for p in model.parameters() if p.requires_grad) - sum(w.numel() for w in weights.values())
-    scores = _scores(weights, score, generator)
+    scores = _scores(weights, score, unit, generator)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     if distribution == "global":
-        chosen = pruning.globally(scores, pruning.budget(shapes, density, others=others))
+        total = pruning.budget(shapes, density, others=others, granularity=unit)
+        chosen = pruning.globally(scores, total, granularity=unit)
     else:
-        counts = pruning.allocate(shapes, density, distribution=distribution, others=others)
-        chosen = pruning.layerwise(scores, counts)
+        counts = pruning.allocate(shapes, density, distribution=distribution, others=others, granularity=unit)
+        chosen = pruning.layerwise(scores, counts, unit)
     _refuse_tied(model, weights)
     for name, mask in chosen.items():
         _replace(model, name, _sparse(_module(model, name), mask, granularity))
@@ -91,10 +98,13 @@ def _refuse_tied(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _scores(
-    weights: Mapping[str, Tensor], score: str | Mapping[str, Tensor], generator: torch.Generator | None
+    weights: Mapping[str, Tensor],
+    score: str | Mapping[str, Tensor],
+    unit: Granularity,
+    generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     if score == "magnitude":
-        return pruning.magnitude(weights)
+        return pruning.magnitude(weights, unit)
     if score == "random":
         return pruning.random(weights, generator or torch.default_generator)
     if isinstance(score, str):
@@ -178,7 +188,7 @@ def set_masks(
         grown: value of grown weights.
 
     Raises:
-        PatternError: a name without a sparse layer, or a mask of another shape or type.
+        PatternError: a name without a sparse layer, or a mask of another shape or type or that breaks a unit.
     """
     layers = sparse_layers(model)
     new: dict[str, Pattern] = {}
@@ -188,7 +198,10 @@ def set_masks(
         pattern = layers[name].pattern
         if tuple(mask.shape) != pattern.shape:
             raise PatternError(f"mask {name!r} has shape {tuple(mask.shape)}, the weight has {pattern.shape}")
-        new[name] = Pattern.from_mask(mask, pattern.granularity)
+        try:
+            new[name] = Pattern.from_mask(mask, pattern.granularity)
+        except PatternError as error:
+            raise PatternError(f"mask {name!r}: {error}") from error
     for name, pattern in new.items():
         layers[name].repattern(pattern, optimizer=optimizer, grown=grown)
 
@@ -239,7 +252,7 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
     for name in layers.keys() - weights.topology.keys():
         # Nothing is pruned any more, which a dense layer could not tell from zeros.
         everything = torch.ones(layers[name].pattern.shape, dtype=torch.bool)
-        layers[name].repattern(Pattern.from_mask(everything, layers[name].granularity))
+        layers[name].repattern(Pattern.from_mask(everything))
         _replace(model, name, layers[name].to_dense())
     for name, pattern in weights.topology.items():
         if name not in layers:

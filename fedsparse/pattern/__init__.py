@@ -1,8 +1,22 @@
 """What is kept: granularity, pattern of a weight, topology of a model, weights that travel."""
 
-from fedsparse.pattern.granularity import Element, Granularity, parse
+from fedsparse.pattern.granularity import NM, Block, Channel, Element, Granularity, Vector, parse
 from fedsparse.pattern.pattern import Pattern, carried
+from fedsparse.pattern.tiling import Tiling
 from fedsparse.pattern.topology import Topology
 from fedsparse.pattern.weights import Weights
 
-__all__ = ["Element", "Granularity", "Pattern", "Topology", "Weights", "carried", "parse"]
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "Element",
+    "Granularity",
+    "Pattern",
+    "Tiling",
+    "Topology",
+    "Vector",
+    "Weights",
+    "carried",
+    "parse",
+]

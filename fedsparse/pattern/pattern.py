@@ -88,12 +88,15 @@ class Pattern:
         """Pattern of the True positions of a bool mask of a weight's dense shape.
 
         Raises:
-            PatternError: the mask is not boolean, has fewer than two axes, or is too large for int32 positions.
+            PatternError: the mask is not boolean, has fewer than two axes, is too large for int32 positions, or keeps
+                a part of a unit.
         """
         if mask.dtype != torch.bool:
             raise PatternError(f"a mask must be a bool tensor, got {mask.dtype}; use `mask.bool()` or a comparison")
         _check_shape(tuple(mask.shape))
         mask = mask.detach().cpu().contiguous()
+        if not isinstance(granularity, Element):
+            granularity.check(mask.shape, mask.view(-1).nonzero().squeeze(1))
         rows, columns = mask.shape[0], mask[0].numel()
         native, threads, row_start = _native.extension(), torch.get_num_threads(), _starts(rows)
         nnz = native.count_kept(address(mask), rows, columns, address(row_start), threads)
@@ -108,7 +111,7 @@ class Pattern:
         """Pattern of ascending, distinct flat positions `(nnz,)` of a weight of dense shape `shape`.
 
         Raises:
-            PatternError: positions out of order, repeated or out of range.
+            PatternError: positions out of order, repeated or out of range, or a part of a unit.
         """
         _check_shape(shape)
         size = math.prod(shape)
@@ -120,6 +123,7 @@ class Pattern:
             raise PatternError(
                 f"positions must ascend without repetition inside [0, {size}) for a weight of shape {shape}"
             )
+        granularity.check(shape, flat)
         return cls.from_rows(tuple(shape), row_start, column, granularity)
 
     @classmethod

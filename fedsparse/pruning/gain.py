@@ -17,6 +17,7 @@ def by_gain(
     *,
     base: tuple[float, float],
     limit: int,
+    sizes: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Bool masks that hold the cores and, of all other positions, those that raise total gain / total cost.
 
@@ -30,6 +31,7 @@ def by_gain(
         costs: of one position of each weight, above 0.
         base: gain and cost that come on top, whatever is kept.
         limit: most positions to keep in all.
+        sizes: positions of each entry, where these stand for units, shaped like the masks; a unit's gain is all of it.
 
     Raises:
         PatternError: names disagree, a cost is not above 0, or a gain is below 0 or NaN.
@@ -43,7 +45,10 @@ def by_gain(
         raise PatternError(f"every cost must be above 0, got {dict(costs)}")
     kept = torch.cat([cores[name].reshape(-1) for name in cores])
     gain = torch.cat([gains[name].reshape(-1).double() for name in cores])
-    cost = torch.cat([torch.full((cores[name].numel(),), costs[name], dtype=torch.float64) for name in cores])
+    if sizes is None:
+        sizes = {name: torch.ones_like(core, dtype=torch.int64) for name, core in cores.items()}
+    size = torch.cat([sizes[name].reshape(-1) for name in cores])
+    cost = torch.cat([costs[name] * sizes[name].reshape(-1).double() for name in cores])
     if not bool((gain >= 0).all()):
         raise PatternError("every gain must be a number of at least 0")
     order = torch.sort(gain / cost, descending=True, stable=True).indices
@@ -51,8 +56,8 @@ def by_gain(
     z, t = gain[order], cost[order]
     gained = base[0] + gain[kept].sum() + z.cumsum(0) - z
     spent = base[1] + cost[kept].sum() + t.cumsum(0) - t
-    raising = int((z * spent > gained * t).long().cumprod(0).sum())
-    taken = max(0, min(raising, limit - int(kept.sum())))
+    fits = int(size[kept].sum()) + size[order].cumsum(0) <= limit
+    taken = int(((z * spent > gained * t) & fits).long().cumprod(0).sum())
     kept[order[:taken]] = True
     parts = kept.split([core.numel() for core in cores.values()])
     return {name: part.view(cores[name].shape) for name, part in zip(cores, parts, strict=True)}

@@ -3,15 +3,17 @@
 import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from fedsparse.errors import ConfigError
+from fedsparse.pattern import Element, Granularity
 from fedsparse.pruning.allocate import allocate, budget
 from fedsparse.pruning.eligible import prunable
-from fedsparse.pruning.select import globally, layerwise
+from fedsparse.pruning.masks import globally, layerwise
 
 __all__ = ["gradually"]
 
@@ -25,6 +27,7 @@ def gradually(
     *,
     distribution: str = "erk",
     exclude: str | Collection[str | nn.Module] = "output",
+    granularity: Granularity = Element(),
 ) -> dict[str, Tensor]:
     """Scores of the last step, -inf where an earlier one has pruned; for `fedsparse.sparsify` at the last density.
 
@@ -35,7 +38,7 @@ def gradually(
         model: plain and dense; left as it is.
         scorer: called on a copy whose pruned weights are 0; higher is kept.
         densities: overall density after each step, never rising, as from `density_path`.
-        distribution, exclude: as for `sparsify`.
+        distribution, exclude, granularity: as for `sparsify`. One that fixes the density allows a single step.
 
     Raises:
         ConfigError: no densities, or rising ones.
@@ -48,12 +51,16 @@ def gradually(
     others = sum(p.numel() for p in probe.parameters() if p.requires_grad) - sum(w.numel() for w in weights.values())
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    totals = [budget(shapes, density, others=others) for density in densities[:-1]]
+    totals = [budget(shapes, density, others=others, granularity=granularity) for density in densities[:-1]]
     if distribution != "global":
-        counts = _falling([allocate(shapes, d, distribution=distribution, others=others) for d in densities])
+        share = partial(allocate, shapes, distribution=distribution, others=others, granularity=granularity)
+        counts = _falling([share(density) for density in densities])
     for step, total in enumerate(totals):
         scores = _hidden(scorer(probe), kept)
-        kept = globally(scores, total) if distribution == "global" else layerwise(scores, counts[step])
+        if distribution == "global":
+            kept = globally(scores, total, granularity=granularity)
+        else:
+            kept = layerwise(scores, counts[step], granularity)
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.masked_fill_(~kept[name], 0)

@@ -3,8 +3,9 @@
 import math
 
 from fedsparse.errors import ConfigError
-from fedsparse.pattern import Topology
+from fedsparse.pattern import Pattern, Topology
 from fedsparse.pruning.rounding import floor_share
+from fedsparse.pruning.units import whole
 
 __all__ = ["COURSES", "adjusts", "cosine_share", "density_path", "swap_counts"]
 
@@ -32,14 +33,21 @@ def cosine_share(fraction: float, round: int, until: int) -> float:
 def swap_counts(topology: Topology, share: float) -> dict[str, int]:
     """a_l: weights each layer swaps, min(floor(share * K_l), n_l - K_l).
 
-    `share` is read as the fraction it stands for and the product is exact: 0.29 of 100 weights is 29.
+    `share` is read as the fraction it stands for and the product is exact: 0.29 of 100 weights is 29. Of larger units,
+    the number of whole ones that comes closest to floor(share * K_l) weights.
 
     Raises:
         ConfigError: `share` outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"the share of weights to swap must be in [0, 1], got {share}")
-    return {name: min(floor_share(share, p.nnz), p.size - p.nnz) for name, p in topology.items()}
+    return {name: min(_in_units(floor_share(share, p.nnz), p), p.size - p.nnz) for name, p in topology.items()}
+
+
+def _in_units(weights: int, pattern: Pattern) -> int:
+    """Weights of the whole units of a pattern that come closest to a number of weights."""
+    size = pattern.granularity.tiling(pattern.shape).size
+    return whole(weights, size) * size
 
 
 def adjusts(round: int, every: int, until: int) -> bool:

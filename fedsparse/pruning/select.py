@@ -1,6 +1,4 @@
-"""Exact selection of the highest scores, per layer or over all layers. Ties go to the lowest position."""
-
-from collections.abc import Mapping
+"""Exact selection of the highest of some scores. Ties go to the lowest position."""
 
 import torch
 from torch import Tensor
@@ -8,7 +6,7 @@ from torch import Tensor
 from fedsparse.errors import PatternError
 from fedsparse.pattern.positions import Order, counted, first_in_order, selectable
 
-__all__ = ["globally", "layerwise", "top"]
+__all__ = ["top"]
 
 
 def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
@@ -72,46 +70,3 @@ def _torch_top(scores: Tensor, k: int) -> Tensor:
     ties = (scores == threshold).nonzero().squeeze(1)
     taken[ties[: k - int(taken.sum())]] = True
     return taken.nonzero().squeeze(1)
-
-
-def layerwise(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Bool mask per weight that keeps its `counts[name]` highest scores.
-
-    Raises:
-        PatternError: scores and counts name different weights, or `top` refuses a count or score.
-    """
-    if scores.keys() != counts.keys():
-        raise PatternError(f"scores are given for {sorted(scores)}, counts for {sorted(counts)}; names must agree")
-    return {name: _mask(score, top(score, counts[name])) for name, score in scores.items()}
-
-
-def globally(scores: Mapping[str, Tensor], total: int, at_least: int = 1) -> dict[str, Tensor]:
-    """Bool mask per weight that together keep the `total` highest scores of all weights.
-
-    Every weight first keeps its `at_least` highest scores (all of them if it has fewer); the rest of `total`
-    goes to the highest remaining scores, ties to the earlier weight and then to the lower position.
-
-    Raises:
-        PatternError: `total` is below what `at_least` asks or above the number of positions; a score is NaN.
-    """
-    floors = {name: min(at_least, score.numel()) for name, score in scores.items()}
-    size, reserved = sum(score.numel() for score in scores.values()), sum(floors.values())
-    if not reserved <= total <= size:
-        raise PatternError(
-            f"cannot keep {total} positions in all: {len(scores)} weights keep at least {at_least} each, "
-            f"{reserved} in all, and have {size} positions"
-        )
-    masks = layerwise(scores, floors)
-    if total == reserved:
-        return masks
-    every_score = torch.cat([score.detach().reshape(-1) for score in scores.values()])
-    taken = torch.cat([mask.reshape(-1) for mask in masks.values()])
-    taken[top(every_score, total - reserved, among=~taken)] = True
-    parts = torch.split(taken, [score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
-def _mask(score: Tensor, kept: Tensor) -> Tensor:
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[kept] = True
-    return mask.view(score.shape)

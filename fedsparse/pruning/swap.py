@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.pattern import Pattern
+from fedsparse.pattern import Element, Pattern
 from fedsparse.pattern.positions import ascending
 from fedsparse.pruning.select import top
+from fedsparse.pruning.units import exchange, magnitudes, magnitudes_at, whole
 
 __all__ = ["swap"]
 
@@ -17,6 +18,10 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     A dropped position cannot come back in the same swap, because only positions pruned at entry may be
     candidates. With fewer candidates, fewer are swapped; the last weight is never dropped. Ties go to the
     lowest flat position. Runs on the CPU.
+
+    Larger units are swapped whole, `count` being rounded to the closest number of them: by the root mean square of
+    their values, and of their scores, a missing one being 0. A unit gives way to one of its own pool (see
+    `fedsparse.pattern.granularity`): the largest scores grow, and room is made where they are.
 
     Args:
         values: `(pattern.nnz,)` kept weights.
@@ -30,6 +35,10 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
     candidates, scores = _ascending(pattern, candidates, scores)
     _check_candidates(pattern, candidates)
+    if not isinstance(pattern.granularity, Element):
+        tiling = pattern.granularity.tiling(pattern.shape)
+        units, grow = magnitudes_at(tiling, candidates, scores)
+        return exchange(pattern, -magnitudes(pattern, values), units, grow, whole(count, tiling.size))
     count = min(count, candidates.numel(), pattern.nnz - 1)
     if count <= 0:
         return pattern

@@ -143,7 +143,7 @@ def test_resuming_a_finished_run_changes_nothing(call, config):
         (["run", "small.toml", "--set", "run.round=1"], 2, "fedsparse: override: unknown key run.round;"),
         (["run", "small.toml", "--set", "method.density=2"], 2, "density"),
         (["run", "small.toml", "--set", "method.density=0.0001"], 2, "density"),
-        (["run", "small.toml", "--set", "method.granularity=block:5"], 2, "[method]"),
+        (["run", "small.toml", "--set", "method.granularity=blok:5"], 2, "[method]"),
         (["run", "small.toml", "--set", "model.hiden=[3]"], 2, "hidden"),
         (["run", "small.toml", "--set", "data.name=digit"], 2, "digits"),
         (["run", "small.toml", "--engine", "proces"], 2, "did you mean 'process'? known are inline, process"),

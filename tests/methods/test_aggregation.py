@@ -8,7 +8,7 @@ import torch
 from fedsparse.errors import MethodError
 from fedsparse.methods.aggregation import masked_mean, masked_mean_with_absent, mean
 from fedsparse.methods.roles import Update
-from fedsparse.pattern import Topology, Weights
+from fedsparse.pattern import Topology, Weights, parse
 
 MASK = torch.tensor([[True, False], [True, True]])
 TOPOLOGY = Topology.from_masks({"fc.weight": MASK})
@@ -154,3 +154,21 @@ def test_masked_means_need_updates_that_prune_the_same_weights():
     other = Weights(Topology(), {}, {"fc.weight": torch.zeros(2, 2)})
     with pytest.raises(MethodError, match=r"^masked_mean\(\) averages clients that prune the same weights"):
         masked_mean([update(0, 1, [1.0, 2.0, 3.0]), Update(1, 1, other, {})])
+
+
+# ---- larger units
+def test_the_union_of_whole_units_is_of_whole_units():
+    masks = [[[True, False], [True, False]], [[False, True], [False, True]]]
+    topologies = [Topology.from_masks({"fc.weight": torch.tensor(mask)}, parse("vector:2")) for mask in masks]
+    got = masked_mean([update(k, 1, [1.0, 2.0], topology=topology) for k, topology in enumerate(topologies)])
+    assert got.weight("fc.weight").tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert str(got.topology["fc.weight"].granularity) == "vector:2"
+
+
+def test_of_a_union_nm_keeps_the_largest_means():
+    masks = [[[True, True, False, False]], [[True, False, True, False]], [[True, False, False, True]]]
+    topologies = [Topology.from_masks({"fc.weight": torch.tensor(mask)}, parse("nm:2:4")) for mask in masks]
+    values = [[3.0, -2.0], [-1.0, 1.0], [-1.0, 1.5]]
+    got = masked_mean([update(k, 1, v, topology=t) for k, (v, t) in enumerate(zip(values, topologies, strict=True))])
+    # Means 1 / 3, -2, 1 and 1.5: the largest in magnitude are the second and the fourth.
+    assert got.weight("fc.weight").tolist() == [[0.0, -2.0, 0.0, 1.5]]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from fedsparse import wire
+from fedsparse.errors import ConfigError
 from fedsparse.federated import seeds
 from fedsparse.methods.base import DynamicMethod, Method, SparseMethod, find, methods
 from fedsparse.methods.roles import Update
 from fedsparse.nn import density, sparse_layers
-from fedsparse.pattern import Topology
+from fedsparse.pattern import Topology, parse
 from fedsparse.wire import IndexSet
 from tests.federated.small_run import (
     SmallNet,
@@ -39,6 +40,11 @@ FREE = [name for name in SPARSE if not find(name).fixed_size]
 ANY_NUMBER = ("fedrts", "prunefl")
 # These send numbers for every position of a layer.
 EVERYWHERE = ("prunefl", "prunefl_fixed")
+
+# Larger units, of which 16 divides neither 8 nor 24 channels, and a density for each.
+UNITS = {"vector:8": 0.3, "block:16": 0.3, "nm:2:4": 0.5, "channel": 0.3}
+# A free size is what these are about.
+NOT_FIXED = ("prunefl",)
 
 # What some methods do beside choosing masks, turned off.
 PLAIN = {"penalty": 0.0, "keep": None, "norm_free": False}
@@ -359,3 +365,62 @@ def test_settings_have_defaults_that_a_machine_can_read(name):
     method = kind()
     assert kind.name == name
     assert all(isinstance(getattr(method, f.name), bool | int | float | str | None) for f in fields(method))
+
+
+# ---- larger units
+def in_units(name, granularity, **changed):
+    """A method at settings that adjust in each round after the first."""
+    settings = {"density": UNITS[granularity], "adjust_every": 1, "initial_epochs": 1, "initial_adjustments": 2}
+    pool = 1 if granularity.startswith("nm") else 2
+    return small_method(name, **{**settings, "candidates": pool, "granularity": granularity, **changed})
+
+
+@pytest.mark.parametrize("granularity", UNITS)
+@pytest.mark.parametrize("name", SPARSE)
+def test_masks_are_made_of_whole_units_in_every_round(name, granularity):
+    if name in NOT_FIXED and granularity.startswith("nm"):
+        with pytest.raises(ConfigError, match="granularity = 'nm:2:4'; expected one that leaves sizes free"):
+            in_units(name, granularity)
+        return
+    method = in_units(name, granularity)
+    # All clients take part, because the masks of absent ones hold what coarse units could win by.
+    plan = small_plan(method, rounds=3, sizes=(24, 20, 16), per_round=3)
+    engine = SpyEngine(plan)
+    outcome = go(plan, engine)
+    rounds = [Round(r, *pair) for r, pair in zip(outcome.metrics, train_exchanges(engine), strict=True)]
+    unit, others = parse(granularity), parameters(name) - sum(p.size for p in rounds[0].topology.values())
+    for topology in (*(r.topology for r in rounds), outcome.weights.topology):
+        for pattern in topology.values():
+            assert pattern.granularity == unit
+            unit.check(pattern.shape, pattern.flat)
+        if topology and unit.share is None:
+            largest = max(unit.tiling(pattern.shape).size for pattern in topology.values())
+            kept = (topology.nnz + others) / parameters(name)
+            assert method.density - len(topology) * largest / parameters(name) < kept <= method.density
+    for r in rounds:
+        for upload in r.uploads if method.weights_back else ():
+            assert all(pattern.granularity == unit for pattern in upload.weights.topology.values())
+            for pattern in upload.weights.topology.values():
+                unit.check(pattern.shape, pattern.flat)
+    if name in FIXED and name in SHARED:
+        assert len({tuple(r.topology.counts.values()) for r in rounds}) == 1
+    changed = [r.record["masks_changed"] > 0 for r in rounds]
+    assert changed == ([False, True, True] if name in DYNAMIC else [False] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"), [("fedrts", "channel"), ("fedsgc", "nm:2:4"), ("prunefl", "block:16")]
+)
+def test_runs_in_larger_units_go_on_to_the_same_bits(name, granularity, tmp_path):
+    plan = small_plan(in_units(name, granularity), rounds=3, sizes=(24, 20, 16), per_round=3)
+    whole = go(plan)
+    go(plan, folder=tmp_path, stop_after=2, resume=True)
+    resumed = go(plan, folder=tmp_path, resume=True)
+    assert same_bits(whole, resumed)
+    assert exact(whole.metrics) == exact(resumed.metrics)
+
+
+@pytest.mark.parametrize("name", [name for name in SPARSE if name not in NOT_FIXED])
+def test_nm_has_its_own_density(name):
+    with pytest.raises(ConfigError, match=rf"{name}: density = 0.2; expected 0.5, which granularity 'nm:2:4' fixes"):
+        in_units(name, "nm:2:4", density=0.2)

@@ -16,8 +16,8 @@ from fedsparse.federated import seeds, sgd
 from fedsparse.federated.client import HostedClient
 from fedsparse.methods.fedmef import FedMef, extrusion_rate, lowest
 from fedsparse.methods.roles import Download, Update
-from fedsparse.nn import NormalisedConv2d, dense_gradients, read_weights, sparse_layers, write_weights
-from fedsparse.pattern import Topology, Weights
+from fedsparse.nn import NormalisedConv2d, dense_gradients, read_weights, sparse_layers, topology, write_weights
+from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire import Payload, SparseVector
 from tests.federated.small_run import CLIENT, SmallNet, exact, go, same_bits, small_data, small_method, small_plan
 from tests.methods.local import ROUND, SEED
@@ -45,7 +45,8 @@ def test_the_rate_of_small_marked_weights():
 
 def test_marked_are_the_lowest_of_the_kept_ones():
     values = {"a": torch.tensor([3.0, -0.1, 0.2, -0.1, 4.0]), "b": torch.tensor([1.0])}
-    marked = lowest(values, {"a": 2, "b": 0})
+    patterns = Topology({n: Pattern.from_flat((1, 5), torch.arange(len(v))) for n, v in values.items()})
+    marked = lowest(patterns, values, {"a": 2, "b": 0})
     assert {name: places.tolist() for name, places in marked.items()} == {"a": [1, 3], "b": []}
 
 
@@ -133,7 +134,7 @@ def trained(method, *, round=ROUND):
 def steps_by_hand(model, counts, *, penalty, peak):
     """One epoch of plain SGD in float64 on the dense masked network, in the words of the paper."""
     masks = {name: layer.mask for name, layer in sparse_layers(model).items()}
-    marked = lowest({name: layer.values for name, layer in sparse_layers(model).items()}, counts)
+    marked = lowest(topology(model), {name: layer.values for name, layer in sparse_layers(model).items()}, counts)
     places = {name: layer.pattern.flat[marked[name]] for name, layer in sparse_layers(model).items()}
     dense, data = densify(copy.deepcopy(model)).double().train(), small_data().client(0)
     batches = list(sgd.batches(len(data), CLIENT.batch_size, seeds.generator(SEED, ROUND, 0, "batches")))
@@ -177,7 +178,8 @@ def test_a_heavy_penalty_drains_what_is_marked():
     norms = []
     for penalty in (0.0, 3.0):
         before, client, _, counts = trained(small_method("fedmef", penalty=penalty, keep=None))
-        marked = lowest({name: layer.values for name, layer in sparse_layers(before).items()}, counts)
+        values = {name: layer.values for name, layer in sparse_layers(before).items()}
+        marked = lowest(topology(before), values, counts)
         low = [layer.values.detach()[marked[name]] for name, layer in sparse_layers(client.model).items()]
         norms.append(float(torch.cat(low).norm()))
     assert norms[1] < 0.6 * norms[0]
@@ -244,8 +246,8 @@ def test_records_have_the_overlap_of_adjusting_rounds(drop, tmp_path):
 def test_turnover_is_twice_the_swaps_in_every_layer():
     method = small_method("fedmef")
     outcome = go(small_plan(method, rounds=3))
-    topology = outcome.weights.topology  # counts never change
-    assert outcome.metrics[2]["masks_changed"] == 2 * sum(method.swap_counts(topology, 2).values())
+    masks = outcome.weights.topology  # counts never change
+    assert outcome.metrics[2]["masks_changed"] == 2 * sum(method.swap_counts(masks, 2).values())
 
 
 def test_its_network_has_no_batch_norm_and_is_the_same_wherever_it_is_made():

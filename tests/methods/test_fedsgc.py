@@ -7,7 +7,7 @@ from fedsparse import wire
 from fedsparse.errors import ConfigError
 from fedsparse.methods.fedsgc import FedSGC, guided_swap
 from fedsparse.nn import read_weights
-from fedsparse.pattern import Pattern
+from fedsparse.pattern import Pattern, parse
 from fedsparse.wire import SignMap, SparseVector
 from tests.federated.small_run import SpyEngine, go, same_bits, small_method, small_plan
 from tests.methods.local import ROUND, first, hosted, kept, positions, probe_gradients, start
@@ -45,6 +45,16 @@ def test_each_side_is_guided_by_itself():
 
 def test_the_last_weight_stays():
     assert swapped(guided=1, count=2) == [1, 2]
+
+
+def test_larger_units_are_guided_by_all_their_weights():
+    pattern = Pattern.from_mask(torch.tensor([[True, True, False, False]] * 2), parse("vector:2"))
+    values, moved = torch.tensor([2.0, 1.0, 2.0, 1.0]), torch.tensor([-3.0, 1.0, 1.0, 1.0])
+    found = SparseVector(8, torch.tensor([2, 3, 6, 7]), torch.tensor([-4.0, 5.0, 1.0, 5.0]))
+    up = torch.ones(8, dtype=torch.int8)
+    # Column 0 moved by -3 and 1, against the direction in all; descent of column 2 goes up by 4 and down by 1.
+    assert guided_swap(pattern, values, moved, found, up, count=2, guided=2).flat.tolist() == [1, 2, 5, 6]
+    assert guided_swap(pattern, values, moved, found, up, count=2, guided=0).flat.tolist() == [0, 3, 4, 7]
 
 
 def test_guided_swaps_come_first_and_the_rest_goes_by_magnitude():

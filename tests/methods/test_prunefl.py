@@ -14,7 +14,7 @@ from fedsparse.methods.prunefl import PruneFL, _check_first, core
 from fedsparse.methods.roles import CostRow, Download, Update
 from fedsparse.methods.squares import Squares
 from fedsparse.nn import read_weights
-from fedsparse.pattern import Pattern, Topology, Weights
+from fedsparse.pattern import Pattern, Topology, Weights, parse
 from tests.federated.small_run import SmallNet, SpyEngine, go, small_method, small_plan
 from tests.methods.local import ROUND, start, step_gradients, still
 
@@ -45,6 +45,14 @@ def test_the_core_is_what_the_largest_decrease_leaves():
     assert core(pattern, values, 0.74).sum() == 2
     assert core(pattern, values, 1.0).nonzero().tolist() == [[0, 0]], "one stays"
     assert core(pattern, torch.ones(4), 0.5).sum() == 4, "equals of the threshold stay"
+
+
+def test_the_core_is_of_whole_units():
+    mask = torch.tensor([[True, True, True, False]] * 2)
+    pattern = Pattern.from_mask(mask, parse("vector:2"))
+    values = torch.tensor([0.1, 0.5, 0.4, 0.9, 0.5, 0.4])  # root mean squares of the columns: about 0.64, 0.5, 0.4
+    assert core(pattern, values, 0.34).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert core(pattern, values, 1.0).nonzero().tolist() == [[0, 0], [1, 0]], "one stays"
 
 
 def test_the_worked_example_of_one_adjustment():

@@ -153,6 +153,19 @@ def test_a_run_on_a_scored_mask(score):
     assert outcome.metrics[-1]["nnz"] == floor_share(0.2, 9170) - OTHERS
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(("granularity", "iterations", "density"), [("vector:8", 3, 0.3), ("nm:2:4", 1, 0.5)])
+def test_scores_rank_whole_units(granularity, iterations, density, scope):
+    options = {"density": density, "score": "synflow", "scope": scope, "iterations": iterations}
+    found = started(Static(granularity=granularity, **options)).topology
+    assert {str(pattern.granularity) for pattern in found.values()} == {granularity}
+    for pattern in found.values():
+        pattern.granularity.check(pattern.shape, pattern.flat)
+        assert pattern.nnz
+    if density == 0.3:
+        assert floor_share(0.3, 9170) - OTHERS - 8 < found.nnz <= floor_share(0.3, 9170) - OTHERS
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -166,6 +179,10 @@ def test_a_run_on_a_scored_mask(score):
         ({"iterations": 2}, "static: iterations = 2; expected 1: magnitude scores do not change between steps"),
         ({"course": "cubic"}, "static: course = 'cubic'; expected one of exponential, linear"),
         ({"shots": 0}, "static: shots = 0; expected at least 1"),
+        (
+            {"score": "synflow", "granularity": "nm:2:4", "density": 0.5},
+            "static: iterations = None; expected 1: granularity 'nm:2:4' allows no densities in between",
+        ),
     ],
 )
 def test_settings_are_checked(settings, message):

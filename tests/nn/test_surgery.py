@@ -9,7 +9,7 @@ from torch import nn
 import fedsparse as fs
 from fedsparse.errors import BackendError, ConfigError, InfeasibleDensityError, PatternError
 from fedsparse.nn import SparseConv2d, SparseLinear, read_weights, sparse_layers, topology, write_weights
-from fedsparse.pattern import Topology, Weights
+from fedsparse.pattern import Topology, Weights, parse
 
 NAMES = ["conv.weight", "body.0.weight", "hidden.weight", "out.weight"]
 SIZES = {"conv.weight": 108, "body.0.weight": 216, "hidden.weight": 512, "out.weight": 64}
@@ -372,3 +372,69 @@ def test_buffers_travel(name, net, x):
     fresh = fs.sparsify(net(), 0.5)
     write_weights(fresh, weights)
     assert torch.equal(fresh.norm.get_buffer(name), model.norm.get_buffer(name))
+
+
+# ---- granularities
+UNITS = {"vector:4": 0.4, "block:4": 0.4, "nm:2:4": 0.5, "channel": 0.5}
+
+
+@pytest.mark.parametrize("distribution", ["erk", "er", "uniform", "global"])
+@pytest.mark.parametrize("granularity", UNITS)
+def test_whole_units_are_kept_close_to_the_density(granularity, distribution, net):
+    model, unit = net(), parse(granularity)
+    fs.sparsify(model, UNITS[granularity], distribution=distribution, granularity=granularity, exclude="none")
+    for layer in sparse_layers(model).values():
+        unit.check(layer.pattern.shape, layer.pattern.flat)
+        assert layer.granularity == unit
+        assert layer.nnz >= 1
+    if unit.share is None:
+        largest = max(unit.tiling(layer.pattern.shape).size for layer in sparse_layers(model).values())
+        assert UNITS[granularity] - 4 * largest / TOTAL < fs.density(model) <= UNITS[granularity]
+    else:
+        for layer in sparse_layers(model).values():
+            inputs = layer.pattern.shape[1]
+            assert layer.nnz == layer.pattern.size // inputs * (inputs // 4 * 2 + (inputs % 4 + 1) // 2)
+
+
+def test_magnitude_ranks_units_by_their_root_mean_square():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    model[0].weight.data = torch.tensor([[3.0, 2.2, 0.0], [0.0, 2.2, 1.0]])  # squares 9, 9.68, 1; means 1.5, 2.2, 0.5
+    fs.sparsify(model, 0.34, granularity="vector:2", exclude="none")
+    assert model[0].mask.int().tolist() == [[0, 1, 0], [0, 1, 0]]
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    model[0].weight.data = torch.tensor([[3.2, 2.2, 0.0], [0.0, 2.2, 1.0]])  # squares 10.24, 9.68, 1
+    fs.sparsify(model, 0.34, granularity="vector:2", exclude="none")
+    assert model[0].mask.int().tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+def test_nm_says_which_density_it_has(net):
+    with pytest.raises(ConfigError, match=r"density 0.1 cannot be had with granularity 'nm:2:4'.* use density=0.5"):
+        fs.sparsify(net(), 0.1, granularity="nm:2:4")
+
+
+@pytest.mark.parametrize("granularity", UNITS)
+def test_the_granularity_goes_where_the_layer_goes(granularity, net, x, tmp_path):
+    model = fs.sparsify(net(), UNITS[granularity], granularity=granularity, exclude="none")
+    other = fs.sparsify(net(), UNITS[granularity], granularity=granularity, score="random", exclude="none")
+    other.load_state_dict(model.state_dict())
+    torch.save(model, tmp_path / "model.pt")
+    unpickled = torch.load(tmp_path / "model.pt", weights_only=False)
+    sent = fs.wire.decode(fs.wire.encode(fs.wire.Payload("train", 0, read_weights(model)))).weights
+    written = net()
+    write_weights(written, sent)
+    for copied in (other, unpickled, written, copy.deepcopy(model)):
+        assert topology(copied) == topology(model)
+        assert [str(layer.granularity) for layer in sparse_layers(copied).values()] == [granularity] * 4
+        assert torch.equal(function(copied, x), function(model, x))
+    assert {row.granularity for row in fs.plan(model.eval(), x, repeats=1).layers} == {granularity}
+    write_weights(model, read_weights(net()))
+    assert not sparse_layers(model)
+
+
+def test_masks_that_break_a_unit_change_nothing(net):
+    model = fs.sparsify(net(), 0.4, granularity="vector:4", exclude="none")
+    before, masks = topology(model), fs.masks(model)
+    masks["hidden.weight"][0, 0] ^= True
+    with pytest.raises(PatternError, match=r"mask 'hidden.weight': granularity 'vector:4' keeps or prunes whole units"):
+        fs.set_masks(model, masks)
+    assert topology(model) == before

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import ConfigError, InfeasibleDensityError, PatternError
+from fedsparse.pattern import parse
 from fedsparse.pruning import allocate, budget, densities
 
 TOY = {"conv1": (16, 3, 3, 3), "conv2": (32, 16, 3, 3), "fc": (10, 32)}
@@ -194,3 +195,43 @@ def test_counts_fill_the_budget_exactly_or_the_reported_density_does(shapes, den
     assert all(abs(counts[name] - exact[name] * math.prod(shape)) < 1 + 1e-9 for name, shape in shapes.items())
     dense, size = (others if base == "total" else 0), sum(map(math.prod, shapes.values()))
     assert sum(counts.values()) + dense <= density * (size + dense) * (1 + 1e-12)
+
+
+# ---- larger units
+def test_whole_units_by_hand():
+    shapes = {"a": (4, 4), "b": (4, 4), "c": (6, 4)}
+    # Uniform at 1/2: 8, 8 and 12 of 56 weights, in channels of 4.
+    assert allocate(shapes, 0.5, distribution="uniform", granularity=parse("channel")) == {"a": 8, "b": 8, "c": 12}
+    # At 0.4, 22 weights: 6.4, 6.4 and 9.6, so 4, 4 and 8, and one more channel for the largest fraction, of a.
+    assert allocate(shapes, 0.4, distribution="uniform", granularity=parse("channel")) == {"a": 8, "b": 4, "c": 8}
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["vector:4", "block:8", "channel"]), st.sampled_from(["erk", "er", "uniform"]), st.data())
+def test_whole_units_stay_within_the_budget(granularity, distribution, data):
+    unit, others = parse(granularity), 7
+    least = sum(unit.tiling(shape).size for shape in TOY.values())
+    smallest = (least + others) / (sum(map(math.prod, TOY.values())) + others)
+    density = data.draw(st.floats(smallest + 1e-6, 1.0))
+    counts = allocate(TOY, density, distribution=distribution, others=others, granularity=unit)
+    total = budget(TOY, density, others=others, granularity=unit)
+    largest = max(unit.tiling(shape).size for shape in TOY.values())
+    assert total - largest * len(TOY) < sum(counts.values()) <= total
+    for name, shape in TOY.items():
+        assert unit.tiling(shape).size <= counts[name] <= math.prod(shape)
+        assert counts[name] % unit.tiling(shape).size == 0 or counts[name] == math.prod(shape)
+
+
+def test_one_unit_a_layer_is_the_least():
+    with pytest.raises(InfeasibleDensityError, match="each of 2 prunable weights keeps at least one unit, 20 in all"):
+        allocate({"a": (4, 4), "b": (4, 16)}, 0.2, granularity=parse("channel"))
+
+
+def test_nm_fixes_the_density():
+    shapes, unit = {"a": (2, 8), "b": (3, 3)}, parse("nm:2:4")
+    counts = {"a": 8, "b": 6}  # of runs of 3 two are kept
+    for density in (0.5, 0.56, 0.504):  # its share, and 14 of 25
+        assert allocate(shapes, density, granularity=unit) == counts
+        assert budget(shapes, density, granularity=unit) == 14
+    with pytest.raises(ConfigError, match=r"'nm:2:4', which keeps 0.5 of every layer and so 0.56 of all elements; use"):
+        allocate(shapes, 0.2, granularity=unit)

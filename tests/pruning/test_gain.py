@@ -82,3 +82,14 @@ def test_odd_numbers(gains, cost, message):
 def test_names_must_agree():
     with pytest.raises(PatternError, match=r"^masks are given for \['w'\], gains for \['v'\], costs for \['w'\]"):
         by_gain({"w": CORE}, {"v": SQUARES}, {"w": 1.0}, base=(0.0, 0.0), limit=8)
+
+
+def test_larger_entries_cost_what_their_positions_cost():
+    cores = {"a": torch.tensor([True, False, False]), "b": torch.tensor([False])}
+    gains = {"a": torch.tensor([4.0, 4.0, 1.0]), "b": torch.tensor([9.0])}
+    sizes = {"a": torch.tensor([2, 2, 1]), "b": torch.tensor([6])}
+    # Ratios 2, 1 and 3/2 against 4 / 22 and more: of 5 positions one more of a fits, the next best, b, does not.
+    found = by_gain(cores, gains, {"a": 1.0, "b": 1.0}, base=(0.0, 20.0), limit=5, sizes=sizes)
+    assert (found["a"].tolist(), found["b"].tolist()) == ([True, True, False], [False])
+    found = by_gain(cores, gains, {"a": 1.0, "b": 1.0}, base=(0.0, 20.0), limit=11, sizes=sizes)
+    assert (found["a"].tolist(), found["b"].tolist()) == ([True, True, True], [True])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedsparse.errors import ConfigError
-from fedsparse.pattern import Pattern, Topology
+from fedsparse.pattern import Pattern, Topology, parse
 from fedsparse.pruning import adjusts, cosine_share, density_path, swap_counts
 
 
@@ -95,3 +95,10 @@ def test_densities_of_pruning_steps():
 def test_impossible_steps_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         density_path(*arguments)
+
+
+def test_swaps_are_of_whole_units():
+    kept = torch.zeros(8, 4, dtype=torch.bool)
+    kept[:, :3] = True
+    topology = Topology({"w": Pattern.from_mask(kept, parse("vector:4"))})
+    assert [swap_counts(topology, share)["w"] for share in (0.0, 0.05, 0.1, 0.4, 1.0)] == [0, 0, 4, 8, 8]

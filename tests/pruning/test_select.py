@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import PatternError
-from fedsparse.pruning import globally, layerwise, top
+from fedsparse.pruning import top
 
 SCORES = st.lists(st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.5, float("inf"), float("-inf")]), min_size=1, max_size=40)
 
@@ -147,58 +147,3 @@ def test_top_refuses_what_has_no_answer():
         top(torch.ones(3), 1, among=torch.ones(2, dtype=torch.bool))
     with pytest.raises(PatternError, match="bool mask of shape"):
         top(torch.ones(3), 1, among=torch.tensor([0, 1, 1]))
-
-
-def test_layerwise_keeps_each_count():
-    scores = {"a": torch.tensor([[1.0, 3.0], [3.0, 2.0]]), "b": torch.tensor([[9.0, 8.0]])}
-    masks = layerwise(scores, {"a": 1, "b": 2})
-    assert torch.equal(masks["a"], torch.tensor([[False, True], [False, False]]))
-    assert torch.equal(masks["b"], torch.tensor([[True, True]]))
-    with pytest.raises(PatternError, match="names must agree"):
-        layerwise(scores, {"a": 1})
-
-
-def test_magnitude_example_keeps_the_first_two():
-    assert layerwise({"w": torch.tensor([[1.0, 2.0, 0.5]])}, {"w": 2})["w"].tolist() == [[True, True, False]]
-
-
-def test_globally_takes_the_highest_of_all_after_one_each():
-    scores = {
-        "a": torch.tensor([[9.0, 8.0, 7.0]]),
-        "b": torch.tensor([[1.0, 2.0]]),
-        "c": torch.tensor([[7.0, 7.0]]),
-    }
-    masks = globally(scores, 5)
-    assert {name: mask.tolist() for name, mask in masks.items()} == {
-        "a": [[True, True, True]],  # the tie at 7 goes to the earlier weight ...
-        "b": [[False, True]],
-        "c": [[True, False]],  # ... whose own first 7 it keeps anyway
-    }
-    assert [int(m.sum()) for m in globally(scores, 3).values()] == [1, 1, 1]
-    assert [int(m.sum()) for m in globally(scores, 7).values()] == [3, 2, 2]
-    assert [int(m.sum()) for m in globally(scores, 2, at_least=0).values()] == [2, 0, 0]
-    assert [int(m.sum()) for m in globally(scores, 7, at_least=5).values()] == [3, 2, 2]
-
-
-def test_globally_refuses_totals_that_do_not_fit():
-    scores = {"a": torch.ones(1, 3), "b": torch.ones(1, 2)}
-    for total in (1, 6):
-        with pytest.raises(PatternError, match=f"cannot keep {total} positions"):
-            globally(scores, total)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 1000), st.integers(3, 30))
-def test_globally_keeps_exactly_total(seed, total):
-    generator = torch.Generator().manual_seed(seed)
-    scores = {
-        name: torch.randint(0, 4, (2, size), generator=generator).float()
-        for name, size in [("a", 3), ("b", 5), ("c", 7)]
-    }
-    masks = globally(scores, total)
-    assert sum(int(mask.sum()) for mask in masks.values()) == total
-    assert all(mask.any() for mask in masks.values())
-    kept = torch.cat([scores[n][masks[n]] for n in scores])
-    pruned = torch.cat([scores[n][~masks[n]] for n in scores])
-    if all(int(mask.sum()) > 1 for mask in masks.values()) and pruned.numel():
-        assert kept.min() >= pruned.max()
