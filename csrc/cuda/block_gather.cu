@@ -109,7 +109,8 @@ __device__ __forceinline__ void multiply(float (&sum)[kSums][kTiles][4], const S
   }
 }
 
-// Adds the chunks [first, last).
+// Adds the chunks [first, last). A step is fetched while the one before is computed where 128 registers allow that; the
+// widest strips of 32-bit numbers have so much to compute in a step that other warps fill the wait.
 template <typename A, int kTiles>
 __device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const Gather<typename A::Number>& g,
                                            std::int32_t first, std::int32_t last, const typename A::Number* stage,
@@ -117,13 +118,15 @@ __device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const
   using Taken = Step<kTiles, A::kWide>;
   const std::uint16_t* offset = g.offset + std::int64_t{first} * kChunk + Taken::first_offset();
   const typename A::Number* packed = g.packed + std::int64_t{first} * kChunk * kTiles * 8 + Taken::first_number();
+  constexpr bool kAhead = !A::kWide || kTiles < 4;
   Taken next;
-  if (first < last) next.load(offset, packed);
+  if (kAhead && first < last) next.load(offset, packed);
   for (std::int32_t left = (last - first) * (kChunk / Taken::kLines); left > 0; --left) {
+    if (!kAhead) next.load(offset, packed);
     const Taken step = next;
     offset += Taken::kLines;
     packed += Taken::kLines * kTiles * 8;
-    if (left > 1) next.load(offset, packed);
+    if (kAhead && left > 1) next.load(offset, packed);
     multiply<A>(sum, step, stage, views);
   }
 }

@@ -143,9 +143,12 @@ bool same_columns(const PatternView& pattern, std::int64_t width) {
   return true;
 }
 
+// A strip may end with the weight, but not reach into the next group; half of it has to be used.
 std::int64_t forward_width(const ConvShape& shape, const PatternView& pattern) {
+  const std::int64_t outputs = shape.out_channels / shape.groups;
   for (const std::int64_t width : {32, 16, 8})
-    if (shape.out_channels / shape.groups % width == 0 && same_columns(pattern, width)) return width;
+    if (width < 2 * outputs && (shape.groups == 1 || outputs % width == 0) && same_columns(pattern, width))
+      return width;
   return 0;
 }
 
@@ -154,7 +157,7 @@ std::int64_t forward_width(const ConvShape& shape, const PatternView& pattern) {
 std::int64_t backward_width(const ConvShape& shape, std::int64_t dtype, const PatternView& pattern) {
   Layout layout;
   const std::int64_t inputs = shape.in_channels / shape.groups;
-  if (inputs % 32 == 0 && make_layout(shape, true, dtype, 32, layout) &&
+  if (inputs > 16 && make_layout(shape, true, dtype, 32, layout) &&
       full(layout, sorted_weights(layout, true, shape, pattern)))
     return 32;
   return inputs <= 8 ? 8 : 16;

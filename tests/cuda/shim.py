@@ -54,7 +54,7 @@ def build_binding() -> Path:
     import pybind11
 
     includes = (sysconfig.get_path("include"), pybind11.get_include(), str(ROOT / "csrc/python"))
-    sources = (ROOT / "csrc/python/bind_cuda.cpp", ROOT / "tests/cuda/binding.cpp")
+    sources = (*ROOT.glob("csrc/python/bind_cuda*.cpp"), ROOT / "tests/cuda/binding.cpp")
     flags = ("-DFEDSPARSE_WITH_CUDA", "-fvisibility=hidden", *(f"-I{path}" for path in includes))
     return _link("fedsparse_shim", sources, flags, also=[build()])
 
