@@ -1,7 +1,7 @@
 """The CUDA kernels, for numbers stored in 32 or 16 bits and summed in float32.
 
-Weights in which neighbouring output channels keep the same columns, 8, 16 or 32 of them, as `vector:G` and `block:B` do,
-are multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h).
+Weights in which 8, 16 or 32 neighbouring output channels keep the same columns, as in `vector:G` and `block:B`, are
+multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h).
 """
 
 import math
@@ -65,9 +65,10 @@ class Strips(NamedTuple):
 class CudaBackend:
     """Gathers of batch-innermost lines from shared memory, on the caller's stream.
 
-    Lists are built on the host when a pattern is first met and live as long as its index tensors. Float32 operands on
-    tensor cores keep float32's accuracy, in three TF32 products each, unless `torch.set_float32_matmul_precision` allows
-    less than `"highest"`: then one product rounds them to 11 bits.
+    Lists are built on the host when a pattern is first met and live as long as its index tensors.
+
+    On tensor cores float32 operands keep their accuracy, in three TF32 products each, unless
+    `torch.set_float32_matmul_precision` allows less than `"highest"`: then one product rounds them to 11 bits.
     """
 
     name = "cuda"

@@ -10,7 +10,8 @@ from fedsparse.backends import Case, Geometry
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase
 from tests.cuda.block_products import BlockProduct
-from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, Results
+from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, ConvShape, Results
+from tests.cuda.shim import LaunchError
 from tests.cuda.test_csr16 import errors, stored
 
 # Of 16-bit storage the last rounding, as in csr16. TF32 rounds both operands to 11 bits; three of its products lose
@@ -87,4 +88,159 @@ def check(shim, case: Structured, dtype: int = FLOAT32, *, tf32: bool = False) -
 
 @pytest.mark.parametrize("name", CASES)
 def test_products(scheduled, name):
+    """The same cases under every schedule: what differs is the order of threads alone."""
     check(scheduled, CASES[name], BFLOAT16)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [(FLOAT16, False), (FLOAT32, True), (FLOAT32, False)], ids=["float16", "tf32", "3xtf32"]
+)
+def test_arithmetics(shim, name, dtype, tf32):
+    shim.seed(1)
+    check(shim, CASES[name], dtype, tf32=tf32)
+    shim.seed(0)
+
+
+@pytest.mark.parametrize("tf32", [False, True], ids=["3xtf32", "tf32"])
+def test_float32_under_every_schedule(scheduled, tf32):
+    check(scheduled, CASES["vectors of 16"], tf32=tf32)
+    check(scheduled, CASES["blocks of 32, several slabs"], tf32=tf32)
+
+
+def test_rounding_to_tf32_has_no_drift(shim):
+    """Cutting numbers off would make every sum of positive terms about 2^-10 too small."""
+    case = CASES["pointwise"]
+    held = case.stored(FLOAT32, tf32=True)
+    held = replace(held, x=abs(held.x), values=abs(held.values), bias=0 * held.bias, grad=abs(held.grad))
+    y = held.run(shim).y.astype(np.float64)
+    weight = case.product.pattern.scatter(torch.from_numpy(held.values)).double()[:, :, 0, 0]
+    truth = torch.einsum("oi,bihw->bohw", weight, torch.from_numpy(held.x).double()).numpy()
+    assert abs(y.sum() / truth.sum() - 1) < 2.0**-14
+
+
+def test_the_schedule_changes_no_bit(shim):
+    cases = ["blocks of 32, several slabs", "vectors of 8", "groups", "a linear layer"]
+    products = [CASES[name].stored(dtype) for name in cases for dtype in (FLOAT32, BFLOAT16)]
+
+    def everything(seed):
+        shim.seed(seed)
+        return [array.tobytes() for product in products for array in product.run(shim)]
+
+    assert everything(0) == everything(4)
+    shim.seed(0)
+
+
+def test_a_list_serves_every_batch(shim):
+    held = CASES["a linear layer of blocks of 32"].stored(FLOAT32)
+    for backward in (False, True):
+        small = replace(held, shape=(1, *held.shape[1:])).lines(shim, backward=backward)
+        for array, other in zip(held.lines(shim, backward=backward), small, strict=True):
+            assert np.array_equal(array, other)
+
+
+def finite(results: Results) -> bool:
+    return all(np.isfinite(array).all() for array in results)
+
+
+def test_pruned_inputs_are_never_touched(shim):
+    """Infinite channels that no kept weight reads leave every result finite, although chunks are filled up."""
+    case = CASES["vectors of 16"]
+    mask = case.product.pattern.mask()
+    mask[:, [3, 8]] = False
+    pattern = Pattern.from_mask(mask)
+    product = replace(case.product, pattern=pattern, case=replace(case.product.case, nnz=pattern.nnz))
+    held = replace(case, product=product).stored(FLOAT16)
+    x = held.x.copy()
+    x[:, [3, 8]] = np.inf
+    assert finite(replace(held, x=x).run(shim))
+
+
+def test_infinite_pixels_reach_only_the_lines_that_meet_them(shim):
+    """Tiles overhang the picture; what lies there must not multiply an infinite pixel by zero."""
+    case = vector(8, (8, 1, 1, 2), (1, 1, 1, 9), Geometry((1, 2)), density=2.0, backward=8)
+    for dtype in (FLOAT32, FLOAT16):
+        held = case.stored(dtype)
+        x = held.x.copy()
+        x[..., 8] = np.inf  # output pixels end at input pixel 7; a fifth one would begin at 8
+        assert finite(replace(held, x=x).run(shim))
+
+
+# ---- lists
+
+
+def width(shim, product: ProductCase, *, backward: bool, dtype: int = FLOAT16) -> int:
+    held = stored(product, dtype)
+    return shim.value("fedsparse_block_width", ConvShape(*held.shape), backward, dtype, held.view)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("blocks of 16, several tiles", (16, 16)),
+        ("blocks of 32, several slabs", (32, 32)),
+        ("vectors of 32, several slabs", (32, 16)),
+        ("vectors of 8", (8, 16)),
+        ("one input", (32, 8)),
+        ("groups", (16, 16)),
+        ("channels that no strip divides", (0, 0)),  # 20 outputs of a group: a strip would reach into the next
+    ],
+)
+def test_structures_are_recognised(shim, name, widths):
+    product = CASES[name].product
+    assert tuple(width(shim, product, backward=backward) for backward in (False, True)) == widths
+
+
+def one_pattern(mask) -> ProductCase:
+    pattern = Pattern.from_mask(mask)
+    return ProductCase(Case(tuple(mask.shape), (3, mask.shape[1]), pattern.nnz), pattern, False, 0)
+
+
+def test_a_single_weight_breaks_a_structure(shim):
+    mask = structured_mask((32, 20), 1, (16, 1), 0.5, 0)
+    assert width(shim, one_pattern(mask), backward=False) == 16
+    mask[21, 7] ^= True
+    assert width(shim, one_pattern(mask), backward=False) == 0
+    broken = BlockProduct(**vars(stored(one_pattern(mask), FLOAT16)), widths=(16, 16))
+    with pytest.raises(LaunchError, match="invalid argument"):
+        broken.lines(shim, backward=False)
+    assert broken.lines(shim, backward=True).chunks > 0  # unions are made of any mask
+
+
+def test_last_strips_may_be_short(shim):
+    """Ten classes: a strip of 16, of which ten rows are used; four would leave most of any strip idle."""
+    assert width(shim, one_pattern(torch.ones(10, 20, dtype=torch.bool)), backward=False) == 16
+    assert width(shim, one_pattern(torch.ones(4, 20, dtype=torch.bool)), backward=False) == 0
+
+
+def test_lines_of_a_matrix_lie_in_different_banks(shim):
+    """Eight lines of one ldmatrix: distances differ modulo 8 in blocks, where the list lets them."""
+    lines = CASES["blocks of 16, several tiles"].stored(BFLOAT16).lines(shim, backward=False)
+    distances = lines.offset.reshape(-1, 8)
+    real = lines.value.reshape(-1, 16 * 16).max(1) >= 0
+    assert real.all()
+    assert all(len(set(row % 8)) == 8 for row in distances)
+
+
+@pytest.mark.parametrize("wanted", [0, 4, 24, 64])
+def test_other_widths_are_refused(shim, wanted):
+    held = stored(CASES["dense"].product, FLOAT16)
+    assert shim.value("fedsparse_block_start_size", ConvShape(*held.shape), False, FLOAT16, wanted) == 0
+    start = np.zeros(1, np.int32)
+    assert shim.value("fedsparse_block_start", ConvShape(*held.shape), False, FLOAT16, wanted, held.view, start) == 1
+
+
+def test_what_does_not_fit_is_refused(shim):
+    """One channel of a kernel of 60 by 60 and one of zeros need twice 63 x 63 lines."""
+    wide = ConvShape(1, 8, 64, 64, 8, 60, 60, 1, 1, 0, 0, 1, 1, 1)
+    assert shim.value("fedsparse_block_start_size", wide, False, FLOAT16, 8) == 0
+    assert shim.value("fedsparse_block_partial_size", wide, FLOAT16, 8, 5) == 0
+
+
+def test_strips_share_blocks_where_there_are_many(shim):
+    """Blocks of 512 threads take twice the strips; the batch makes enough of them here."""
+    case = block(16, (32, 16, 1, 1), (8, 16, 92, 92), Geometry(), density=2.0)
+    assert (-(-92 // 8)) ** 2 >= 132
+    shim.seed(1)
+    check(shim, case, BFLOAT16)
+    shim.seed(0)
