@@ -57,9 +57,10 @@ __device__ __forceinline__ void Sixteen<__half>::multiply_add(float (&d)[4], con
   ptx::mma_fp16(d, a.word, b.word);
 }
 
-// Operands of 11 bits. The tensor core cuts off the others; one multiplication before adds between 1/3 and 2/3 of the
-// last place that is kept, depending on the number, so that what is cut off has a mean of nothing. Numbers that fit stay
-// what they are, as do infinities and NaN, which an addition to the bits would have to spare with three instructions.
+// Operands of 11 bits. The tensor core cuts off the others, on average half a unit of the 11th. One multiplication before
+// adds as much to numbers of all magnitudes together, ln 2 / 2 of a unit at 1 and twice that below 2. Numbers that fit
+// stay what they are, as do infinities and NaN, which an addition to the bits would have to spare with three
+// instructions.
 struct Tf32 {
   using Number = float;
   using Left = Words<4>;
@@ -67,7 +68,7 @@ struct Tf32 {
   static constexpr bool kWide = true;
 
   static __device__ __forceinline__ unsigned rounded(unsigned word) {
-    return bits(from_bits(word) * (1.0f + 1.0f / 3072));  // 2/3 of half a unit in the 11th bit of 1
+    return bits(from_bits(word) * (1.0f + 0.34657359f / 1024));
   }
   static __device__ __forceinline__ Left left(const unsigned (&a)[4]) {
     return {{rounded(a[0]), rounded(a[1]), rounded(a[2]), rounded(a[3])}};

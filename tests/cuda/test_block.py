@@ -57,9 +57,9 @@ def _structured(kept, widths, shape, input, geometry, density, seed) -> Structur
 
 
 CASES = {
-    "blocks of 16, several tiles": block(16, (48, 32, 3, 3), (9, 32, 9, 10), SAME, density=0.3),
+    "blocks of 16, several tiles": block(16, (48, 32, 3, 3), (9, 32, 9, 2), SAME, density=0.2),
     "blocks of 32, several slabs": block(32, (32, 96, 3, 3), (3, 96, 5, 9), SAME, density=0.2),
-    "vectors of 32, several slabs": vector(32, (64, 40, 3, 3), (1, 40, 9, 9), SAME, density=0.15),
+    "vectors of 32, several slabs": vector(32, (64, 40, 3, 3), (1, 40, 5, 9), SAME, density=0.1),
     "vectors of 16": vector(16, (32, 19, 3, 2), (7, 19, 6, 5), Geometry(padding=(1, 0)), density=0.3),
     "vectors of 8": vector(8, (24, 9, 3, 3), (2, 9, 7, 6), SAME, backward=8),
     "strides": block(16, (16, 32, 3, 3), (3, 32, 11, 13), Geometry((2, 2), (1, 1)), density=0.5),
@@ -68,7 +68,7 @@ CASES = {
     "groups": block(16, (64, 16, 3, 3), (2, 32, 5, 6), Geometry((1, 2), (1, 1), groups=2), density=0.5),
     "channels that no strip divides": block(16, (40, 24, 1, 3), (4, 48, 3, 9), Geometry(groups=2), density=0.6),
     "one input": vector(32, (32, 1, 3, 3), (5, 1, 8, 3), SAME, density=0.5, backward=8),
-    "large kernel, two passes": vector(8, (8, 16, 9, 8), (1, 16, 9, 8), Geometry(), density=1.0),
+    "large kernel, two passes": vector(8, (8, 16, 9, 8), (1, 16, 9, 8), Geometry(), density=2.0),
     "dense": block(16, (32, 16, 2, 2), (2, 16, 5, 5), Geometry(), density=2.0),
     "empty": block(16, (32, 16, 3, 3), (2, 16, 4, 4), SAME, density=-1.0),
     "pointwise": block(32, (64, 64, 1, 1), (8, 64, 9, 8), Geometry(), density=0.5),
@@ -109,14 +109,14 @@ def test_float32_under_every_schedule(scheduled, tf32):
 
 
 def test_rounding_to_tf32_has_no_drift(shim):
-    """Cutting numbers off would make every sum of positive terms about 2^-10 too small."""
+    """Operands that are cut off make sums of positive terms about 7e-4 too small."""
     case = CASES["pointwise"]
     held = case.stored(FLOAT32, tf32=True)
     held = replace(held, x=abs(held.x), values=abs(held.values), bias=0 * held.bias, grad=abs(held.grad))
     y = held.run(shim).y.astype(np.float64)
     weight = case.product.pattern.scatter(torch.from_numpy(held.values)).double()[:, :, 0, 0]
     truth = torch.einsum("oi,bihw->bohw", weight, torch.from_numpy(held.x).double()).numpy()
-    assert abs(y.sum() / truth.sum() - 1) < 2.0**-14
+    assert abs(y.sum() / truth.sum() - 1) < 1e-4
 
 
 def test_the_schedule_changes_no_bit(shim):
