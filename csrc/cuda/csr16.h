@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "fedsparse/shapes.h"
@@ -72,7 +73,25 @@ struct Plan {
   }
 };
 
+// How large a slab may be. Its channels are a multiple of `multiple` where so many fit, for which tiles are made smaller
+// if need be; `spare` channels more have to fit beside them.
+struct SlabLimit {
+  std::int32_t bytes, channels, multiple, spare;
+};
+constexpr SlabLimit kSlab = {kSlabBytes, kSlabChannels, 1, 0};
+
 // False where not even one channel of a tile fits in shared memory, or the shape is none.
-bool make_plan(const ConvShape& shape, bool backward, int number_bytes, Plan& plan);
+bool make_plan(const ConvShape& shape, bool backward, int number_bytes, Plan& plan, const SlabLimit& limit = kSlab);
+
+// Where a kept weight goes: the row of the list, counted over grids and then target channels, and its distance
+// inside a slab.
+struct Kept {
+  std::int64_t value, row, slab;
+  std::uint16_t distance;
+};
+
+// Calls visit for every kept weight in the order of the values.
+void each_kept(const Plan& plan, bool backward, const ConvShape& shape, const PatternView& pattern,
+               const std::function<void(const Kept&)>& visit);
 
 }  // namespace fedsparse::csr16

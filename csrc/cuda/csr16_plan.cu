@@ -107,7 +107,7 @@ Grid make_grid(const Axis& y, const Axis& x, const Tile& tile) {
 }
 
 // Cuts the plan into tiles of this size; false where not one channel of a tile fits.
-bool cut(Plan& plan, const Tile& tile, int number_bytes) {
+bool cut(Plan& plan, const Tile& tile, int number_bytes, const SlabLimit& limit) {
   plan.tile = tile;
   plan.grids.clear();
   std::int32_t pitch = 1;
@@ -116,9 +116,10 @@ bool cut(Plan& plan, const Tile& tile, int number_bytes) {
       plan.grids.push_back(make_grid(y, x, tile));
       pitch = std::max(pitch, plan.grids.back().pitch);
     }
-  const std::int32_t fitting = std::min(kSlabBytes / (pitch * kBatch * number_bytes), kSlabLines / pitch);
-  plan.slab_channels = std::min({kSlabChannels, plan.group_sources(), fitting});
-  if (plan.slab_channels == 0) return false;
+  const std::int32_t fitting = std::min(limit.bytes / (pitch * kBatch * number_bytes), kSlabLines / pitch) - limit.spare;
+  plan.slab_channels = std::min({limit.channels, plan.group_sources(), fitting});
+  if (plan.slab_channels <= 0) return false;
+  if (plan.slab_channels > limit.multiple) plan.slab_channels -= plan.slab_channels % limit.multiple;
   plan.slabs = (plan.group_sources() + plan.slab_channels - 1) / plan.slab_channels;
   return true;
 }
@@ -139,7 +140,7 @@ bool Plan::met_by_taps(std::size_t grid) const {
   return met(vertical[grid / horizontal.size()]) && met(horizontal[grid % horizontal.size()]);
 }
 
-bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan) {
+bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan, const SlabLimit& limit) {
   if (!valid(s)) return false;
   const bool linear = one_pixel(s);
   const std::int64_t columns = (s.batch + kBatch - 1) / kBatch;  // of a linear layer
@@ -153,9 +154,11 @@ bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan) 
                        : pictures(s.batch, s.out_channels, s.out_height(), s.out_width());
   if (backward) std::swap(plan.source, plan.target);
   plan.groups = static_cast<std::int32_t>(s.groups);
-  if (linear) return cut(plan, kRow, number_bytes);
+  if (linear) return cut(plan, kRow, number_bytes, limit);
   const bool narrow = longest(plan.vertical) <= kNarrow.rows && longest(plan.horizontal) <= kNarrow.columns;
-  return (!narrow && cut(plan, kWide, number_bytes)) || cut(plan, kNarrow, number_bytes);
+  const bool wide = !narrow && cut(plan, kWide, number_bytes, limit) &&
+                    plan.slab_channels >= std::min(limit.multiple, plan.group_sources());
+  return wide || cut(plan, kNarrow, number_bytes, limit);
 }
 
 namespace {
@@ -169,10 +172,10 @@ std::vector<std::size_t> axis_of_taps(const std::vector<Axis>& list) {
   return owner;
 }
 
-// Calls visit(value, list entry, distance) for every kept weight in the order of the values. List entries count grids,
-// then rows, then slabs.
-template <typename F>
-void each_tap(const Plan& plan, bool backward, const ConvShape& s, const PatternView& pattern, F&& visit) {
+}  // namespace
+
+void each_kept(const Plan& plan, bool backward, const ConvShape& s, const PatternView& pattern,
+               const std::function<void(const Kept&)>& visit) {
   const auto owner_y = axis_of_taps(plan.vertical), owner_x = axis_of_taps(plan.horizontal);
   const std::int64_t outputs = s.out_channels / s.groups, inputs = s.in_channels / s.groups;
   for (std::int64_t row = 0; row < pattern.rows; ++row)
@@ -183,13 +186,19 @@ void each_tap(const Plan& plan, bool backward, const ConvShape& s, const Pattern
       const Grid& grid = plan.grids[number];
       const std::int64_t source = backward ? row % outputs : input;
       const std::int64_t target = backward ? row / outputs * inputs + input : row;
-      const std::int64_t list_row = static_cast<std::int64_t>(number) * plan.target.channels + target;
-      const std::int64_t entry = list_row * plan.slabs + source / plan.slab_channels;
       const std::int64_t distance = source % plan.slab_channels * grid.pitch +
                                     plan.vertical[owner_y[ky]].shift[ky] * grid.halo_columns +
                                     plan.horizontal[owner_x[kx]].shift[kx];
-      visit(i, static_cast<std::size_t>(entry), static_cast<std::uint16_t>(distance));
+      visit({i, static_cast<std::int64_t>(number) * plan.target.channels + target, source / plan.slab_channels,
+             static_cast<std::uint16_t>(distance)});
     }
+}
+
+namespace {
+
+// The entry of `start` for a kept weight: list rows in turn, cut where slabs end.
+std::size_t entry(const Plan& plan, const Kept& kept) {
+  return static_cast<std::size_t>(kept.row * plan.slabs + kept.slab);
 }
 
 int number_bytes(std::int64_t dtype) { return dtype == FEDSPARSE_FLOAT32 ? 4 : 2; }
@@ -212,14 +221,13 @@ int fedsparse_csr16_list(const ConvShape* shape, bool backward, std::int64_t dty
   if (!make_plan(*shape, backward, number_bytes(dtype), plan)) return cudaErrorInvalidValue;
   const auto entries = static_cast<std::size_t>(fedsparse_csr16_start_size(shape, backward, dtype) - 1);
   std::fill(start, start + entries + 1, 0);
-  each_tap(plan, backward, *shape, *pattern,
-           [&](std::int64_t, std::size_t entry, std::uint16_t) { ++start[entry + 1]; });
+  each_kept(plan, backward, *shape, *pattern, [&](const Kept& kept) { ++start[entry(plan, kept) + 1]; });
   std::partial_sum(start, start + entries + 1, start);
   std::vector<std::int32_t> next(start, start + entries);
-  each_tap(plan, backward, *shape, *pattern, [&](std::int64_t i, std::size_t entry, std::uint16_t distance) {
-    const std::int32_t at = next[entry]++;
-    offset[at] = distance;
-    if (value) value[at] = static_cast<std::int32_t>(i);
+  each_kept(plan, backward, *shape, *pattern, [&](const Kept& kept) {
+    const std::int32_t at = next[entry(plan, kept)]++;
+    offset[at] = kept.distance;
+    if (value) value[at] = static_cast<std::int32_t>(kept.value);
   });
   return cudaSuccess;
 }

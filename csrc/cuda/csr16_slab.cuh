@@ -65,11 +65,11 @@ __device__ __forceinline__ std::int64_t target_pixel(const Problem& p, const Pla
   return (place.image * p.target.image + y * p.target.row + x * p.target.column) * kBatch + share.half;
 }
 
-// Copies a slab: `channels` channels of the source from `first` on, all that taps of this tile can reach, zeros where
-// there is no picture. Where lines lie is worked out once for all channels. Ends with a barrier.
+// Starts copying a slab with all `warps` of the block: `channels` channels of the source from `first` on, all that taps
+// of this tile can reach, zeros where there is no picture. Where lines lie is worked out once for all channels.
 template <typename T>
-__device__ __forceinline__ void load_slab(T* slab, const T* input, const Problem& p, const Place& place,
-                                          std::int32_t first, std::int32_t channels) {
+__device__ __forceinline__ void copy_slab(T* slab, const T* input, const Problem& p, const Place& place,
+                                          std::int32_t first, std::int32_t channels, std::int32_t warps) {
   constexpr int kPiece = 16 / sizeof(T), kPieces = kBatch / kPiece;
   const Grid& g = p.grid;
   const std::int32_t warp = threadIdx.x / 32, pieces = g.halo_rows * g.halo_columns * kPieces;
@@ -82,10 +82,17 @@ __device__ __forceinline__ void load_slab(T* slab, const T* input, const Problem
     const bool live = y >= 0 && y < p.source.height && x >= 0 && x < p.source.width;
     const T* from = input + (live ? (y * p.source.row + x * p.source.column) * kBatch + part : 0);
     T* to = slab + line * kBatch + part;
-    for (std::int32_t c = warp; c < channels; c += kWarps)
+    for (std::int32_t c = warp; c < channels; c += warps)
       ptx::copy_async16(to + c * g.pitch * kBatch, from + c * channel_step, live);
   }
   ptx::commit_copies();
+}
+
+// Copies a slab and ends with a barrier.
+template <typename T>
+__device__ __forceinline__ void load_slab(T* slab, const T* input, const Problem& p, const Place& place,
+                                          std::int32_t first, std::int32_t channels) {
+  copy_slab(slab, input, p, place, first, channels, kWarps);
   ptx::wait_copies<0>();
   __syncthreads();
 }

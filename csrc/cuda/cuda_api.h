@@ -144,4 +144,53 @@ std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz);
 int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
                               const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
                               std::uint16_t* offset, std::int32_t* value, void* workspace, void* stream);
+
+// ---- products with structured weights on tensor cores (block.h)
+// Operands and determinism as above. float32 operands are multiplied in three TF32 products each, which keeps float32's
+// accuracy, or with `tf32` in one, which rounds them to 11 bits; `tf32` changes nothing for other dtypes. Devices must
+// offer 122 KiB of shared memory to a block.
+
+// The widest strip (32, 16 or 8) of the pattern's structure: forward, the output channels that keep the same columns;
+// backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot
+// compute the product.
+std::int64_t fedsparse_block_width(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
+                                   const fedsparse::PatternView* pattern);
+
+// Entries of `start` for strips of `width`; 0 where there is no list.
+std::int64_t fedsparse_block_start_size(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
+                                        std::int64_t width);
+
+// Fills `start` on the host; its last entry is the number of chunks of 16 lines. Fails in the forward direction where
+// rows of a strip keep different columns. As with csr16, the batch of `shape` does not matter.
+int fedsparse_block_start(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
+                          const fedsparse::PatternView* pattern, std::int32_t* start);
+
+// Fills the list on the host: offset (chunks * 16) and value (chunks * 16 * width).
+int fedsparse_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
+                         const fedsparse::PatternView* pattern, const std::int32_t* start, std::uint16_t* offset,
+                         std::int32_t* value);
+
+// The values in the order of a list, (count) like its `value`, zeros where that is -1.
+int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,
+                              void* packed, void* stream);
+
+// y of x with the forward list; bias (out_channels) may be null.
+int fedsparse_cuda_block_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
+                                 const std::int32_t* start, const std::uint16_t* offset, const void* packed,
+                                 const void* x, const void* bias, void* y, void* stream);
+
+// The gradient of x with the backward list.
+int fedsparse_cuda_block_grad_x(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
+                                const std::int32_t* start, const std::uint16_t* offset, const void* packed,
+                                const void* grad_y, void* grad_x, void* stream);
+
+// Floats of scratch that the next function wants.
+std::int64_t fedsparse_block_partial_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
+                                          std::int64_t chunks);
+
+// The gradient of the kept values, (nnz), with the forward list.
+int fedsparse_cuda_block_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
+                                     bool tf32, std::int64_t chunks, const std::int32_t* start,
+                                     const std::uint16_t* offset, const std::int32_t* value, const void* grad_y,
+                                     const void* x, float* partial, void* grad_values, void* stream);
 }

@@ -121,6 +121,7 @@ void bind_cuda(py::module_& m) {
   bind_csr16_lists(m);
   bind_csr16_products(m);
   bind_cuda_selection(m);
+  bind_cuda_block(m);
 }
 
 #else

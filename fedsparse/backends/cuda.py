@@ -1,4 +1,8 @@
-"""The CUDA kernels for unstructured weights: stored in 32 or 16 bits, summed in float32 (csrc/cuda/csr16.h)."""
+"""The CUDA kernels, for numbers stored in 32 or 16 bits and summed in float32.
+
+Weights in which 8, 16 or 32 neighbouring output channels keep the same columns, as in `vector:G` and `block:B`, are
+multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h).
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -15,10 +19,11 @@ from fedsparse.backends.masked import MaskedBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["CudaBackend", "Taps"]
+__all__ = ["CudaBackend", "Strips", "Taps"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/cuda/cuda_api.h
 _BATCH = 8  # samples of a line
+_CHUNK = 16  # lines
 _LIMIT = 1 << 27
 
 Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
@@ -38,11 +43,32 @@ class Taps(NamedTuple):
     value: Tensor
 
 
+class Strips(NamedTuple):
+    """A list of lines that strips of channels keep, on the device.
+
+    Attributes:
+        width: channels of a strip, 8, 16 or 32.
+        chunks: of 16 lines.
+        start: int32, first chunk of each strip and slab.
+        offset: `(chunks * 16,)` uint16, distance of each line inside its slab.
+        value: `(chunks * 16 * width,)` int32, which value each packed number has, or -1.
+    """
+
+    width: int
+    chunks: int
+    start: Tensor
+    offset: Tensor
+    value: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class CudaBackend:
     """Gathers of batch-innermost lines from shared memory, on the caller's stream.
 
-    Lists of taps are built on the host when a pattern is first met and live as long as its index tensors.
+    Lists are built on the host when a pattern is first met and live as long as its index tensors.
+
+    On tensor cores float32 operands keep their accuracy, in three TF32 products each, unless
+    `torch.set_float32_matmul_precision` allows less than `"highest"`: then one product rounds them to 11 bits.
     """
 
     name = "cuda"
@@ -63,12 +89,14 @@ class CudaBackend:
         return None
 
     def forward(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
-        taps = self._taps(pattern, case, backward=False)
+        kept, sizes, dtype = self._list(pattern, case, backward=False), _sizes(case), _DTYPES[case.dtype]
         lines, y = _to_lines(x), _empty_lines(x, case.output)
-        _call(
-            "cuda_csr16_forward", x, _sizes(case), _DTYPES[case.dtype], address(taps.start), address(taps.offset),
-            address(values), address(lines), address(bias), address(y),
-        )  # fmt: skip
+        index, numbers = (address(kept.start), address(kept.offset)), (address(lines), address(bias), address(y))
+        if isinstance(kept, Strips):
+            packed = _packed(kept, values)
+            _call("cuda_block_forward", x, sizes, dtype, kept.width, _tf32(), *index, address(packed), *numbers)
+        else:
+            _call("cuda_csr16_forward", x, sizes, dtype, *index, address(values), *numbers)
         return _from_lines(y, case.output)
 
     def backward(
@@ -93,40 +121,83 @@ class CudaBackend:
         return positions, gradients.to(grad.dtype)
 
     def _grad_x(self, slope: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
-        taps, grad_x = self._taps(pattern, case, backward=True), _empty_lines(slope, case.input)
-        _call(
-            "cuda_csr16_grad_x", slope, _sizes(case), _DTYPES[case.dtype], address(taps.start), address(taps.offset),
-            address(taps.value), address(values), address(slope), address(grad_x),
-        )  # fmt: skip
+        kept, sizes, dtype = self._list(pattern, case, backward=True), _sizes(case), _DTYPES[case.dtype]
+        grad_x = _empty_lines(slope, case.input)
+        index, numbers = (address(kept.start), address(kept.offset)), (address(slope), address(grad_x))
+        if isinstance(kept, Strips):
+            packed = _packed(kept, values)
+            _call("cuda_block_grad_x", slope, sizes, dtype, kept.width, _tf32(), *index, address(packed), *numbers)
+        else:
+            _call("cuda_csr16_grad_x", slope, sizes, dtype, *index, address(kept.value), address(values), *numbers)
         return _from_lines(grad_x, case.input)
 
     def _grad_values(self, slope: Tensor, x: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
-        taps, lines, grad_values = self._taps(pattern, case, backward=False), _to_lines(x), torch.empty_like(values)
-        sizes, dtype = _sizes(case), _DTYPES[case.dtype]
-        partial = slope.new_empty(_native.extension().csr16_partial_size(sizes, dtype, case.nnz), dtype=torch.float32)
-        _call(
-            "cuda_csr16_grad_values", slope, sizes, dtype, case.nnz, address(taps.start), address(taps.offset),
-            address(slope), address(lines), address(partial), address(grad_values),
-        )  # fmt: skip
+        kept, lines, grad_values = self._list(pattern, case, backward=False), _to_lines(x), torch.empty_like(values)
+        native, sizes, dtype = _native.extension(), _sizes(case), _DTYPES[case.dtype]
+        index, operands = (address(kept.start), address(kept.offset)), (address(slope), address(lines))
+        if isinstance(kept, Strips):
+            size = native.block_partial_size(sizes, dtype, kept.width, kept.chunks)
+            partial = slope.new_empty(size, dtype=torch.float32)
+            _call(
+                "cuda_block_grad_values", slope, sizes, dtype, kept.width, _tf32(), kept.chunks, *index,
+                address(kept.value), *operands, address(partial), address(grad_values),
+            )  # fmt: skip
+        else:
+            partial = slope.new_empty(native.csr16_partial_size(sizes, dtype, case.nnz), dtype=torch.float32)
+            _call(
+                "cuda_csr16_grad_values", slope, sizes, dtype, case.nnz, *index, *operands, address(partial),
+                address(grad_values),
+            )  # fmt: skip
         return grad_values
 
-    def _taps(self, pattern: Pattern, case: Case, *, backward: bool) -> Taps:
+    def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> "Taps | Strips":
         """The list of a pattern, built at the first call; batches of every size share it."""
-        lists: dict[tuple[object, ...], Taps] = self._lists.setdefault(pattern.column, {})
+        lists: dict[tuple[object, ...], Taps | Strips] = self._lists.setdefault(pattern.column, {})
         key = (pattern.shape, case.input[2:], case.geometry, case.dtype, backward)
         if key not in lists:
             lists[key] = _build(pattern, case, backward)
         return lists[key]
 
 
-def _build(pattern: Pattern, case: Case, backward: bool) -> Taps:
+def _build(pattern: Pattern, case: Case, backward: bool) -> Taps | Strips:
+    """Strips where the kept positions have a structure, whatever the pattern's granularity is called; else taps."""
+    host = pattern.to("cpu")
+    width = _native.extension().block_width(_sizes(case), backward, _DTYPES[case.dtype], host.view)
+    device = pattern.column.device
+    return _strips(host, case, backward, width, device) if width else _taps(host, case, backward, device)
+
+
+def _taps(host: Pattern, case: Case, backward: bool, device: torch.device) -> Taps:
     native, sizes, dtype = _native.extension(), _sizes(case), _DTYPES[case.dtype]
     start = torch.empty(native.csr16_start_size(sizes, backward, dtype), dtype=torch.int32)
-    offset, value = torch.empty(pattern.nnz, dtype=torch.uint16), torch.empty(pattern.nnz, dtype=torch.int32)
-    host = pattern.to("cpu")
+    offset, value = torch.empty(host.nnz, dtype=torch.uint16), torch.empty(host.nnz, dtype=torch.int32)
     status = native.csr16_list(sizes, backward, dtype, host.view, address(start), address(offset), address(value))
     _check("csr16_list", status)
-    return Taps(*(index.to(pattern.column.device) for index in (start, offset, value)))
+    return Taps(*(index.to(device) for index in (start, offset, value)))
+
+
+def _strips(host: Pattern, case: Case, backward: bool, width: int, device: torch.device) -> Strips:
+    native, problem = _native.extension(), (_sizes(case), backward, _DTYPES[case.dtype], width)
+    start = torch.empty(native.block_start_size(*problem), dtype=torch.int32)
+    _check("block_start", native.block_start(*problem, host.view, address(start)))
+    chunks = int(start[-1])
+    offset = torch.empty(chunks * _CHUNK, dtype=torch.uint16)
+    value = torch.empty(chunks * _CHUNK * width, dtype=torch.int32)
+    status = native.block_list(*problem, host.view, address(start), address(offset), address(value))
+    _check("block_list", status)
+    return Strips(width, chunks, *(index.to(device) for index in (start, offset, value)))
+
+
+def _packed(strips: Strips, values: Tensor) -> Tensor:
+    """The values in the order in which tensor cores take them."""
+    packed = values.new_empty(len(strips.value))
+    dtype = _DTYPES[values.dtype]
+    _call("cuda_block_pack", values, dtype, len(packed), address(strips.value), address(values), address(packed))
+    return packed
+
+
+def _tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _rows(pattern: Pattern) -> tuple[int, int, bool]:

@@ -13,11 +13,12 @@ import torch
 from fedsparse import _native
 from fedsparse.backends import Case, Geometry
 from fedsparse.backends import cuda as cuda_module
-from fedsparse.backends.cuda import CudaBackend
+from fedsparse.backends.cuda import CudaBackend, Strips
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, product_cases
 from tests.cuda import shim
+from tests.cuda.test_block import block, vector
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
@@ -56,6 +57,33 @@ def backend(binding, monkeypatch):
 def test_agrees_with_float64(backend, rng):
     for product in product_cases(rng, 30):
         check_backend(backend, product)
+
+
+STRUCTURED = {
+    "blocks": block(16, (32, 16, 3, 3), (3, 16, 5, 6), Geometry(padding=(1, 1))),
+    "vectors": vector(8, (24, 11), (9, 11)),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_weights_take_tensor_cores(backend, name):
+    product, widths = STRUCTURED[name].product, STRUCTURED[name].widths
+    check_backend(backend, product)
+    for backward in (False, True):
+        kept = backend._list(product.pattern, product.case, backward=backward)
+        assert isinstance(kept, Strips)
+        assert kept.width == widths[backward]
+
+
+def test_float32_products_round_to_tf32_where_torch_may(backend):
+    product = STRUCTURED["blocks"].product
+    torch.set_float32_matmul_precision("high")
+    try:
+        check_backend(backend, product, tolerance=1e-3)
+        with pytest.raises(AssertionError, match="output is off by"):
+            check_backend(backend, product)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_same_bits_whatever_the_order_of_threads(backend, binding, rng):

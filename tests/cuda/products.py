@@ -113,16 +113,20 @@ class Product:
         shape, nnz = ConvShape(*self.shape), len(self.values)
         size = shim.value("fedsparse_csr16_start_size", shape, backward, self.dtype)
         start, offset, value = poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(nnz, np.int32)
-        view = PatternView(
+        shim("fedsparse_csr16_list", shape, backward, self.dtype, self.view, start, offset, value)
+        return start, offset, value
+
+    @property
+    def view(self) -> PatternView:
+        """The pattern as the lists are built from it."""
+        return PatternView(
             self.shape[4],
             self.shape[1] // self.shape[13],
             self.shape[5] * self.shape[6],
-            nnz,
+            len(self.values),
             self.row_start.ctypes.data,
             _Index(self.column.ctypes.data, self.column.dtype == np.int32),
         )
-        shim("fedsparse_csr16_list", shape, backward, self.dtype, view, start, offset, value)
-        return start, offset, value
 
     def _lines(self, shim: Shim, rows: NDArray) -> NDArray:
         batch, size = rows.shape[0], rows[0].size

@@ -1,5 +1,7 @@
 """What nvcc makes of the kernels: no spills, no stack, and registers that leave room for a second block."""
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -10,11 +12,17 @@ import pytest
 
 from tests.cuda import shim
 
-# The most a thread may have: 65,536 registers hold two blocks of 256 threads with 128 each, eight with 32.
+# The most a thread may have: 65,536 registers hold two blocks of 256 threads with 128 each, eight with 32. Of weight
+# gradients in float32 shared memory holds one block only.
 REGISTERS = {
     "gather_kernel": 128,
     "correlation_kernel": 128,
     "add_chunks_kernel": 32,
+    "block_gather_kernel": 128,
+    "block_correlation_kernel": 128,
+    "block_correlation_kernel of float32": 192,
+    "block_pack_kernel": 32,
+    "block_add_kernel": 32,
     "lines_kernel": 32,
     "sgd_kernel": 32,
     "adamw_kernel": 48,
@@ -61,6 +69,11 @@ class Entry(NamedTuple):
     registers: int
 
 
+def name(entry: str) -> str:
+    kernel = re.search(r"[a-z]+(?:_tf32|_[a-z]+)*_kernel", entry)[0]
+    return f"{kernel} of float32" if kernel == "block_correlation_kernel" and "Tf32" in entry else kernel
+
+
 def entries(source: Path, folder: Path) -> list[Entry]:
     done = subprocess.run(
         ["nvcc", *COMMAND, str(source), "-o", str(folder / "out.cubin")],
@@ -69,7 +82,7 @@ def entries(source: Path, folder: Path) -> list[Entry]:
     assert done.returncode == 0, done.stderr
     return [
         Entry(
-            re.search(r"[a-z]+(?:_tf32|_[a-z]+)*_kernel", found["entry"])[0],
+            name(found["entry"]),
             int(found["stack"]),
             int(found["stores"]) + int(found["loads"]),
             int(found["registers"]),
@@ -93,3 +106,39 @@ def test_kernels_stay_in_registers(tmp_path):
 def test_instructions_assemble(tmp_path):
     """The kernels of the shim's own tests use every wrapper of ptx.cuh."""
     assert len(entries(shim.ROOT / "tests" / "cuda" / "planted.cu", tmp_path)) > 15
+
+
+def cuobjdump() -> str | None:
+    """CUDA's disassembler, or the one that Triton's wheel brings."""
+    triton = importlib.util.find_spec("triton")
+    homes = (triton and triton.submodule_search_locations) or []
+    inside = os.pathsep.join(str(Path(home) / "backends" / "nvidia" / "bin") for home in homes)
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=inside)
+
+
+# What tensor cores execute in each arithmetic.
+TENSOR = {
+    "nv_bfloat16": "HMMA.16816.F32.BF16",
+    "half": "HMMA.16816.F32 ",
+    "4Tf32": "HMMA.1688.F32.TF32",
+    "9ThreeTf32": "HMMA.1688.F32.TF32",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+@pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump on PATH or in Triton")
+@pytest.mark.parametrize("source", ["block_gather", "block_weight_gradient"])
+def test_structured_products_run_on_tensor_cores(source, tmp_path):
+    entries(shim.ROOT / f"csrc/cuda/{source}.cu", tmp_path)
+    text = subprocess.run(
+        [str(cuobjdump()), "-sass", str(tmp_path / "out.cubin")], capture_output=True, text=True, check=True
+    ).stdout
+    kernels = re.findall(r"Function : (\w+)\n(.*?)(?=Function :|$)", text, re.DOTALL)
+    products = [(entry, code) for entry, code in kernels if "gather_kernel" in entry or "correlation_kernel" in entry]
+    assert len(products) == 12  # four arithmetics, three widths
+    for entry, code in products:
+        (instruction,) = (sass for kind, sass in TENSOR.items() if f"{kind}E" in entry)
+        tiles = int(re.search(r"Li(\d)EE", entry)[1])
+        assert code.count(instruction) >= 4 * tiles, entry
+        assert ("LDSM" in code) == ("Tf32" not in entry), entry

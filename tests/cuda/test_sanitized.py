@@ -13,6 +13,7 @@ from fedsparse.testing import product_cases
 from tests.cuda import selection
 from tests.cuda import shim as shim_build
 from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, as_stored
+from tests.cuda.test_block import CASES
 from tests.cuda.test_csr16 import LARGE, SPECIAL, stored
 from tests.cuda.test_rebuild import changes
 from tests.cuda.test_topk import planted, pruned_positions
@@ -70,6 +71,7 @@ def test_kernels_are_clean(sanitized, shim, tmp_path):
     kinds = (FLOAT32, BFLOAT16, FLOAT32, FLOAT16)
     cases = [*LARGE.values(), *SPECIAL.values(), *product_cases(np.random.default_rng(5), 30)]
     products = [stored(case, kinds[number % 4]) for number, case in enumerate(cases)]
+    products += [case.stored(kinds[n % 4], tf32=n % 4 == 2) for n, case in enumerate(CASES.values())]
     (tmp_path / "in").write_bytes(pickle.dumps(products))
     done = sanitized("products", tmp_path / "in", tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,312 @@
+// Forward and gradient of x of a structured product: gathered lines times packed weights.
+//
+// A warp computes one strip for 8 pixels of 8 samples. Slabs pass through two stages of shared memory: while one is
+// multiplied the next is on its way. A step of mma takes, for each lane, its lines' distances, its share of the packed
+// weights, and then four (16 bits; 32 bits: two times two) loads from shared memory for 4 * width / 8 products.
+#include "block_math.cuh"
+#include "cuda_api.h"
+
+namespace fedsparse::block {
+namespace {
+
+constexpr int kMostThreads = 512;
+constexpr int kPixels = 8;                // of a warp
+constexpr int kSums = 4;                  // fragments of 16 rows for them
+constexpr std::int64_t kFullDevice = 132;  // SMs that a block of 512 threads each keeps busy
+
+template <typename T>
+struct Gather {
+  csr16::Problem problem;
+  std::int32_t strips, strip_blocks;  // of a group, and the blocks for them
+  const std::int32_t* start;          // of this grid
+  const std::uint16_t* offset;
+  const T* packed;
+  const T* input;
+  const T* bias;  // null: none
+  T* output;
+};
+
+// What a lane needs of one step, on its way from global memory while the step before is computed.
+template <int kTiles, bool kWide>
+struct Step {
+  static constexpr int kLines = step_lines(kWide), kFragments = kTiles > 1 ? 2 : 1;
+  static constexpr int kNumbers = kFragments * (kWide ? 2 : 4);  // of an access
+
+  std::int32_t distance[kWide ? 2 : 1];
+  Words<2 * kFragments> weights[kTiles / kFragments];
+
+  // Of a lane inside the arrays of a step. 16 bits: lanes 8 m to 8 m + 7 name the rows of matrix m.
+  static __device__ __forceinline__ std::int32_t first_offset() {
+    const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+    return kWide ? lane % 4 * 2 : lane / 16 * 8 + lane % 8;
+  }
+  static __device__ __forceinline__ std::int32_t first_number() {
+    return static_cast<std::int32_t>(threadIdx.x % 32) * kNumbers;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void load(const std::uint16_t* offset, const T* packed) {
+    if constexpr (kWide) {
+      const unsigned both = load_words<1>(offset).word[0];
+      distance[0] = static_cast<std::int32_t>(both & 0xffff);
+      distance[1] = static_cast<std::int32_t>(both >> 16);
+    } else {
+      distance[0] = *offset;
+    }
+#pragma unroll
+    for (int i = 0; i < kTiles / kFragments; ++i)
+      weights[i] = load_words<2 * kFragments>(packed + i * 32 * kNumbers);
+  }
+
+  template <typename A>
+  __device__ __forceinline__ typename A::Right right(int tile) const {
+    const auto& w = weights[tile / kFragments].word;
+    return A::right(w[tile % kFragments * 2], w[tile % kFragments * 2 + 1]);
+  }
+};
+
+// The loads of a lane and their place in the tile.
+//   16 bits: load i names a line of pixel 2 i or 2 i + 1; rows of a fragment are those pixels' samples.
+//   32 bits: load i is half a line of pixel 4 i + group / 2; of two fragments, row `group` and row `group` + 8 are
+//            samples 0 and 1, then 2 and 3, of that half.
+template <bool kWide>
+struct Views {
+  static constexpr int kCount = kWide ? 2 : 4;
+  std::int32_t number[kCount];  // distance in numbers
+
+  __device__ __forceinline__ Views(const Pixels& pixels, std::int32_t first) {
+    const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      number[i] = pixels.distance(first + (kWide ? 4 * i + lane / 8 : 2 * i + lane / 8 % 2)) * kBatch +
+                  (kWide ? lane / 4 % 2 * 4 : 0);
+  }
+};
+
+template <typename A, int kTiles>
+__device__ __forceinline__ void multiply(float (&sum)[kSums][kTiles][4], const Step<kTiles, A::kWide>& step,
+                                         const typename A::Number* stage, const Views<A::kWide>& views) {
+  typename A::Right b[kTiles];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) b[t] = step.template right<A>(t);
+#pragma unroll
+  for (int i = 0; i < Views<A::kWide>::kCount; ++i) {
+    if constexpr (A::kWide) {
+      const auto x = load_words<4>(stage + step.distance[0] * kBatch + views.number[i]);
+      const auto y = load_words<4>(stage + step.distance[1] * kBatch + views.number[i]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const auto a = A::left({x.word[2 * j], x.word[2 * j + 1], y.word[2 * j], y.word[2 * j + 1]});
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[2 * i + j][t], a, b[t]);
+      }
+    } else {
+      unsigned a[4];
+      ptx::load_matrices_transposed(a, stage + step.distance[0] * kBatch + views.number[i]);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[i][t], A::left(a), b[t]);
+    }
+  }
+}
+
+// Adds the chunks [first, last). A step is fetched while the one before is computed where 128 registers allow that; the
+// widest strips of 32-bit numbers have so much to compute in a step that other warps fill the wait.
+template <typename A, int kTiles>
+__device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const Gather<typename A::Number>& g,
+                                           std::int32_t first, std::int32_t last, const typename A::Number* stage,
+                                           const Views<A::kWide>& views) {
+  using Taken = Step<kTiles, A::kWide>;
+  const std::uint16_t* offset = g.offset + std::int64_t{first} * kChunk + Taken::first_offset();
+  const typename A::Number* packed = g.packed + std::int64_t{first} * kChunk * kTiles * 8 + Taken::first_number();
+  constexpr bool kAhead = !A::kWide || kTiles < 4;
+  Taken next;
+  if (kAhead && first < last) next.load(offset, packed);
+  for (std::int32_t left = (last - first) * (kChunk / Taken::kLines); left > 0; --left) {
+    if (!kAhead) next.load(offset, packed);
+    const Taken step = next;
+    offset += Taken::kLines;
+    packed += Taken::kLines * kTiles * 8;
+    if (kAhead && left > 1) next.load(offset, packed);
+    multiply<A>(sum, step, stage, views);
+  }
+}
+
+// Sums to numbers: columns of a fragment are channels, and a lane holds neighbouring samples of one, or in 16 bits has
+// them after an exchange with the lane of the next or previous sample.
+template <typename A, int kTiles>
+__device__ __forceinline__ void store(const float (&sum)[kSums][kTiles][4], const Gather<typename A::Number>& g,
+                                      const csr16::Place& place, const Pixels& pixels, std::int32_t first_pixel,
+                                      std::int32_t first_channel, std::int32_t rows) {
+  using T = typename A::Number;
+  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
+  const auto put = [&](std::int32_t pixel, std::int32_t row, std::int32_t sample, auto numbers) {
+    if (row >= rows || !pixels.live(g.problem, place, pixel)) return;
+    const std::int64_t channel = first_channel + row;
+    const float bias = g.bias ? widen(g.bias[channel]) : 0.0f;
+    constexpr int kCount = sizeof(numbers) / sizeof(float);
+    struct alignas(kCount * sizeof(T)) Stored {
+      T number[kCount];
+    } stored;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) stored.number[i] = narrow<T>(numbers.number[i] + bias);
+    const std::int64_t line = channel * g.problem.target.channel + pixels.target(g.problem, place, pixel);
+    *reinterpret_cast<Stored*>(g.output + line * kBatch + sample) = stored;
+  };
+  struct Pair {
+    float number[2];
+  };
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    if constexpr (A::kWide) {
+#pragma unroll
+      for (int i = 0; i < kSums / 2; ++i)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          const float(&low)[4] = sum[2 * i][t], (&high)[4] = sum[2 * i + 1][t];
+          put(first_pixel + 4 * i + group / 2, 8 * t + 2 * member + odd, group % 2 * 4,
+              Quad{{low[odd], low[2 + odd], high[odd], high[2 + odd]}});
+        }
+    } else {
+      const bool odd = group % 2;
+#pragma unroll
+      for (int i = 0; i < kSums; ++i)
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const float even_sum = sum[i][t][2 * p], odd_sum = sum[i][t][2 * p + 1];
+          const float kept = odd ? odd_sum : even_sum, got = __shfl_xor_sync(0xffffffffu, odd ? even_sum : odd_sum, 4);
+          put(first_pixel + 2 * i + p, 8 * t + 2 * member + odd, group - odd,
+              odd ? Pair{{got, kept}} : Pair{{kept, got}});
+        }
+    }
+  }
+}
+
+template <typename A, int kTiles>
+__global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gather<typename A::Number> g) {
+  using T = typename A::Number;
+  FEDSPARSE_DYNAMIC_SHARED(T, stages);
+  const csr16::Problem& problem = g.problem;
+  const std::int32_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const std::int32_t pixel_groups = problem.tile.rows * problem.tile.columns / kPixels;
+  const std::int32_t all_blocks = problem.groups * g.strip_blocks, group = blockIdx.x % all_blocks / g.strip_blocks;
+  const std::int32_t strip = blockIdx.x % g.strip_blocks * (warps / pixel_groups) + warp / pixel_groups;
+  const std::int32_t first_pixel = warp % pixel_groups * kPixels;
+  const csr16::Place place(problem, blockIdx.x / all_blocks);
+  const Pixels pixels(problem);
+  const Views<A::kWide> views(pixels, first_pixel);
+  const bool busy = strip < g.strips && pixels.live(problem, place, first_pixel);
+  const std::int32_t* start = g.start + (std::int64_t{group} * g.strips + strip) * problem.slabs;
+  const auto stage = [&](std::int32_t slab) { return stages + slab % 2 * stage_numbers(problem); };
+  const auto copy = [&](std::int32_t slab) {
+    csr16::copy_slab(stage(slab), g.input, problem, place,
+                     group * problem.group_sources() + slab * problem.slab_channels,
+                     csr16::channels_of(problem, slab), warps);
+  };
+
+  float sum[kSums][kTiles][4] = {};
+  clear_zeros(stage(0), problem);
+  if (problem.slabs > 1) clear_zeros(stage(1), problem);
+  if (problem.slabs > 0) copy(0);
+  for (std::int32_t s = 0; s < problem.slabs; ++s) {
+    ptx::wait_copies<0>();
+    __syncthreads();  // this slab has arrived, the one before has been read
+    if (s + 1 < problem.slabs) copy(s + 1);
+    if (busy) accumulate<A>(sum, g, start[s], start[s + 1], stage(s), views);
+  }
+  if (busy)
+    store<A>(sum, g, place, pixels, first_pixel, group * problem.group_targets() + strip * kTiles * 8,
+             min(kTiles * 8, problem.group_targets() - strip * kTiles * 8));
+}
+
+// Strips of a block: as many as make 256 threads, or 512 where that leaves no SM without a block.
+std::int32_t block_strips(const csr16::Problem& problem, std::int32_t strips) {
+  const std::int32_t pixel_groups = problem.tile.rows * problem.tile.columns / kPixels, most = 16 / pixel_groups;
+  const std::int64_t blocks = problem.tiles() * problem.groups * ((strips + most - 1) / most);
+  return strips >= most && blocks >= kFullDevice ? most : most / 2;
+}
+
+template <typename A, int kTiles>
+int launch_grid(Gather<typename A::Number> g, void* stream) {
+  using T = typename A::Number;
+  const csr16::Problem& problem = g.problem;
+  const std::int32_t count = block_strips(problem, g.strips);
+  const std::int32_t warps = problem.tile.rows * problem.tile.columns / kPixels * count;
+  g.strip_blocks = (g.strips + count - 1) / count;
+  const std::int64_t stages = std::clamp(problem.slabs, 1, 2);
+  const auto kernel = &block_gather_kernel<A, kTiles>;
+  return launch(kernel, problem.tiles() * problem.groups * g.strip_blocks, warps * 32,
+                stages * stage_numbers(problem) * static_cast<std::int64_t>(sizeof(T)), 2 * kStageBytes, g, stream);
+}
+
+// What both directions are given.
+struct Operands {
+  const std::int32_t* start;
+  const std::uint16_t* offset;
+  const void *packed, *input, *bias;
+  void* output;
+};
+
+template <typename A, int kTiles>
+int gather(const ConvShape& shape, bool backward, const Operands& o, void* stream) {
+  using T = typename A::Number;
+  csr16::Plan plan;
+  if (!make_plan(shape, backward, A::kWide, plan)) return cudaErrorInvalidValue;
+  const std::int32_t per_group = strips(plan.group_targets(), kTiles * 8);
+  const std::int32_t* start = o.start;
+  for (std::size_t number = 0; number < plan.grids.size(); ++number) {
+    Gather<T> g = {csr16::Problem(plan, plan.grids[number]), per_group, 0, start, o.offset,
+                   static_cast<const T*>(o.packed), static_cast<const T*>(o.input), static_cast<const T*>(o.bias),
+                   static_cast<T*>(o.output)};
+    start += std::int64_t{plan.groups} * per_group * plan.slabs;
+    if (g.problem.tiles() == 0) continue;
+    if (!plan.met_by_taps(number)) g.problem.slabs = 0;  // zeros, for which nothing has to be read
+    const int status = launch_grid<A, kTiles>(g, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+int gather(const ConvShape& shape, bool backward, std::int64_t dtype, std::int64_t width, bool tf32, const Operands& o,
+           void* stream) {
+  return with_arithmetic(dtype, tf32, [&](auto arithmetic) {
+    return with_tiles(width, [&](auto tiles) {
+      return gather<decltype(arithmetic), tiles>(shape, backward, o, stream);
+    });
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(fedsparse::kThreads)
+    block_pack_kernel(const std::int32_t* __restrict__ value, const T* __restrict__ values, T* __restrict__ packed,
+                      std::int64_t count) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride)
+    packed[i] = value[i] >= 0 ? values[value[i]] : narrow<T>(0);
+}
+
+}  // namespace
+}  // namespace fedsparse::block
+
+using namespace fedsparse;
+
+int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,
+                              void* packed, void* stream) {
+  if (count == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto* number) {
+    using T = std::remove_pointer_t<decltype(number)>;
+    return FEDSPARSE_LAUNCH(block::block_pack_kernel<T>, blocks_for(count), fedsparse::kThreads, 0, stream, value,
+                            static_cast<const T*>(values), static_cast<T*>(packed), count);
+  });
+}
+
+int fedsparse_cuda_block_forward(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
+                                 const std::int32_t* start, const std::uint16_t* offset, const void* packed,
+                                 const void* x, const void* bias, void* y, void* stream) {
+  return block::gather(*shape, false, dtype, width, tf32, {start, offset, packed, x, bias, y}, stream);
+}
+
+int fedsparse_cuda_block_grad_x(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
+                                const std::int32_t* start, const std::uint16_t* offset, const void* packed,
+                                const void* grad_y, void* grad_x, void* stream) {
+  return block::gather(*shape, true, dtype, width, tf32, {start, offset, packed, grad_y, nullptr, grad_x}, stream);
+}

@@ -1,0 +1,296 @@
+// The gradient of the kept values of a structured product.
+//
+// A block of threads takes one strip and slab for a chunk of the tiles and keeps the sums of all the strip's lines there
+// in registers: 16 lines are the rows of a fragment, the strip's channels its columns, the samples of two pixels its
+// depth. Warps divide the list's chunks among them and, where these are few, the pixels as well; at the end they add up
+// in order, and a second kernel adds the chunks of tiles in order. Nothing depends on timing.
+#include "block_math.cuh"
+#include "cuda_api.h"
+
+namespace fedsparse::block {
+namespace {
+
+using csr16::kThreads;
+using csr16::kWarps;
+
+constexpr int kSets = 4;                       // chunks of a warp
+constexpr int kPass = kWarps * kSets;          // chunks of a block
+constexpr std::int64_t kFullDevice = 264;      // blocks that keep 132 SMs busy, two each
+constexpr int kMostPixels = 64;                // of a tile
+constexpr int kMostBytes = kStageBytes + kWidest * (kMostPixels + 1) * kBatch * 4;
+
+template <typename T>
+struct Correlation {
+  csr16::Problem problem;
+  std::int32_t strips, passes, splits;  // passes over a slab's list, splits of the tiles
+  std::int64_t tiles, numbers;          // numbers: of the packed list
+  const std::int32_t* start;
+  const std::uint16_t* offset;
+  const T* slope;   // grad_y
+  const T* input;   // x
+  float* partial;   // (splits, numbers)
+};
+
+// The pixels of a tile of grad_y, by channel of the strip; an odd number of lines from one to the next.
+__host__ __device__ inline std::int32_t slope_pitch(const csr16::Problem& p) {
+  return p.tile.rows * p.tile.columns | 1;
+}
+
+// Copies a tile of grad_y for `rows` channels from `first` on, zeros outside the picture and for channels that a strip
+// of `width` lacks.
+template <typename T>
+__device__ __forceinline__ void copy_slopes(T* slopes, const Correlation<T>& c, const csr16::Place& place,
+                                            const Pixels& pixels, std::int32_t first, std::int32_t rows,
+                                            std::int32_t width) {
+  constexpr std::int32_t kPiece = 16 / sizeof(T), kPieces = kBatch / kPiece;
+  const csr16::Problem& p = c.problem;
+  const std::int32_t pieces = p.tile.rows * p.tile.columns * kPieces;
+  for (std::int32_t i = threadIdx.x; i < width * pieces; i += kThreads) {
+    const std::int32_t row = i / pieces, pixel = i % pieces / kPieces, part = i % kPieces * kPiece;
+    const bool live = row < rows && pixels.live(p, place, pixel);
+    const std::int64_t line = live ? (first + row) * p.target.channel + pixels.target(p, place, pixel) : 0;
+    ptx::copy_async16(slopes + (row * slope_pitch(p) + pixel) * kBatch + part, c.slope + line * kBatch + part, live);
+  }
+  ptx::commit_copies();
+}
+
+// Which of the list's chunks and of the tile's pixels a warp works on. Chunks go round `teams`, so that none has more
+// than one chunk above another.
+struct Duty {
+  std::int32_t first, count, teams, team, parts, part;
+
+  __device__ Duty(std::int32_t first_, std::int32_t count_) : first(first_), count(count_), teams(1) {
+    while (teams * kSets < count) teams *= 2;
+    parts = kWarps / teams;
+    team = static_cast<std::int32_t>(threadIdx.x / 32) % teams;
+    part = static_cast<std::int32_t>(threadIdx.x / 32) / teams;
+  }
+  __device__ __forceinline__ std::int32_t chunk(int set) const { return team + set * teams; }
+  __device__ __forceinline__ bool has(int set) const { return chunk(set) < count; }
+};
+
+// The distances of a lane's lines: 16 bits, of the row that it names to ldmatrix; 32 bits, of rows `group` and `group`
+// + 8.
+template <bool kWide>
+struct Rows {
+  std::int32_t distance[kSets][kWide ? 2 : 1];
+
+  __device__ __forceinline__ Rows(const Duty& duty, const std::uint16_t* offset) {
+    const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (!duty.has(set)) continue;
+      const std::uint16_t* chunk = offset + std::int64_t{duty.first + duty.chunk(set)} * kChunk;
+      if constexpr (kWide) {
+        distance[set][0] = chunk[place_of_line(lane / 4, true)];
+        distance[set][1] = chunk[place_of_line(lane / 4 + 8, true)];
+      } else {
+        distance[set][0] = chunk[lane % 16];
+      }
+    }
+  }
+};
+
+// Adds the products of one pair of pixels. A pixel outside the picture takes its lines from the zeros: x may be infinite
+// where only other pixels read it.
+template <typename A, int kTiles>
+__device__ __forceinline__ void correlate(float (&sum)[kSets][kTiles][4], const Duty& duty, const Rows<A::kWide>& rows,
+                                          const typename A::Number* stage, const typename A::Number* slopes,
+                                          std::int32_t pitch, std::int32_t zeros, std::int32_t first_pixel,
+                                          const Pixels& pixels, const csr16::Problem& problem,
+                                          const csr16::Place& place) {
+  const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+  if constexpr (A::kWide) {
+    // Depth: member m holds 4 samples of pixel m / 2, two for each of two steps.
+    const std::int32_t pixel = first_pixel + lane % 4 / 2, half = lane % 2 * 4;
+    const bool live = pixels.live(problem, place, pixel);
+    const std::int32_t at = pixels.distance(pixel);
+    typename A::Right b[2][kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const auto y = load_words<4>(slopes + ((8 * t + lane / 4) * pitch + pixel) * kBatch + half);
+      b[0][t] = A::right(y.word[0], y.word[1]);
+      b[1][t] = A::right(y.word[2], y.word[3]);
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (!duty.has(set)) continue;
+      const auto x = load_words<4>(stage + (live ? rows.distance[set][0] + at : zeros) * kBatch + half);
+      const auto z = load_words<4>(stage + (live ? rows.distance[set][1] + at : zeros) * kBatch + half);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        const auto a = A::left({x.word[2 * s], z.word[2 * s], x.word[2 * s + 1], z.word[2 * s + 1]});
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[set][t], a, b[s][t]);
+      }
+    }
+  } else {
+    const std::int32_t pixel = first_pixel + lane / 16;
+    const bool live = pixels.live(problem, place, pixel);
+    const std::int32_t at = pixels.distance(pixel);
+    typename A::Right b[kTiles];
+    if constexpr (kTiles == 1) {
+      unsigned y[2];
+      ptx::load_matrices(y, slopes + (lane % 8 * pitch + first_pixel + lane / 8 % 2) * kBatch);
+      b[0] = A::right(y[0], y[1]);
+    } else {
+#pragma unroll
+      for (int t = 0; t < kTiles; t += 2) {
+        unsigned y[4];
+        const std::int32_t row = 8 * (t + lane / 16) + lane % 8;
+        ptx::load_matrices(y, slopes + (row * pitch + first_pixel + lane / 8 % 2) * kBatch);
+        b[t] = A::right(y[0], y[1]);
+        b[t + 1] = A::right(y[2], y[3]);
+      }
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (!duty.has(set)) continue;
+      unsigned a[4];
+      ptx::load_matrices(a, stage + (live ? rows.distance[set][0] + at : zeros) * kBatch);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[set][t], A::left(a), b[t]);
+    }
+  }
+}
+
+// Adds the warps' sums in the order of their pixels and writes them in the order of the packed list.
+template <bool kWide, int kTiles>
+__device__ __forceinline__ void write_sums(const float (&sum)[kSets][kTiles][4], const Duty& duty, float* shared,
+                                           float* partial) {
+  constexpr std::int32_t kNumbers = kChunk * kTiles * 8;  // of a chunk
+  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
+  for (std::int32_t part = 0; part < duty.parts; ++part) {
+    __syncthreads();  // the tile has been read, the part before been added
+    if (part != duty.part) continue;
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (!duty.has(set)) continue;
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int place = place_in_chunk(group + i / 2 * 8, t * 8 + 2 * member + i % 2, kTiles * 8, kWide);
+          float& total = shared[duty.chunk(set) * kNumbers + place];
+          total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
+        }
+    }
+  }
+  __syncthreads();
+  for (std::int32_t i = threadIdx.x; i < duty.count * kNumbers; i += kThreads)
+    partial[std::int64_t{duty.first} * kNumbers + i] = shared[i];
+}
+
+// Tiles of float32 leave room for one block on an SM, which may have all its registers.
+template <typename A, int kTiles>
+__global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2) block_correlation_kernel(const Correlation<typename A::Number> c) {
+  using T = typename A::Number;
+  FEDSPARSE_DYNAMIC_SHARED(T, stage);
+  const csr16::Problem& problem = c.problem;
+  T* const slopes = stage + stage_numbers(problem);
+  const std::int32_t pass = blockIdx.x % c.passes, slab = blockIdx.x / c.passes % problem.slabs;
+  const std::int32_t strip = blockIdx.x / c.passes / problem.slabs % (problem.groups * c.strips);
+  const std::int32_t group = strip / c.strips, row = strip % c.strips * kTiles * 8;
+  const std::int64_t split = blockIdx.x / c.passes / problem.slabs / (problem.groups * c.strips);
+  const std::int32_t* start = c.start + std::int64_t{strip} * problem.slabs + slab;
+  const std::int32_t count = min(kPass, start[1] - start[0] - pass * kPass);
+  if (count <= 0) return;  // the whole block
+
+  const Duty duty(start[0] + pass * kPass, count);
+  const Rows<A::kWide> rows(duty, c.offset);
+  const Pixels pixels(problem);
+  const std::int32_t pairs = problem.tile.rows * problem.tile.columns / 2;
+  const std::int32_t zeros = problem.slab_channels * problem.grid.pitch;
+  float sum[kSets][kTiles][4] = {};
+  clear_zeros(stage, problem);
+  for (std::int64_t tile = split * c.tiles / c.splits; tile < (split + 1) * c.tiles / c.splits; ++tile) {
+    const csr16::Place place(problem, tile);
+    __syncthreads();  // the tile before has been read
+    csr16::copy_slab(stage, c.input, problem, place, group * problem.group_sources() + slab * problem.slab_channels,
+                     csr16::channels_of(problem, slab), kWarps);
+    copy_slopes(slopes, c, place, pixels, group * problem.group_targets() + row,
+                min(kTiles * 8, problem.group_targets() - row), kTiles * 8);
+    ptx::wait_copies<0>();
+    __syncthreads();
+    for (std::int32_t pair = duty.part; pair < pairs; pair += duty.parts)
+      correlate<A>(sum, duty, rows, stage, slopes, slope_pitch(problem), zeros, 2 * pair, pixels, problem, place);
+  }
+  write_sums<A::kWide>(sum, duty, reinterpret_cast<float*>(stage), c.partial + split * c.numbers);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    block_add_kernel(const float* __restrict__ partial, const std::int32_t* __restrict__ value, std::int64_t numbers,
+                     std::int32_t splits, T* __restrict__ out) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < numbers; i += stride) {
+    if (value[i] < 0) continue;
+    float sum = 0;
+    for (std::int32_t split = 0; split < splits; ++split) sum += partial[split * numbers + i];
+    out[value[i]] = narrow<T>(sum);
+  }
+}
+
+// How the work on a plan is divided: as many splits of the tiles as fill a device, whatever the device, because the
+// order of sums must not depend on it.
+struct Division {
+  std::int32_t strips, passes, splits;
+  std::int64_t blocks;
+
+  Division(const csr16::Plan& plan, std::int32_t width, std::int64_t taps) {
+    const csr16::Problem problem(plan, plan.grids[0]);
+    strips = block::strips(plan.group_targets(), width);
+    passes = static_cast<std::int32_t>((plan.slab_channels * taps + kPass * kChunk - 1) / (kPass * kChunk));
+    const std::int64_t of_a_split = std::int64_t{plan.groups} * strips * plan.slabs * passes;
+    splits = static_cast<std::int32_t>(std::min(problem.tiles(), (kFullDevice + of_a_split - 1) / of_a_split));
+    blocks = of_a_split * splits;
+  }
+};
+
+template <typename A, int kTiles>
+int correlate(const Correlation<typename A::Number>& c, std::int64_t blocks, void* stream) {
+  using T = typename A::Number;
+  if (blocks == 0) return cudaSuccess;
+  const std::int64_t slopes = std::int64_t{kTiles} * 8 * slope_pitch(c.problem) * kBatch;
+  const std::int64_t sums = std::int64_t{kPass} * kChunk * kTiles * 8 * sizeof(float);
+  const std::int64_t tiles = (stage_numbers(c.problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
+  const auto kernel = &block_correlation_kernel<A, kTiles>;
+  return launch(kernel, blocks, kThreads, std::max(sums, tiles), kMostBytes, c, stream);
+}
+
+}  // namespace
+}  // namespace fedsparse::block
+
+using namespace fedsparse;
+
+std::int64_t fedsparse_block_partial_size(const ConvShape* shape, std::int64_t dtype, std::int64_t width,
+                                          std::int64_t chunks) {
+  csr16::Plan plan;
+  if (!block::make_plan(*shape, false, block::is_wide(dtype), plan)) return 0;
+  return block::Division(plan, static_cast<std::int32_t>(width), shape->taps()).splits * chunks * block::kChunk * width;
+}
+
+int fedsparse_cuda_block_grad_values(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
+                                     std::int64_t chunks, const std::int32_t* start, const std::uint16_t* offset,
+                                     const std::int32_t* value, const void* grad_y, const void* x, float* partial,
+                                     void* grad_values, void* stream) {
+  if (chunks == 0) return cudaSuccess;
+  return block::with_arithmetic(dtype, tf32, [&](auto arithmetic) {
+    return block::with_tiles(width, [&](auto tiles) -> int {
+      using A = decltype(arithmetic);
+      using T = typename A::Number;
+      csr16::Plan plan;
+      if (!block::make_plan(*shape, false, A::kWide, plan)) return cudaErrorInvalidValue;
+      const block::Division division(plan, tiles * 8, shape->taps());
+      const csr16::Problem problem(plan, plan.grids[0]);
+      const std::int64_t numbers = chunks * block::kChunk * width;
+      const int status = block::correlate<A, tiles>(
+          {problem, division.strips, division.passes, division.splits, problem.tiles(), numbers, start, offset,
+           static_cast<const T*>(grad_y), static_cast<const T*>(x), partial},
+          division.blocks, stream);
+      if (status != cudaSuccess) return status;
+      return FEDSPARSE_LAUNCH(block::block_add_kernel<T>, blocks_for(numbers), block::kThreads, 0, stream, partial,
+                              value, numbers, division.splits, static_cast<T*>(grad_values));
+    });
+  });
+}
