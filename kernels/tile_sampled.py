@@ -13,27 +13,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tile_product import Tiles, precision
+from .tile_product import SHARED_LIMIT, Tiles, precision
 from .tuning import autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
 __all__ = ["tile_sampled"]
 
-BLOCK_P = 64  # pixels of one step: the width of a reduction, never tuned
+BLOCK_P = 32  # pixels of one step: the width of a reduction, never tuned
 CONFIGS = [
-    triton.Config({"BLOCK_K": block}, num_warps=4, num_stages=stages)
-    for block, stages in [(32, 3), (32, 2), (32, 4), (64, 2), (64, 3), (64, 4), (128, 2), (128, 3)]
+    triton.Config({"BLOCK_K": block}, num_warps=warps, num_stages=stages)
+    for block, warps in [(32, 4), (64, 4), (64, 8), (128, 8)]
+    for stages in (3, 2, 4)
 ]
-_SHARED_LIMIT = 80 * 1024
 
 
 def fits(known: Mapping[str, Any]) -> bool:
-    """A thread holds at most 64 sums, the pipeline's buffers fit twice into shared memory, few taps are not padded to
-    over twice their number. Warps stay at 4: how many share a sum over pixels decides its order.
+    """The limits of `tile_product`: numbers gathered by a thread, its sums, and shared memory; and few taps are not
+    padded to over twice their number.
     """
-    rows, block = known["ROWS"], known["BLOCK_K"]
+    rows, block, warps = known["ROWS"], known["BLOCK_K"], known["num_warps"]
+    gathered, sums = BLOCK_P * block // (32 * warps), rows * block // (32 * warps)
     buffers = known["num_stages"] * BLOCK_P * (rows + block) * known["source"].element_size()
-    return rows * block <= 64 * 128 and buffers <= _SHARED_LIMIT and block <= max(32, 2 * known["longest"])
+    fitting = gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT
+    return fitting and block <= max(32, 2 * known["longest"])
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "ROWS", "KH", "KW", "SH", "SW"], fits)
