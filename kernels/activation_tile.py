@@ -15,7 +15,10 @@ from torch import Tensor
 
 __all__ = ["TILES", "TilePacked", "compress", "cost", "expand"]
 
-TILES = (1024, 2048)
+# One warp a tile counts without waiting for others: the search for the threshold counts 31 times. A second one halves
+# the registers of a tile of 2048.
+_WARPS = {1024: 1, 2048: 2}
+TILES = tuple(_WARPS)
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -48,7 +51,7 @@ def _compress_kernel(x, bits, values, n, k, k_last, TILE: tl.constexpr):
     wanted = tl.where(tile == tl.num_programs(0) - 1, k_last, k)
     # The largest threshold that at least `wanted` keys reach, bit by bit from the highest.
     threshold = wanted * 0
-    for bit in tl.static_range(31):
+    for bit in range(31):
         candidate = threshold | (1 << (30 - bit))
         enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= wanted
         threshold = tl.where(enough, candidate, threshold)
@@ -101,7 +104,7 @@ def compress(x: Tensor, keep: float, *, tile: int = 1024, dtype: torch.dtype | N
     values = torch.empty((tiles - 1) * k + k_last if n else 0, dtype=stored, device=x.device)
     if n:
         with torch.cuda.device(x.get_device()):
-            _compress_kernel[(tiles,)](x, bits, values, n, k, k_last, TILE=tile)
+            _compress_kernel[(tiles,)](x, bits, values, n, k, k_last, TILE=tile, num_warps=_WARPS[tile])
     return TilePacked(bits, values, tile, k)
 
 

@@ -169,9 +169,9 @@ def _grad_kernel(
     mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
     scale, shift = tl.load(weight + channel), tl.load(bias + channel)
     parts = tl.arange(0, WIDTH)
-    inside = parts < PARTS
-    total = tl.sum(tl.load(partial + channel * PARTS + parts, mask=inside, other=0.0), axis=0)
-    product = tl.sum(tl.load(partial + (channels + channel) * PARTS + parts, mask=inside, other=0.0), axis=0)
+    sums = partial + channel * PARTS + parts
+    total = tl.sum(tl.load(sums, mask=parts < PARTS, other=0.0), axis=0)
+    product = tl.sum(tl.load(sums + channels * PARTS, mask=parts < PARTS, other=0.0), axis=0)
     if part == 0:
         tl.store(grad_bias + channel, total)
         tl.store(grad_weight + channel, product)

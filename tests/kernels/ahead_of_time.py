@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.autotuner import Autotuner
 
 # One argument of each kind, as a launch would specialise it.
 DIVISIBLE = [["tt.divisibility", 16]]
@@ -51,9 +52,7 @@ def compile_kernel(
         arguments: types of the arguments that are not int32, such as `*fp32`; pointers are taken as aligned.
         constants: values of constexpr arguments, and of others a launch would specialise.
     """
-    function = getattr(kernel, "fn", kernel)
-    while hasattr(function, "configs"):
-        function = function.fn
+    function = kernel.fn if isinstance(kernel, Autotuner) else kernel
     signature = {
         name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names
     }
