@@ -1,4 +1,4 @@
-"""Scaled activation pruning by tiles: the k largest magnitudes of every 1024 or 2048 elements, bitmap and packed values.
+"""Scaled activation pruning by tiles: the k largest magnitudes of 1024 or 2048 elements, as bitmap and packed values.
 
 Huang et al., FedMef, arXiv 2403.14737, with a tile of memory in place of the whole tensor: k of each tile is exact, so
 sizes follow from the shape alone, which a CUDA graph needs, and one program needs no other's result. Ties go to the
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .tuning import FUSION
 
 __all__ = ["TILES", "TilePacked", "compress", "cost", "expand"]
 
@@ -104,7 +106,9 @@ def compress(x: Tensor, keep: float, *, tile: int = 1024, dtype: torch.dtype | N
     values = torch.empty((tiles - 1) * k + k_last if n else 0, dtype=stored, device=x.device)
     if n:
         with torch.cuda.device(x.get_device()):
-            _compress_kernel[(tiles,)](x, bits, values, n, k, k_last, TILE=tile, num_warps=_WARPS[tile])
+            _compress_kernel[(tiles,)](
+                x, bits, values, n, k, k_last, TILE=tile, num_warps=_WARPS[tile], enable_fp_fusion=FUSION
+            )
     return TilePacked(bits, values, tile, k)
 
 
@@ -114,7 +118,9 @@ def expand(packed: TilePacked, like: Tensor) -> Tensor:
     if x.numel():
         tiles = packed.bits.numel() * 32 // packed.tile
         with torch.cuda.device(x.get_device()):
-            _expand_kernel[(tiles,)](packed.bits, packed.values, x, x.numel(), packed.k, TILE=packed.tile)
+            _expand_kernel[(tiles,)](
+                packed.bits, packed.values, x, x.numel(), packed.k, TILE=packed.tile, enable_fp_fusion=FUSION
+            )
     return x
 
 

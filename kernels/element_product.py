@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tile_product import Tiles
-from .tuning import autotuned, size_class
+from .tuning import FUSION, autotuned, keeps_sums_in_lanes, size_class
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
 __all__ = ["element_product"]
@@ -24,7 +24,7 @@ BLOCK_K = 8  # taps of one step: the width of a reduction, never tuned
 CONFIGS = [
     triton.Config({"BLOCK_P": block}, num_warps=warps, num_stages=2)
     for block, warps in [(128, 4), (64, 2), (32, 1), (128, 2), (256, 4), (256, 8), (512, 8)]
-]
+][: None if keeps_sums_in_lanes() else 1]
 
 
 def fits(known: Mapping[str, Any]) -> bool:
@@ -32,7 +32,7 @@ def fits(known: Mapping[str, Any]) -> bool:
     spill. A tile of pixels is not over twice the pixels there are.
     """
     lanes = 32 * known["num_warps"]
-    return lanes <= known["BLOCK_P"] <= 4 * lanes and known["BLOCK_P"] <= max(32, 2 * known["pixels"])
+    return bool(lanes <= known["BLOCK_P"] <= min(4 * lanes, max(32, 2 * known["pixels"])))
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "KH", "KW", "SH", "SW", "TRANSPOSED"], fits)
@@ -102,7 +102,14 @@ def _element_product_kernel(
 
 
 def element_product(
-    values: Tensor, source: Tensor, target: Tensor, bias: Tensor | None, tiles: Tiles, window: Window, *, transposed: bool
+    values: Tensor,
+    source: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    tiles: Tiles,
+    window: Window,
+    *,
+    transposed: bool,
 ) -> None:
     """`tile_product` for tiles of one row."""
     images, channels, high, wide = target.shape
@@ -127,7 +134,8 @@ def element_product(
             *target.stride(),
             size_class(pixels),
             size_class(tiles.entry.numel() // channels),
-            **window.constants(source, target, transposed=transposed),
+            **window.constants(target, transposed=transposed),
             HAS_BIAS=bias is not None,
             BLOCK_K=BLOCK_K,
+            enable_fp_fusion=FUSION,
         )

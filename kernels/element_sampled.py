@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tile_product import Tiles
-from .tuning import autotuned, size_class, splits_for
+from .tuning import FUSION, autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
 __all__ = ["element_sampled"]
@@ -125,8 +125,9 @@ def element_sampled(slope: Tensor, source: Tensor, count: int, tiles: Tiles, win
             count,
             size_class(pixels),
             size_class(tiles.longest),
-            **window.constants(source, slope, transposed=False),
+            **window.constants(slope, transposed=False),
             SPLITS=splits,
             BLOCK_P=BLOCK_P,
+            enable_fp_fusion=FUSION,
         )
     return partial.sum(0).to(source.dtype) if split else partial[0]

@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tuning import FUSION
+
 __all__ = ["adamw_", "adamw_reference", "cost", "cost_adamw", "sgd_momentum_", "sgd_momentum_reference"]
 
 BLOCK = 1024  # values a program updates
-FUSION = True  # multiply-adds round once; said here because Triton's default differs between versions
 
 
 @triton.jit

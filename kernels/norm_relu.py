@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tuning import splits_for
+from .tuning import FUSION, splits_for
 
 __all__ = ["Saved", "cost", "norm_relu", "norm_relu_backward"]
 
@@ -204,10 +204,11 @@ def norm_relu(
     saved = Saved(x, _numbers(x, channels), _numbers(x, channels))
     grid, width = (channels, parts), triton.next_power_of_2(parts)
     with torch.cuda.device(x.get_device()):
-        _moments_kernel[grid](x, partial, channels, size, count, PARTS=parts, BLOCK=BLOCK)
+        _moments_kernel[grid](x, partial, channels, size, count, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION)
         _apply_kernel[grid](
             x, y, weight, bias, partial, saved.mean, saved.rstd, running_mean, running_var,
             channels, size, count, eps, momentum, count / (count - 1), PARTS=parts, WIDTH=width, BLOCK=BLOCK,
+            enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y, saved
 
@@ -227,9 +228,19 @@ def norm_relu_backward(grad: Tensor, saved: Saved, weight: Tensor, bias: Tensor)
     grid, width = (channels, parts), triton.next_power_of_2(parts)
     common = (grad, saved.x, weight, bias, saved.mean, saved.rstd, partial)
     with torch.cuda.device(grad.get_device()):
-        _slopes_kernel[grid](*common, channels, size, count, PARTS=parts, BLOCK=BLOCK)
+        _slopes_kernel[grid](*common, channels, size, count, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION)
         _grad_kernel[grid](
-            *common, result, grad_weight, grad_bias, channels, size, count, PARTS=parts, WIDTH=width, BLOCK=BLOCK
+            *common,
+            result,
+            grad_weight,
+            grad_bias,
+            channels,
+            size,
+            count,
+            PARTS=parts,
+            WIDTH=width,
+            BLOCK=BLOCK,
+            enable_fp_fusion=FUSION,
         )
     return result, grad_weight, grad_bias
 

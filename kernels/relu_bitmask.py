@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tuning import FUSION
+
 __all__ = ["cost", "relu", "relu_backward"]
 
 BLOCK = 2048  # elements of a program, 64 words of bits
@@ -44,7 +46,7 @@ def relu(x: Tensor) -> tuple[Tensor, Tensor]:
     bits = torch.empty(programs * BLOCK // 32, dtype=torch.int32, device=x.device)
     if programs:
         with torch.cuda.device(x.get_device()):
-            _relu_kernel[(programs,)](x, y, bits, x.numel(), BLOCK=BLOCK)
+            _relu_kernel[(programs,)](x, y, bits, x.numel(), BLOCK=BLOCK, enable_fp_fusion=FUSION)
     return y, bits
 
 
@@ -63,7 +65,7 @@ def relu_backward(grad: Tensor, bits: Tensor) -> Tensor:
     result = torch.empty_like(grad)
     if programs:
         with torch.cuda.device(grad.get_device()):
-            _relu_backward_kernel[(programs,)](grad, bits, result, grad.numel(), BLOCK=BLOCK)
+            _relu_backward_kernel[(programs,)](grad, bits, result, grad.numel(), BLOCK=BLOCK, enable_fp_fusion=FUSION)
     return result
 
 

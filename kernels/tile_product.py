@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tuning import autotuned, size_class, splits_for
+from .tuning import FUSION, autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
 __all__ = ["Tiles", "precision", "tile_product"]
@@ -67,7 +67,7 @@ def fits(known: Mapping[str, Any]) -> bool:
     gathered, sums = BLOCK_K * block // (32 * warps), rows * block // (32 * warps)
     buffers = known["num_stages"] * BLOCK_K * (rows + block) * known["source"].element_size()
     fitting = gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT
-    return fitting and block <= max(64, 2 * known["pixels"])
+    return bool(fitting and block <= max(64, 2 * known["pixels"]))
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "ROWS", "KH", "KW", "SH", "SW", "TRANSPOSED"], fits)
@@ -150,7 +150,14 @@ def _tile_product_kernel(
 
 
 def tile_product(
-    values: Tensor, source: Tensor, target: Tensor, bias: Tensor | None, tiles: Tiles, window: Window, *, transposed: bool
+    values: Tensor,
+    source: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    tiles: Tiles,
+    window: Window,
+    *,
+    transposed: bool,
 ) -> None:
     """Overwrites `target` with the product, in a fixed order of additions.
 
@@ -190,12 +197,13 @@ def tile_product(
             partial.stride(0),
             size_class(pixels),
             size_class(mean),
-            **window.constants(source, target, transposed=transposed),
+            **window.constants(target, transposed=transposed),
             HAS_BIAS=bias is not None and not split,
             SPLITS=splits,
             PRECISION=precision(source.dtype),
             ROWS=tiles.rows,
             BLOCK_K=BLOCK_K,
+            enable_fp_fusion=FUSION,
         )
     if split:
         total = partial.sum(0)

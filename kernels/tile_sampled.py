@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tile_product import SHARED_LIMIT, Tiles, precision
-from .tuning import autotuned, size_class, splits_for
+from .tuning import FUSION, autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
 __all__ = ["tile_sampled"]
@@ -35,7 +35,7 @@ def fits(known: Mapping[str, Any]) -> bool:
     gathered, sums = BLOCK_P * block // (32 * warps), rows * block // (32 * warps)
     buffers = known["num_stages"] * BLOCK_P * (rows + block) * known["source"].element_size()
     fitting = gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT
-    return fitting and block <= max(32, 2 * known["longest"])
+    return bool(fitting and block <= max(32, 2 * known["longest"]))
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "ROWS", "KH", "KW", "SH", "SW"], fits)
@@ -156,10 +156,11 @@ def tile_sampled(slope: Tensor, source: Tensor, count: int, tiles: Tiles, window
             count,
             size_class(pixels),
             size_class(tiles.longest),
-            **window.constants(source, slope, transposed=False),
+            **window.constants(slope, transposed=False),
             SPLITS=splits,
             PRECISION=precision(source.dtype),
             ROWS=tiles.rows,
             BLOCK_P=BLOCK_P,
+            enable_fp_fusion=FUSION,
         )
     return partial.sum(0).to(source.dtype) if split else partial[0]

@@ -15,7 +15,9 @@ from typing import Any
 
 import triton
 
-__all__ = ["autotuned", "interpreted", "size_class", "splits_for"]
+__all__ = ["FUSION", "autotuned", "interpreted", "keeps_sums_in_lanes", "size_class", "splits_for"]
+
+FUSION = True  # multiply-adds round once; said at every launch because Triton's default differs between versions
 
 # Work shared by fewer programs than this leaves multiprocessors idle: two for each of the 132 of an H200. A constant
 # and not a property of the device, so that sums are split alike everywhere.
@@ -25,6 +27,15 @@ PROGRAMS = 264
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def keeps_sums_in_lanes() -> bool:
+    """Whether sums over a tile's first axis stay in the lane that loads: from Triton 3.7 on, as compiled kernels show.
+
+    Before, lanes share them, how many depends on the tile, and with it the order of additions.
+    """
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 7)
 
 
 def autotuned(
@@ -50,7 +61,7 @@ def autotuned(
 
 
 def size_class(count: int) -> int:
-    """Whole powers of two in a count: sizes of one class share a tuning, so that a short last batch measures nothing."""
+    """Whole powers of two in a count: sizes of one class share a tuning, so a short last batch measures little."""
     return max(count, 1).bit_length() - 1
 
 

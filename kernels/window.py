@@ -27,8 +27,8 @@ class Window(NamedTuple):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
 
-    def constants(self, source: Tensor, target: Tensor, *, transposed: bool) -> dict[str, int | bool]:
-        """What the kernels are compiled for: the window, and which tests a reader of `source` may leave out."""
+    def constants(self, target: Tensor, *, transposed: bool) -> dict[str, int | bool]:
+        """What the kernels are compiled for: the window, and which tests a product for `target` may leave out."""
         alone = self.kernel == (1, 1) and self.stride == (1, 1)
         return {
             "KH": self.kernel[0],

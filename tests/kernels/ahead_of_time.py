@@ -12,7 +12,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 
-# One argument of each kind, as a launch would specialise it.
+from fedsparse.kernels.tuning import FUSION
+
+# As a launch specialises a pointer that torch allocated.
 DIVISIBLE = [["tt.divisibility", 16]]
 
 
@@ -23,13 +25,11 @@ class Binary(NamedTuple):
         registers: of a thread.
         local: bytes of local memory a thread has, where spilled registers go; stack frame included.
         sass: its machine code, as text.
-        ttir: Triton's own form of it.
     """
 
     registers: int
     local: int
     sass: str
-    ttir: str
 
     def count(self, opcode: str) -> int:
         """Instructions of that name, whatever their modifiers."""
@@ -43,7 +43,12 @@ def cuobjdump() -> str | None:
 
 
 def compile_kernel(
-    kernel: Any, arguments: Mapping[str, str], constants: Mapping[str, Any], capability: int, folder: Path, **options: int
+    kernel: Any,
+    arguments: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int,
+    folder: Path,
+    **options: int,
 ) -> Binary:
     """Compiles for compute capability `capability`.
 
@@ -53,14 +58,12 @@ def compile_kernel(
         constants: values of constexpr arguments, and of others a launch would specialise.
     """
     function = kernel.fn if isinstance(kernel, Autotuner) else kernel
-    signature = {
-        name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names
-    }
+    signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
     aligned = {(i,): DIVISIBLE for i, name in enumerate(function.arg_names) if signature[name].startswith("*")}
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=dict(constants), attrs=aligned),
         target=GPUTarget("cuda", capability, 32),
-        options=options,
+        options={**options, "enable_fp_fusion": FUSION},
     )
     binary = folder / "kernel.cubin"
     binary.write_bytes(compiled.asm["cubin"])
@@ -69,7 +72,6 @@ def compile_kernel(
         int(re.search(r"REG:(\d+)", usage)[1]),
         int(re.search(r"LOCAL:(\d+)", usage)[1]) + int(re.search(r"STACK:(\d+)", usage)[1]),
         _dump("-sass", binary),
-        compiled.asm["ttir"],
     )
 
 

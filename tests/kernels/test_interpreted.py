@@ -1,4 +1,7 @@
-"""Every kernel in Triton's interpreter. Triton reads TRITON_INTERPRET when it decorates a kernel: a process of its own."""
+"""Every kernel in Triton's interpreter.
+
+Triton reads TRITON_INTERPRET when it decorates a kernel, so the interpreter needs a process of its own.
+"""
 
 import os
 import subprocess
