@@ -5,6 +5,7 @@ import torch
 
 from fedsparse.kernels.flat_optimizer import adamw_, adamw_reference, cost_adamw
 from tests.kernels.adamw_steps import RULES, SIZES, assert_close, expected, start
+from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -15,9 +16,9 @@ def test_steps_equal_torch(n, rule):
     values, grads = start(n, seed=n)
     wanted = expected(rule, values, grads)
     # NaN: the first step must not read the running means
-    average, square = torch.full((2, n), torch.nan)
+    values, (average, square) = values.to(DEVICE), torch.full((2, n), torch.nan, device=DEVICE)
     for step, grad in enumerate(grads, 1):
-        adamw_(values, grad, average, square, step=step, **rule._asdict())
+        adamw_(values, grad.to(DEVICE), average, square, step=step, **rule._asdict())
     for got, target in zip((values, average, square), wanted, strict=True):
         assert_close(got, target)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fedsparse.kernels.norm_relu import norm_relu, norm_relu_backward
+from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 MOMENTUM, EPS = 0.1, 1e-5
@@ -16,7 +17,8 @@ def parameters(channels, generator):
     weight[0] = -1.0
     weight[-1] = 0.0 if channels > 1 else -1.0
     bias, mean = torch.randn(2, channels, generator=generator)
-    return weight, bias, mean, torch.rand(channels, generator=generator) + 0.5
+    variance = torch.rand(channels, generator=generator) + 0.5
+    return tuple(t.to(DEVICE) for t in (weight, bias, mean, variance))
 
 
 @pytest.mark.parametrize(
@@ -29,12 +31,12 @@ def parameters(channels, generator):
     ],
 )
 def test_forward_and_gradients(shape, far, generator):
-    x = torch.randn(shape, generator=generator) + far
+    x = torch.randn(shape, generator=generator).to(DEVICE) + far
     weight, bias, mean, variance = parameters(shape[1], generator)
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
     running = [mean.double(), variance.double()]
     normal = F.batch_norm(exact[0], *running, exact[1], exact[2], True, MOMENTUM, EPS)
-    wanted, grad = F.relu(normal), torch.randn(shape, generator=generator)
+    wanted, grad = F.relu(normal), torch.randn(shape, generator=generator).to(DEVICE)
     grad[normal.abs() < 1e-3] = 0  # at the ReLU's edge a rounded gate may go either way
     wanted.backward(grad.double())
     y, saved = norm_relu(x, weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)
@@ -49,7 +51,7 @@ def test_forward_and_gradients(shape, far, generator):
 
 
 def test_half_precision_is_summed_in_float32(generator):
-    x = torch.randn((2, 2, 6, 6), generator=generator).half()
+    x = torch.randn((2, 2, 6, 6), generator=generator).half().to(DEVICE)
     weight, bias, mean, variance = parameters(2, generator)
     wanted = F.relu(F.batch_norm(x.double(), None, None, weight.double(), bias.double(), True, MOMENTUM, EPS))
     y, saved = norm_relu(x, weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)
@@ -65,6 +67,6 @@ def test_refuses_one_element_and_strides(generator):
         norm_relu(torch.zeros(1, 3), weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)
     with pytest.raises(ValueError, match="must be contiguous"):
         norm_relu(torch.zeros(3, 4).t(), weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)
-    saved = norm_relu(torch.rand(4, 3), weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)[1]
+    saved = norm_relu(torch.rand(4, 3, device=DEVICE), weight, bias, mean, variance, momentum=MOMENTUM, eps=EPS)[1]
     with pytest.raises(ValueError, match=r"gradient \(2, 3\) of an input \(4, 3\)"):
         norm_relu_backward(torch.zeros(2, 3), saved, weight, bias)

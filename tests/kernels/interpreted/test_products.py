@@ -37,7 +37,7 @@ SCALAR = {
     "everything kept": product(torch.ones(4, 9, dtype=torch.bool), (3, 9)),
     "an empty batch": product(random_mask((3, 4), 0.5), (0, 4)),
     "over one tile of samples": product(random_mask((2, 3), 0.7), (130, 3)),
-    "gradients in parts": product(random_mask((2, 2, 1, 2), 0.7), (1, 2, 33, 34)),
+    "gradients in parts": product(random_mask((2, 2, 1, 2), 0.7), (1, 2, 33, 34), Geometry()),
     "3x3": product(with_gaps((4, 3, 3, 3), 0.4), (2, 3, 5, 7), SAME),
     "strided and lopsided": product(random_mask((3, 2, 3, 2), 0.6), (2, 2, 7, 6), Geometry((2, 3), (2, 1))),
     "dilated": product(random_mask((2, 3, 2, 3), 0.5), (1, 3, 8, 9), Geometry((1, 2), (1, 3), (3, 2))),

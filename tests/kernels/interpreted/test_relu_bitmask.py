@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from fedsparse.kernels.relu_bitmask import cost, relu, relu_backward
+from tests.kernels.device import DEVICE
 
+EDGES = [0.0, -0.0, torch.nan, torch.inf, -torch.inf, -torch.nan]
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (31,), (2048,), (3, 5, 150), (0, 4)])
 def test_equals_torch(shape, dtype, generator):
-    x = torch.randn(shape, generator=generator).to(dtype)
+    x = torch.randn(shape, generator=generator).to(DEVICE, dtype)
     if x.numel() > 30:
-        x.view(-1)[:6] = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, -torch.nan])
+        x.view(-1)[:6] = torch.tensor(EDGES, device=DEVICE)
     x.requires_grad_()
-    wanted, grad = torch.relu(x), torch.randn(shape, generator=generator).to(dtype)
+    wanted, grad = torch.relu(x), torch.randn(shape, generator=generator).to(DEVICE, dtype)
     wanted.backward(grad)
     y, bits = relu(x.detach())
     torch.testing.assert_close(y, wanted.detach(), rtol=0, atol=0, equal_nan=True)
