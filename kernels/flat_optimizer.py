@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["cost", "sgd_momentum_", "sgd_momentum_reference"]
+from .tuning import FUSION
+
+__all__ = ["adamw_", "adamw_reference", "cost", "cost_adamw", "sgd_momentum_", "sgd_momentum_reference"]
 
 BLOCK = 1024  # values a program updates
-FUSION = True  # multiply-adds round once; said here because Triton's default differs between versions
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def sgd_momentum_(
     Raises:
         ValueError: shapes, dtypes, devices or strides differ from the above.
     """
-    _check(values, grad, momentum)
+    _check("sgd_momentum_", values=values, grad=grad, momentum=momentum)
     n = values.numel()
     if n == 0:
         return
@@ -111,15 +112,127 @@ def cost(n: int) -> tuple[int, int]:
     return 7 * n, 20 * n
 
 
-def _check(values: Tensor, grad: Tensor, momentum: Tensor) -> None:
-    for name, tensor in (("values", values), ("grad", grad), ("momentum", momentum)):
+@triton.jit
+def _adamw_kernel(
+    values,
+    grad,
+    average,
+    square,
+    n,
+    shrink,
+    beta1,
+    beta2,
+    fresh1,
+    fresh2,
+    step_size,
+    scale,
+    eps,
+    FIRST_STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    value, slope = tl.load(values + at, mask=inside), tl.load(grad + at, mask=inside)
+    mean, spread = fresh1 * slope, fresh2 * slope * slope
+    if not FIRST_STEP:
+        mean += beta1 * tl.load(average + at, mask=inside)
+        spread += beta2 * tl.load(square + at, mask=inside)
+    tl.store(average + at, mean, mask=inside)
+    tl.store(square + at, spread, mask=inside)
+    # rounded as torch rounds: the step is a quotient, not a product with an approximate reciprocal
+    change = tl.div_rn(mean, tl.sqrt_rn(spread) * scale + eps)
+    tl.store(values + at, shrink * value - step_size * change, mask=inside)
+
+
+def adamw_(
+    values: Tensor,
+    grad: Tensor,
+    average: Tensor,
+    square: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of torch.optim.AdamW over flat values, in place: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2.
+
+    Args:
+        values: (n,) float32, contiguous; updated.
+        grad: (n,) float32, contiguous.
+        average, square: (n,) float32, contiguous; running means of gradient and squared gradient, only written on the
+            first step.
+        step: number of this step, from 1.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides differ from the above, or step is below 1.
+    """
+    _check("adamw_", values=values, grad=grad, average=average, square=square)
+    if step < 1:
+        raise ValueError(f"adamw_: steps count from 1, got {step}")
+    n = values.numel()
+    if n == 0:
+        return
+    beta1, beta2 = betas
+    with torch.cuda.device(values.get_device()):
+        _adamw_kernel[(triton.cdiv(n, BLOCK),)](
+            values,
+            grad,
+            average,
+            square,
+            n,
+            1.0 - lr * weight_decay,
+            beta1,
+            beta2,
+            1.0 - beta1,
+            1.0 - beta2,
+            lr / (1.0 - beta1**step),
+            (1.0 - beta2**step) ** -0.5,
+            eps,
+            FIRST_STEP=step == 1,
+            BLOCK=BLOCK,
+            enable_fp_fusion=FUSION,
+        )
+
+
+def adamw_reference(
+    values: Tensor,
+    grad: Tensor,
+    average: Tensor,
+    square: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """What `adamw_` computes, in plain torch and for any floating dtype."""
+    beta1, beta2 = betas
+    fresh, squared = (1.0 - beta1) * grad, (1.0 - beta2) * grad * grad
+    average.copy_(fresh if step == 1 else beta1 * average + fresh)
+    square.copy_(squared if step == 1 else beta2 * square + squared)
+    change = average / (square.sqrt() * (1.0 - beta2**step) ** -0.5 + eps)
+    values.copy_((1.0 - lr * weight_decay) * values - lr / (1.0 - beta1**step) * change)
+
+
+def cost_adamw(n: int) -> tuple[int, int]:
+    """Floating-point operations and bytes of memory traffic of one AdamW step over n values."""
+    # mean 3, square 4, step 4, value 3; reads values, grad and both means, writes all but grad
+    return 14 * n, 28 * n
+
+
+def _check(step: str, **tensors: Tensor) -> None:
+    values = tensors["values"]
+    for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
             raise ValueError(
-                f"sgd_momentum_: {name} must be a contiguous float32 tensor of one dimension, got "
+                f"{step}: {name} must be a contiguous float32 tensor of one dimension, got "
                 f"{tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}"
             )
         if tensor.shape != values.shape or tensor.device != values.device:
             raise ValueError(
-                f"sgd_momentum_: {name} has {tensor.numel()} entries on {tensor.device}, values has "
+                f"{step}: {name} has {tensor.numel()} entries on {tensor.device}, values has "
                 f"{values.numel()} on {values.device}; both must agree"
             )

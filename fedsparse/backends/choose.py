@@ -7,12 +7,15 @@ from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
+from fedsparse.backends.triton import TritonBackend
 from fedsparse.errors import BackendError
 
 __all__ = ["backend", "break_even", "choose", "explain", "names"]
 
-# `auto` does not consider cuda: nobody has measured yet where it beats a dense product.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), MaskedBackend(), ReferenceBackend())}
+# `auto` considers neither cuda nor triton: nobody has measured yet where they beat a dense product.
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), MaskedBackend(), ReferenceBackend())
+}
 
 # By a layer itself, conversions between layouts included, and between others of its kind.
 _BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}

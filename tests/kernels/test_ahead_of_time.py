@@ -1,0 +1,127 @@
+"""What Triton and ptxas make of the kernels for sm_80 and sm_90: no spills, tensor cores in use, few registers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
+
+from fedsparse.kernels import (  # noqa: E402
+    activation_tile,
+    element_product,
+    element_sampled,
+    flat_optimizer,
+    norm_relu,
+    relu_bitmask,
+    tile_product,
+    tile_sampled,
+)
+from fedsparse.kernels.tuning import keeps_sums_in_lanes  # noqa: E402
+from tests.kernels.ahead_of_time import compile_kernel, cuobjdump  # noqa: E402
+
+WINDOW = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "DH": 1, "DW": 1, "TRANSPOSED": False, "BOUNDS": True, "FLAT": False}
+POINT = WINDOW | {"KH": 1, "KW": 1, "BOUNDS": False, "FLAT": True}
+STRIDED_BACK = WINDOW | {"SH": 2, "SW": 2, "TRANSPOSED": True}
+NARROW, FULL = ("bf16", "tf32"), ("fp32", "tf32x3")
+NUMBERS = (
+    "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
+    "running_mean", "running_var", "grad", "grad_weight", "grad_bias", "average", "square",
+)  # fmt: skip
+SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "step_size", "scale")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel, compiled as a launch would compile it.
+
+    Attributes:
+        kernel: what is compiled.
+        constants: its constexpr arguments, and strides of 1.
+        registers: the most a thread may have with Triton 3.7 and 3.9; 3.6 takes up to 230 for products, unspilled.
+        instructions: opcodes that must be there.
+        absent: opcodes that must not, from Triton 3.7 on.
+        dtype: of the numbers.
+        others: types of further arguments.
+        warps: of a program.
+    """
+
+    kernel: Any
+    constants: dict[str, Any]
+    registers: int
+    instructions: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    dtype: str = "fp32"
+    others: dict[str, str] = field(default_factory=dict)
+    warps: int = 4
+
+
+def product(rows: int, block: int, kind: tuple[str, str], registers: int, *instructions: str, window=WINDOW) -> Build:
+    dtype, precision = kind
+    own = {"HAS_BIAS": True, "SPLITS": 1, "PRECISION": precision, "ROWS": rows, "BLOCK_P": block}
+    lanes = {"source_pixel": 1, "target_channel" if window["FLAT"] else "target_pixel": 1}
+    constants = window | own | lanes | {"BLOCK_K": tile_product.BLOCK_K}
+    return Build(tile_product._tile_product_kernel, constants, registers, instructions, dtype=dtype)
+
+
+def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instructions: str, warps: int = 4) -> Build:
+    dtype, precision = kind
+    own = {"SPLITS": 4, "PRECISION": precision, "ROWS": rows, "BLOCK_K": block, "BLOCK_P": tile_sampled.BLOCK_P}
+    constants = WINDOW | own | {"source_pixel": 1, "slope_pixel": 1}
+    return Build(tile_sampled._tile_sampled_kernel, constants, registers, instructions, dtype=dtype, warps=warps)
+
+
+def norm(kernel: Any, registers: int, **constants: int) -> Build:
+    return Build(kernel, {"PARTS": 4, "BLOCK": norm_relu.BLOCK, **constants}, registers, ("FFMA",))
+
+
+ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
+ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
+RELU = {"BLOCK": relu_bitmask.BLOCK}
+BITS = {"bits": "*i32"}
+# By name and compute capability.
+BUILDS = {
+    ("product bf16 16", 90): product(16, 128, NARROW, 96, "HMMA"),
+    ("product bf16 32", 80): product(32, 128, NARROW, 128, "HMMA"),
+    ("product bf16 64", 90): product(64, 64, NARROW, 128, "HGMMA"),
+    ("product bf16 linear", 80): product(32, 128, NARROW, 128, "HMMA", window=POINT),
+    ("product fp32 16", 90): product(16, 128, FULL, 144, "HMMA", "LDGSTS"),
+    ("product fp32 64", 80): product(64, 64, FULL, 192, "HMMA", "LDGSTS"),
+    ("product fp32 64", 90): product(64, 64, FULL, 168, "HGMMA", "LDGSTS"),
+    ("product fp32 strided back", 80): product(16, 128, FULL, 144, "HMMA", "LDGSTS", window=STRIDED_BACK),
+    ("sampled bf16 16", 80): sampled(16, 32, NARROW, 96, "HMMA"),
+    ("sampled bf16 64", 90): sampled(64, 64, NARROW, 128, "HGMMA", warps=8),
+    ("sampled fp32 16", 90): sampled(16, 32, FULL, 112, "HMMA", "LDGSTS"),
+    ("sampled fp32 64", 80): sampled(64, 32, FULL, 224, "HMMA", "LDGSTS"),
+    ("element product", 90): Build(element_product._element_product_kernel, ELEMENT, 64, ("FFMA",), ("SHFL", "BAR")),
+    ("element sampled", 80): Build(element_sampled._element_sampled_kernel, ELEMENT_SAMPLED, 64, ("FFMA",)),
+    ("compress", 80): Build(
+        activation_tile._compress_kernel, {"TILE": 1024}, 128, others=BITS | {"values": "*bf16"}, warps=1
+    ),
+    ("expand", 90): Build(activation_tile._expand_kernel, {"TILE": 2048}, 64, others=BITS | {"values": "*bf16"}),
+    ("relu", 80): Build(relu_bitmask._relu_kernel, RELU, 80, others=BITS),
+    ("relu backward", 90): Build(relu_bitmask._relu_backward_kernel, RELU, 80, others=BITS),
+    ("moments", 90): norm(norm_relu._moments_kernel, 64),
+    ("apply", 80): norm(norm_relu._apply_kernel, 64, WIDTH=4),
+    ("slopes", 80): norm(norm_relu._slopes_kernel, 64),
+    ("gradients", 90): norm(norm_relu._grad_kernel, 64, WIDTH=4),
+    ("adamw", 90): Build(flat_optimizer._adamw_kernel, {"FIRST_STEP": False, "BLOCK": flat_optimizer.BLOCK}, 64),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump, neither in Triton's wheel nor on PATH")
+@pytest.mark.parametrize(("name", "capability"), BUILDS)
+def test_kernels_stay_in_registers(name, capability, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    build = BUILDS[name, capability]
+    types = dict.fromkeys(NUMBERS, f"*{build.dtype}") | dict.fromkeys(SCALARS, "fp32")
+    lists = {"start": "*i32", "entry": "*i32", "split_stride": "i64"}
+    binary = compile_kernel(
+        build.kernel, types | lists | build.others, build.constants, capability, tmp_path, num_warps=build.warps
+    )
+    assert binary.local == 0
+    assert [opcode for opcode in build.instructions if binary.count(opcode) == 0] == []
+    if keeps_sums_in_lanes():
+        assert binary.registers <= build.registers
+        assert [opcode for opcode in build.absent if binary.count(opcode) > 0] == []
