@@ -2,14 +2,17 @@
 
 import math
 
-from fedsparse.backends.base import Backend, Case
+from torch import Tensor
+
+from fedsparse.backends.base import Backend, Case, KeepsLists
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.errors import BackendError
+from fedsparse.pattern import Pattern
 
-__all__ = ["backend", "break_even", "choose", "explain", "names"]
+__all__ = ["backend", "break_even", "choose", "explain", "names", "rewrite_lists"]
 
 # `auto` does not consider cuda: nobody has measured yet where it beats a dense product.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), MaskedBackend(), ReferenceBackend())}
@@ -86,3 +89,10 @@ def backend(name: str, case: Case, *, blocked: bool = False) -> Backend:
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot compute this {case.op}: {reason}; use set_backend(model, 'auto')")
     return BACKENDS[name]
+
+
+def rewrite_lists(column: Tensor, pattern: Pattern) -> None:
+    """Says that the index tensor `column` has been overwritten and is part of `pattern` now."""
+    for one in BACKENDS.values():
+        if isinstance(one, KeepsLists):
+            one.rewrite(column, pattern)

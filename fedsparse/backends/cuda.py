@@ -38,11 +38,20 @@ class Taps(NamedTuple):
     value: Tensor
 
 
+class Kept(NamedTuple):
+    """A list and what it was built for."""
+
+    case: Case
+    backward: bool
+    taps: Taps
+
+
 @dataclass(frozen=True, eq=False)
 class CudaBackend:
     """Gathers of batch-innermost lines from shared memory, on the caller's stream.
 
-    Lists of taps are built on the host when a pattern is first met and live as long as its index tensors.
+    Lists of taps are built on the host when a pattern is first met and live as long as its index tensors; where those
+    are overwritten, so are the lists.
     """
 
     name = "cuda"
@@ -103,11 +112,17 @@ class CudaBackend:
 
     def _taps(self, pattern: Pattern, case: Case, *, backward: bool) -> Taps:
         """The list of a pattern, built at the first call; batches of every size share it."""
-        lists: dict[tuple[object, ...], Taps] = self._lists.setdefault(pattern.column, {})
+        lists: dict[tuple[object, ...], Kept] = self._lists.setdefault(pattern.column, {})
         key = (pattern.shape, case.input[2:], case.geometry, case.dtype, backward)
         if key not in lists:
-            lists[key] = _build(pattern, case, backward)
-        return lists[key]
+            lists[key] = Kept(case, backward, _build(pattern, case, backward))
+        return lists[key].taps
+
+    def rewrite(self, column: Tensor, pattern: Pattern) -> None:
+        kept: Kept
+        for kept in self._lists.get(column, {}).values():
+            for old, new in zip(kept.taps, _build(pattern, kept.case, kept.backward), strict=True):
+                old.copy_(new)
 
 
 def _build(pattern: Pattern, case: Case, backward: bool) -> Taps:

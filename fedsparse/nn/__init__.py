@@ -3,6 +3,7 @@
 from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.gradients import dense_gradients
+from fedsparse.nn.graph import CapturedStep, capture_step
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.norm_free import without_batch_norm
@@ -24,6 +25,7 @@ from fedsparse.nn.surgery import (
 
 __all__ = [
     "GAMMA",
+    "CapturedStep",
     "Conversion",
     "NormalisedConv2d",
     "Plan",
@@ -32,6 +34,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "SparseNormalisedConv2d",
+    "capture_step",
     "dense_gradients",
     "densify",
     "density",

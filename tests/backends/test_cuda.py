@@ -102,6 +102,32 @@ def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     assert len(backend._lists) == 0
 
 
+def test_lists_follow_an_index_that_is_overwritten(backend, generator):
+    """As a captured graph needs it: the same addresses, and the products of the new pattern."""
+    x, grad = torch.randn(CASE.input, generator=generator), torch.randn(CASE.output, generator=generator)
+    order = torch.randperm(6 * 4 * 9, generator=generator)
+    first = Pattern.from_mask((order < 30).view(6, 4, 3, 3))
+    second = Pattern.from_mask(first.mask().roll(1, 0))
+    values, case = torch.randn(first.nnz, generator=generator), replace(CASE, nnz=first.nnz)
+    held = Pattern.from_index(first.shape, [tensor.clone() for tensor in first.index])
+
+    def results(pattern):
+        y = backend.forward(x, values, pattern, None, case)
+        return [y, *backend.backward(grad, x, values, pattern, (True, True), case)]
+
+    old = results(held)
+    before = [tensor.data_ptr() for kept in backend._lists[held.column].values() for tensor in kept.taps]
+    for tensor, new in zip(held.index, second.index, strict=True):
+        tensor.copy_(new)
+    backend.rewrite(held.column, second)
+    after = [tensor.data_ptr() for kept in backend._lists[held.column].values() for tensor in kept.taps]
+    assert len(before) == 6
+    assert before == after
+    new = results(held)
+    assert all(torch.equal(a, b) for a, b in zip(new, results(second), strict=True))
+    assert not torch.equal(old[0], new[0])
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
