@@ -34,7 +34,9 @@ from fedsparse.nn import (
 )
 
 if TYPE_CHECKING:
-    from fedsparse.experiment import Result, load_config, resume, run
+    from fedsparse.experiment.config import load_config
+    from fedsparse.experiment.run import resume, run
+    from fedsparse.experiment.session import Result
 
 __version__ = "0.1.0"
 

@@ -65,6 +65,7 @@ class Sizes:
         rotated: bytes of inputs that a timing goes through, more than caches hold.
         batches: of the training step.
         width: channels of the first stage of the step's ResNet-18.
+        layouts: of the step's dense networks.
     """
 
     cases: tuple[LayerCase, ...]
@@ -73,14 +74,17 @@ class Sizes:
     rotated: int
     batches: tuple[int, ...]
     width: int
+    layouts: tuple[str, ...]
 
 
 def sizes(*, cpu: bool) -> Sizes:
     """The protocol's, or for the dry run one small layer of each kind."""
     if cpu:
         tiny = (LayerCase(8, 8, 6, batch=3), LayerCase(12, 6, None, batch=3))
-        return Sizes(tiny, (0.5,), 2, 1, (2,), 4)
-    return Sizes(tuple(_full()), (0.1, 0.05, 0.2, 0.01, 0.5, 0.02), 30, 60 << 20, (32, 128), 64)
+        return Sizes(tiny, (0.5,), 2, 1, (2,), 1, ("nchw",))
+    return Sizes(
+        tuple(_full()), (0.1, 0.05, 0.2, 0.01, 0.5, 0.02), 30, 60 << 20, (32, 128), 64, ("nchw", "channels_last")
+    )
 
 
 def _full() -> Iterator[LayerCase]:

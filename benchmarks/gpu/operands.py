@@ -1,5 +1,7 @@
 """The numbers of a layer on a device, and what dense torch computes with them in float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,10 +68,22 @@ def errors(results: dict[str, Tensor], operands: Operands, mask: Tensor | None, 
     x, weight = operands.x.double().requires_grad_(), operands.weight.double()
     weight = (weight if mask is None else weight * mask).requires_grad_()
     moves = geometry(case)
-    y = F.linear(x, weight) if moves is None else F.conv2d(x, weight, None, moves.stride, moves.padding)
-    grad_x, grad_w = torch.autograd.grad(y, (x, weight), operands.grad.double())
+    with _unsearched():
+        y = F.linear(x, weight) if moves is None else F.conv2d(x, weight, None, moves.stride, moves.padding)
+        grad_x, grad_w = torch.autograd.grad(y, (x, weight), operands.grad.double())
     wanted = {"forward": y.detach(), "grad_x": grad_x, "grad_w": grad_w if mask is None else grad_w[mask]}
     return {
         op: float((got.double() - wanted[op]).norm() / wanted[op].norm().clamp(min=1e-30))
         for op, got in results.items()
     }
+
+
+@contextmanager
+def _unsearched() -> Iterator[None]:
+    """Inside, cuDNN takes its first guess: the fastest way in float64 is not worth the search."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

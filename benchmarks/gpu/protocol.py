@@ -32,11 +32,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("tests", 90, patience=30),
     Stage("sanitize", 45, cut=2),
     Stage("ceilings", 25, patience=20),
-    Stage("dense", 90, shrinks=True),
-    Stage("ours", 110, shrinks=True),
+    Stage("dense", 85, shrinks=True),
+    Stage("ours", 105, shrinks=True),
     Stage("step", 60, shrinks=True),
     Stage("counters", 40, cut=1),
-    Stage("drift", 15, patience=15),
+    Stage("drift", 10, patience=15),
 )
 _LEAST = 10.0  # seconds; with less than this a stage that shrinks is left out
 

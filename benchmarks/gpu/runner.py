@@ -107,7 +107,7 @@ def _firsts(record: RunRecord) -> dict[str, Any]:
 
 def judged(record: RunRecord) -> RunRecord:
     """The record with its drift and the marks that follow from what is in it."""
-    drift = {row["stage"]: row["change"] for row in record.rows("drift")}
+    drift = {row["stage"]: row["change"] for row in record.rows("drift") if row["stage"]}
     marked = [
         f"the first case of {name} took {change:+.1%} at the end; more than {DRIFT:.0%} either way"
         for name, change in drift.items()

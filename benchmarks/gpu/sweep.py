@@ -1,7 +1,7 @@
 """Goes through cases until the time is over, and says which were not reached."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.record import Row
@@ -9,21 +9,31 @@ from fedsparse.bench.cases import LayerCase
 
 __all__ = ["Job", "layer_of", "row_of", "sweep"]
 
-# What to measure, in words, and how; a job gives its rows.
-Job = tuple[str, Callable[[], Iterable[Row]]]
-_RESERVE = 1.0  # seconds; a job takes less
+
+class Job(NamedTuple):
+    """Something to measure.
+
+    Attributes:
+        name: in words.
+        rows: measures it.
+        needs: seconds without which it is not begun.
+    """
+
+    name: str
+    rows: Callable[[], Iterable[Row]]
+    needs: float = 1.0
 
 
 def sweep(context: Context, jobs: Iterable[Job]) -> None:
     """Runs the jobs in order; one that fails is noted, and those that time did not allow are counted."""
     left_out: list[str] = []
     first = True
-    for name, job in jobs:
-        if context.left() < _RESERVE:
+    for name, rows, needs in jobs:
+        if context.left() < needs:
             left_out.append(name)
             continue
         try:
-            for row in job():
+            for row in rows():
                 context.row({**row, "repeat": first})
                 first = False
         except Exception as error:  # one case less is no reason to lose the others

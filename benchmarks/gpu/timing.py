@@ -4,6 +4,7 @@ A timing goes through several copies of the inputs, more bytes than the caches h
 the copies also spread the cost of an event or a replay over many calls.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -66,13 +67,20 @@ def replayed(work: Call) -> Call:
     """The work as one CUDA graph; it has been warmed up on the current stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(side):
         work()
+        torch.cuda.synchronize()
+        # Not torch.cuda.graph, which empties the allocator's cache first: a run captures a thousand graphs.
+        graph.capture_begin()
+        try:
+            held = work()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the capture is broken, and must be over before the next
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = work()
 
     def replay() -> object:
         graph.replay()

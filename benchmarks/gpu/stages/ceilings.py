@@ -117,6 +117,7 @@ def _stream() -> ctypes.c_void_p:
     return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
-def _checked(status: int) -> None:
+def _checked(status: int) -> int:
     if status:
         raise RuntimeError(f"a probe failed with CUDA status {status}")
+    return status

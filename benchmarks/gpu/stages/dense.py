@@ -18,6 +18,7 @@ from fedsparse.bench.cases import LayerCase
 __all__ = ["again", "network_row", "prunable", "run"]
 
 _LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+_SLACK = 10.0  # Winograd's float32, for one, is less exact than a sum; the error is in the row
 _PRUNABLE = 11_164_352  # weights of ResNet-18's convolutions but the first
 
 
@@ -43,12 +44,12 @@ def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
     for case in sizes.cases:
         for precision in PRECISIONS.values():
             for layout in _LAYOUTS if case.size is not None else ("rows",):
-                yield (
+                yield Job(
                     f"{case.shape} B{case.batch} {precision.name} {layout}",
                     lambda c=case, p=precision, v=layout: _measured(c, p, sizes, device, v),  # type: ignore[misc]
                 )
-    yield "foreach SGD and mask", lambda: _optimizer(sizes, device)
-    yield "torch.topk", lambda: _topk(sizes, device)
+    yield Job("foreach SGD and mask", lambda: _optimizer(sizes, device))
+    yield Job("torch.topk", lambda: _topk(sizes, device))
 
 
 # ---- layers
@@ -60,13 +61,13 @@ def _measured(case: LayerCase, precision: Precision, sizes: Sizes, device: str, 
         _laid_out(Operands.draw(dense, precision.dtype, device, seed=seed), layout)
         for seed in range(copies(each, sizes.rotated))
     ]
+    wrong = errors({op: _call(dense, op, sets[0])() for op in OPS}, sets[0], None, dense)
     for op in OPS:
         calls = [_call(dense, op, one) for one in sets]
-        wrong = errors({op: calls[0]()}, sets[0], None, dense)[op]
         row = {"who": "dense", "layer": row_of(dense), "op": op, "precision": precision.name, "variant": layout,
-               "device": device, "copies": len(sets), "error": wrong}  # fmt: skip
-        if not wrong <= max(precision.tolerance, 1e-2 if precision.tf32 else 0):
-            raise ValueError(f"dense {op} is off by {wrong:.1e} against float64")
+               "device": device, "copies": len(sets), "error": wrong[op]}  # fmt: skip
+        if not wrong[op] <= _SLACK * precision.tolerance:
+            raise ValueError(f"dense {op} is off by {wrong[op]:.1e} against float64")
         (work,) = dense_work(dense, op, precision.name)
         times = measured(calls, repeats=sizes.repeats, cuda=device == "cuda")
         yield {**row, **times.to_row(), "flops": work.flops, "bytes": work.memory}
@@ -104,16 +105,15 @@ def _call(case: LayerCase, op: str, operands: Operands) -> Callable[[], Tensor]:
 def _optimizer(sizes: Sizes, device: str) -> Iterable[Row]:
     """SGD with momentum over all dense weights as torch does it, and the multiplication that keeps pruned ones 0."""
     parameters = [torch.nn.Parameter(torch.randn(prunable(sizes) // 4, device=device)) for _ in range(4)]
-    masks = [torch.rand_like(parameter.detach()) < 0.1 for parameter in parameters]
+    weights = [parameter.detach() for parameter in parameters]
+    masks = [(torch.rand_like(weight) < 0.1).float() for weight in weights]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, foreach=True)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
 
     def step() -> object:
         optimizer.step()
-        with torch.no_grad():
-            torch._foreach_mul_(parameters, masks)
-        return None
+        return torch._foreach_mul_(weights, masks)
 
     yield network_row("sgd", "torch foreach SGD + mask", [step], sizes, device)
 

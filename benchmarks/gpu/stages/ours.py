@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -45,13 +45,13 @@ def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
             for name in kind.precisions:
                 for case in sizes.cases:
                     layer = replace(case, density=density)
-                    yield (
+                    yield Job(
                         f"{kind.name} {layer} {name}",
                         lambda c=layer, k=kind, p=PRECISIONS[name]: _measured(c, k, p, sizes),  # type: ignore[misc]
                     )
     if device == "cuda":
-        yield "cuda_sgd_momentum", lambda: _cuda_optimizer(sizes)
-        yield "Triton sgd_momentum_", lambda: _triton_optimizer(sizes)
+        yield Job("cuda_sgd_momentum", lambda: _cuda_optimizer(sizes))
+        yield Job("Triton sgd_momentum_", lambda: _triton_optimizer(sizes))
 
 
 @cache
@@ -80,7 +80,7 @@ def _measured(case: LayerCase, kind: Kind, precision: Precision, sizes: Sizes) -
             yield {**row, "wrong": f"relative error {wrong[op]:.1e} against float64 (at most {precision.tolerance:g})",
                    "eager": None, "graph": None}  # fmt: skip
             continue
-        calls = [lambda one=one, op=op: one(op) for one in sets]  # type: ignore[misc]
+        calls = [partial(one, op) for one in sets]
         times = measured(calls, repeats=sizes.repeats, cuda=kind.device == "cuda")
         flops = 2.0 * pattern.nnz * case.batch * case.places
         yield {**row, **times.to_row(), "flops": flops, "bytes": each}

@@ -21,6 +21,7 @@ __all__ = ["again", "run"]
 
 _DENSITY = 0.1
 _WARMUP = 3
+_COMPILING = 30.0  # seconds that torch.compile is thought to need at most
 _PIXELS = 32
 
 
@@ -62,27 +63,26 @@ def again(first: Row) -> float:
 
 
 def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
-    for one in (*_contenders(sizes, device), *_compiled(sizes, device)):
-        yield (
-            f"{one.who} {one.variant} B{one.batch} {one.precision.name}",
-            lambda c=one: _measured(c, sizes, device),  # type: ignore[misc]
-        )
+    for one in _contenders(sizes, device):
+        yield _job(one, sizes, device)
+    if device == "cuda":  # the dry run does without a compiler
+        for batch in sizes.batches:
+            yield _job(Contender("dense", "compile", PRECISIONS["bf16"], batch), sizes, device, needs=_COMPILING)
+
+
+def _job(one: Contender, sizes: Sizes, device: str, *, needs: float = 2.0) -> Job:
+    name = f"{one.who} {one.variant} B{one.batch} {one.precision.name}"
+    return Job(name, lambda: _measured(one, sizes, device), needs)
 
 
 def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
     for batch in sizes.batches:
         for precision in PRECISIONS.values():
-            for layout in ("nchw", "channels_last"):
+            for layout in sizes.layouts:
                 yield Contender("dense", layout, precision, batch)
             for kind in of_device(device):
                 if precision.name in kind.precisions:
                     yield Contender(kind.name, "", precision, batch, kind)
-
-
-def _compiled(sizes: Sizes, device: str) -> Iterator[Contender]:
-    if device == "cuda":  # the dry run does without a compiler
-        for batch in sizes.batches:
-            yield Contender("dense", "compile", PRECISIONS["bf16"], batch)
 
 
 # ---- one network
@@ -106,8 +106,10 @@ def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
         except Exception as error:  # what cannot be captured is still timed one by one
             torch.cuda.synchronize()
             times = Times(eager, None, f"{type(error).__name__}: {error}"[:300])
-    yield {"who": one.who, "variant": one.variant, "op": "step", "precision": one.precision.name, "batch": one.batch,
-           "device": device, "density": _DENSITY if one.kind else 1.0, **times.to_row(), "peak_bytes": peak}  # fmt: skip
+    yield {
+        "who": one.who, "variant": one.variant, "op": "step", "precision": one.precision.name, "batch": one.batch,
+        "device": device, "density": _DENSITY if one.kind else 1.0, **times.to_row(), "peak_bytes": peak,
+    }  # fmt: skip
 
 
 def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tensor, Tensor]:

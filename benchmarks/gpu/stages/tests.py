@@ -1,5 +1,6 @@
 """The correctness suite of a GPU: `pytest -m gpu` over the files that have such tests."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def run(context: Context) -> None:
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider",
                "--tb=short", "--durations=5", "--color=no", *found]  # fmt: skip
     counts: Counter[str] = Counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environ = {**os.environ, "COLUMNS": "300"}  # pytest cuts reasons to the width of a terminal
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="")
