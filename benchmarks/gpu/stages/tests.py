@@ -13,13 +13,18 @@ from benchmarks.gpu.site import ROOT
 __all__ = ["files_with_gpu_tests", "outcome", "run"]
 
 _LINE = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)(?: \((.*)\))?")
+_MARKED = ("mark.gpu", "tests.devices")  # which marks tests that run on every device
 _WRONG = ("FAILED", "ERROR", "XPASS")
 
 
 def files_with_gpu_tests(root: Path = ROOT) -> list[str]:
     """Test files with the marker: others may need packages that a machine which only computes lacks."""
     paths = sorted((root / "tests").rglob("test_*.py"))
-    return [str(path.relative_to(root)) for path in paths if "mark.gpu" in path.read_text(encoding="utf-8")]
+    return [
+        str(path.relative_to(root))
+        for path in paths
+        if any(word in path.read_text(encoding="utf-8") for word in _MARKED)
+    ]
 
 
 def outcome(line: str) -> tuple[str, str, str] | None:
