@@ -6,6 +6,7 @@ found. Links make one package of the two, as setup.py does.
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def stage_site(folder: Path = BUILD / "site") -> Path:
 
 
 def environment(site: Path, base: Mapping[str, str]) -> dict[str, str]:
-    """Of a process that imports from `site`: nothing of the folder it runs in comes before it."""
-    more = {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    """Of a process that imports from `site`: nothing of the folder it runs in comes before it.
+
+    Build tools may lie beside the interpreter, where PATH does not lead without an active environment.
+    """
+    path = os.pathsep.join(part for part in (base.get("PATH"), sysconfig.get_path("scripts")) if part)
+    more = {
+        "PATH": path,
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     return {**base, **more}

@@ -21,7 +21,6 @@ _ENTRY = re.compile(
     r".*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
-_KERNEL = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*_kernel")
 
 
 def run(context: Context) -> None:
@@ -70,16 +69,25 @@ def _probes_command(architecture: str) -> list[str]:
 def registers(log: str) -> Iterator[Row]:
     """Registers, stack and spills of each kernel that ptxas has told of."""
     for found in _ENTRY.finditer(log):
-        name = _KERNEL.search(found["entry"])
         yield {
             "what": "kernel",
-            "kernel": name[0] if name else found["entry"],
+            "kernel": _name(found["entry"]),
             "entry": found["entry"],
             "architecture": found["architecture"],
             "registers": int(found["registers"]),
             "stack": int(found["stack"]),
             "spilled": int(found["stores"]) + int(found["loads"]),
         }
+
+
+def _name(entry: str) -> str:
+    """The kernel's own name out of a mangled one, where a number says how long each name is."""
+    for digits in re.finditer(r"(?=(\d+))", entry):
+        begin = digits.start() + len(digits[1])
+        name = entry[begin : begin + int(digits[1])]
+        if name.endswith("_kernel"):
+            return name
+    return entry
 
 
 def _loaded() -> Row:

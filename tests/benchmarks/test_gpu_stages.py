@@ -9,9 +9,12 @@ from benchmarks.gpu.stages import build, counters, sanitize, tests
 from benchmarks.gpu.stages.provenance import source_digest
 from fedsparse.bench.cases import LayerCase
 
-PTXAS = """
-ptxas info    : Compiling entry function '_ZN12_GLOBAL__N_113gather_kernelIfLi4EEEvNS_4TapsE' for 'sm_90'
-ptxas info    : Function properties for _ZN12_GLOBAL__N_113gather_kernelIfLi4EEEvNS_4TapsE
+GATHER = (
+    "_ZN9fedsparse5csr1648_GLOBAL__N__4ab11071_15_csr16_gather_cu_ec1562ec13gather_kernelIfLi4ELi4EEEvNS1_6GatherIT_EE"
+)
+PTXAS = f"""
+ptxas info    : Compiling entry function '{GATHER}' for 'sm_90'
+ptxas info    : Function properties for {GATHER}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 74 registers, used 1 barriers, 400 bytes cmem[0]
 ptxas info    : Compiling entry function '_Z10sgd_kernelPf' for 'sm_90'
@@ -26,6 +29,7 @@ def test_registers_are_read_from_ptxas():
     assert (first["kernel"], first["registers"], first["spilled"], first["stack"]) == ("gather_kernel", 74, 0, 0)
     assert (second["kernel"], second["registers"], second["spilled"], second["stack"]) == ("sgd_kernel", 30, 20, 16)
     assert second["architecture"] == "sm_90"
+    assert next(build.registers(PTXAS.replace(GATHER, "main")))["kernel"] == "main"
 
 
 def test_the_build_asks_for_cuda_and_leaves_the_tree_alone():
