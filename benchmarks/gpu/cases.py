@@ -66,6 +66,7 @@ class Sizes:
         batches: of the training step.
         width: channels of the first stage of the step's ResNet-18.
         layouts: of the step's dense networks.
+        clients: whose steps are computed at once.
     """
 
     cases: tuple[LayerCase, ...]
@@ -75,15 +76,25 @@ class Sizes:
     batches: tuple[int, ...]
     width: int
     layouts: tuple[str, ...]
+    clients: int
 
 
 def sizes(*, cpu: bool) -> Sizes:
     """The protocol's, or for the dry run one small layer of each kind."""
     if cpu:
         tiny = (LayerCase(8, 8, 6, batch=3), LayerCase(12, 6, None, batch=3))
-        return Sizes(tiny, (0.5,), 2, 1, (2,), 1, ("nchw",))
+        return Sizes(
+            cases=tiny, densities=(0.5,), repeats=2, rotated=1, batches=(2,), width=1, layouts=("nchw",), clients=2
+        )
     return Sizes(
-        tuple(_full()), (0.1, 0.05, 0.2, 0.01, 0.5, 0.02), 30, 60 << 20, (32, 128), 64, ("nchw", "channels_last")
+        cases=tuple(_full()),
+        densities=(0.1, 0.05, 0.2, 0.01, 0.5, 0.02),
+        repeats=30,
+        rotated=60 << 20,
+        batches=(32, 128),
+        width=64,
+        layouts=("nchw", "channels_last"),
+        clients=8,
     )
 
 

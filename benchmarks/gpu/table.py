@@ -137,7 +137,7 @@ def _whole(row: Row) -> tuple[str, ...]:
 
 
 def _step(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
-    """A step, and the best dense one of the same precision and batch over it."""
+    """A step, and over it the best dense one of the same precision and batch, once for each client."""
     dense = [
         r for r in rows if r["who"] == "dense" and (r["precision"], r["batch"]) == (row["precision"], row["batch"])
     ]
@@ -145,9 +145,10 @@ def _step(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     for how in ("graph", "eager"):
         best = min((r[how]["median"] for r in dense if r.get(how)), default=None)
         mine = row[how]["median"] if row.get(how) else None
-        ratios.append(_MISSING if best is None or mine is None else f"{best / mine:.2f}")
+        ratios.append(_MISSING if best is None or mine is None else f"{row['clients'] * best / mine:.2f}")
     peak = _MISSING if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
     name = f"{row['who']} {row['variant']} {row['precision']} density {row['density']:g}"
+    name += f", {row['clients']} clients" if row["clients"] > 1 else ""
     times = _time(row.get("graph"), 1e3), _time(row.get("eager"), 1e3)
     return name, str(row["batch"]), *times, *ratios, peak, "measured"
 

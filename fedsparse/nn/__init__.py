@@ -2,6 +2,7 @@
 
 from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.fold import fold, side_by_side, unfold
 from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.graph import CapturedStep, capture_step
 from fedsparse.nn.layer import SparseLayer
@@ -38,16 +39,19 @@ __all__ = [
     "dense_gradients",
     "densify",
     "density",
+    "fold",
     "masks",
     "plan",
     "prune_activations",
     "read_weights",
     "set_backend",
     "set_masks",
+    "side_by_side",
     "sparse_layers",
     "sparsify",
     "topk_pruned_gradient",
     "topology",
+    "unfold",
     "without_batch_norm",
     "write_weights",
 ]

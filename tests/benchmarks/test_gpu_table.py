@@ -144,14 +144,15 @@ def test_a_run_becomes_tables(tmp_path, capsys):
     ours += [{**ours[0], "layer": row_of(replace(CASE, density=0.5)), "wrong": "relative error 1", "graph": None,
               "eager": None}]  # fmt: skip
     step = {"who": "dense", "variant": "nchw", "op": "step", "precision": "bf16", "batch": 32, "device": "cuda",
-            "density": 1.0, "eager": timed(4e-3), "graph": timed(2e-3), "peak_bytes": 5e6}  # fmt: skip
+            "density": 1.0, "clients": 1, "eager": timed(4e-3), "graph": timed(2e-3), "peak_bytes": 5e6}  # fmt: skip
     mine = {**step, "who": KIND.name, "variant": "", "density": 0.1, "graph": timed(1e-3), "peak_bytes": None}
+    folded = {**mine, "variant": "folded", "clients": 8, "graph": timed(4e-3)}
     stages = [
         StageRecord("ceilings", "done", rows=[{"what": "GEMM", "seconds": timed(1.0), "rate": 7.8e14, "unit": "FLOP/s"},
                                               {"what": "empty", "seconds": timed(1), "rate": 5e5, "unit": "1/s"}]),
         StageRecord("dense", "done", rows=dense),
         StageRecord("ours", "timeout", "ended | after\n5 s", rows=ours, notes=["3 cases were not reached"]),
-        StageRecord("step", "done", rows=[step, mine]),
+        StageRecord("step", "done", rows=[step, mine, folded]),
         StageRecord("counters", "cut", "2 s were left"),
     ]  # fmt: skip
     path = tmp_path / "run.json"
@@ -166,6 +167,7 @@ def test_a_run_becomes_tables(tmp_path, capsys):
     assert "| counters | cut | 0 of 0 | 0 | 2 s were left |  |" in printed
     assert "relative error 1 |" in printed
     name = "element/cuda  bf16 density 0.1 | 32"
+    assert "density 0.1, 8 clients | 32 | 4.00 [4.00, 4.00] | 4.00 [4.00, 4.00] | 4.00 | 8.00 | - |" in printed
     assert f"| {name} | 1.00 [1.00, 1.00] | 4.00 [4.00, 4.00] | 2.00 | 1.00 | - | measured |" in printed
 
 

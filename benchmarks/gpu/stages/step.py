@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from benchmarks.gpu.kinds import Kind, of_device
 from benchmarks.gpu.record import Row
 from benchmarks.gpu.sweep import Job, sweep
 from benchmarks.gpu.timing import Call, Times, seconds_of
-from fedsparse.nn.graph import capture_step
+from fedsparse.nn import capture_step, fold
 
 __all__ = ["again", "run"]
 
@@ -35,6 +36,7 @@ class Contender:
         precision: of all numbers.
         batch: pictures.
         kind: of the sparse layers; None for a dense network.
+        clients: networks that are trained at once, with `batch` pictures each.
     """
 
     who: str
@@ -42,22 +44,22 @@ class Contender:
     precision: Precision
     batch: int
     kind: Kind | None = None
+    clients: int = 1
 
 
 def run(context: Context) -> None:
-    """bf16 and the smaller batch first; torch.compile last, which takes longest to start."""
+    """The smaller batch first, then several clients at once; torch.compile last, which takes longest to start."""
     if not context.cpu:
         context.needs_gpu()
     torch.backends.cudnn.benchmark = True
     sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
-    context.note("8 clients in one launch set: unavailable, no kernel takes the values of several clients yet")
 
 
 def again(first: Row) -> float:
     """Seconds of the first row's step now."""
     torch.backends.cudnn.benchmark = True
     cuda = first["device"] == "cuda"
-    one = Contender(first["who"], first["variant"], PRECISIONS[first["precision"]], first["batch"])
+    one = Contender(first["who"], first["variant"], PRECISIONS[first["precision"]], first["batch"])  # a dense one
     (row,) = _measured(one, sizes(cpu=not cuda), first["device"])
     return float((row["graph"] or row["eager"])["median"])
 
@@ -83,6 +85,9 @@ def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
             for kind in of_device(device):
                 if precision.name in kind.precisions:
                     yield Contender(kind.name, "", precision, batch, kind)
+    for kind in of_device(device):
+        for name in kind.precisions:
+            yield Contender(kind.name, "folded", PRECISIONS[name], sizes.batches[0], kind, sizes.clients)
 
 
 # ---- one network
@@ -103,37 +108,46 @@ def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
     times = Times(eager, None, "no CUDA device")
     if cuda:
         try:
-            captured = capture_step(model, optimizer, lambda x, y: F.cross_entropy(model(x).float(), y), (x, y))
+            captured = capture_step(model, optimizer, partial(_loss, model), (x, y))
             times = Times(eager, seconds_of(lambda: captured(x, y), repeats=sizes.repeats, cuda=True))
         except Exception as error:  # what cannot be captured is still timed one by one
             torch.cuda.synchronize()
             times = Times(eager, None, f"{type(error).__name__}: {error}"[:300])
     yield {
         "who": one.who, "variant": one.variant, "op": "step", "precision": one.precision.name, "batch": one.batch,
-        "device": device, "density": _DENSITY if one.kind else 1.0, **times.to_row(), "peak_bytes": peak,
+        "device": device, "density": _DENSITY if one.kind else 1.0, "clients": one.clients,
+        **times.to_row(), "peak_bytes": peak,
     }  # fmt: skip
 
 
 def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = fs.models.resnet18(width=sizes.width)
+    model: nn.Module = fs.models.resnet18(width=sizes.width)
     if one.kind is not None:
         fs.sparsify(model, _DENSITY, distribution="uniform", granularity=one.kind.granularity, exclude="ends")
     model = model.to(device, one.precision.dtype)
     if one.kind is not None:
         fs.set_backend(model, one.kind.backend)
+    if one.clients > 1:
+        model = fold([model] * one.clients)
     pixels = _PIXELS if sizes.width > 8 else 8
-    x = torch.randn(one.batch, 3, pixels, pixels, device=device).to(one.precision.dtype)
+    x = torch.randn(one.batch, 3 * one.clients, pixels, pixels, device=device).to(one.precision.dtype)
     if one.variant in ("channels_last", "compile"):
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous(memory_format=torch.channels_last)
-    return model, x, torch.randint(10, (one.batch,), device=device)
+    return model, x, torch.randint(10, (one.batch * one.clients,), device=device)
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of one network, or the sum over folded ones: their rows of 10 logits stand side by side."""
+    logits = model(x).float().view(len(y), -1)
+    return F.cross_entropy(logits, y) * (len(y) // len(x))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Call:
     def step() -> object:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x).float(), y)
+        loss = _loss(model, x, y)
         loss.backward()
         optimizer.step()
         return loss
