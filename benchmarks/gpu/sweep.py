@@ -25,8 +25,13 @@ class Job(NamedTuple):
 
 
 def sweep(context: Context, jobs: Iterable[Job]) -> None:
-    """Runs the jobs in order; one that fails is noted, and those that time did not allow are counted."""
+    """Runs the jobs in order; one that fails is noted, and those that time did not allow are counted.
+
+    Raises:
+        RuntimeError: jobs failed, and none gave a row.
+    """
     left_out: list[str] = []
+    failed: list[str] = []
     first = True
     for name, rows, needs in jobs:
         if context.left() < needs:
@@ -37,9 +42,12 @@ def sweep(context: Context, jobs: Iterable[Job]) -> None:
                 context.row({**row, "repeat": first})
                 first = False
         except Exception as error:  # one case less is no reason to lose the others
-            context.note(f"{name}: {type(error).__name__}: {error}"[:600])
+            failed.append(f"{name}: {type(error).__name__}: {error}"[:600])
+            context.note(failed[-1])
     if left_out:
         context.note(f"{len(left_out)} cases were not reached in time, from {left_out[0]} to {left_out[-1]}")
+    if failed and first:
+        raise RuntimeError(f"no case could be measured; the first of {len(failed)} that failed: {failed[0]}")
 
 
 def row_of(case: LayerCase) -> Row:

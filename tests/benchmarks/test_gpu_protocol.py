@@ -79,6 +79,15 @@ def test_a_job_that_fails_costs_the_others_nothing(quiet):
     ]
 
 
+def test_a_stage_without_a_single_row_has_failed(quiet):
+    def broken():
+        raise OSError("no extension")
+        yield
+
+    with pytest.raises(RuntimeError, match="no case could be measured; the first of 2 that failed: a: OSError: no ext"):
+        sweep(quiet, [Job("a", broken), Job("b", broken)])
+
+
 def test_cases_that_time_did_not_allow_are_named(tmp_path):
     clock = iter([0.0, 9.5, 9.6])
     context = Context(10.0, True, tmp_path / "lines", tmp_path, clock=lambda: next(clock))

@@ -173,12 +173,3 @@ def test_a_replayed_graph_does_the_work_again():
     before = float(x[0])
     replay()
     assert float(x[0]) == before + 1
-
-    def waits():
-        torch.cuda.synchronize()  # not allowed in a capture
-
-    with pytest.raises(RuntimeError):
-        timing.replayed(waits)
-    again = timing.replayed(lambda: x.add_(1))  # a broken capture leaves no trace
-    again()
-    assert float(x[0]) >= before + 2
