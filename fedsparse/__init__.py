@@ -1,5 +1,7 @@
 """Sparse training that stores, computes and sends only what is kept, and federated pruning on top of it."""
 
+from typing import TYPE_CHECKING, Any
+
 from fedsparse import functional, models, nn, wire
 from fedsparse.allocator import keep_freed_memory
 from fedsparse.errors import (
@@ -18,7 +20,6 @@ from fedsparse.errors import (
     ShapeError,
     WireError,
 )
-from fedsparse.experiment import Result, load_config, resume, run
 from fedsparse.measure import measure
 from fedsparse.methods.base import register
 from fedsparse.nn import (
@@ -31,6 +32,11 @@ from fedsparse.nn import (
     sparsify,
     topk_pruned_gradient,
 )
+
+if TYPE_CHECKING:
+    from fedsparse.experiment.config import load_config
+    from fedsparse.experiment.run import resume, run
+    from fedsparse.experiment.session import Result
 
 __version__ = "0.1.0"
 
@@ -69,3 +75,19 @@ __all__ = [
     "topk_pruned_gradient",
     "wire",
 ]
+
+# Looked up when they are used: they bring the packages that read and check configurations, which the engine does not
+# need, and a machine that only computes may not have.
+_OF_EXPERIMENTS = ("Result", "load_config", "resume", "run")
+
+if not TYPE_CHECKING:  # type checkers see the imports above
+
+    def __getattr__(name: str) -> Any:
+        if name not in _OF_EXPERIMENTS:
+            raise AttributeError(f"module 'fedsparse' has no attribute {name!r}")
+        from fedsparse import experiment
+
+        return getattr(experiment, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -22,7 +22,15 @@ from torch import Tensor
 from fedsparse.backends import Backend, Case, Geometry
 from fedsparse.pattern import Pattern
 
-__all__ = ["Operands", "ProductCase", "Truth", "check_backend", "product_cases", "relative_error"]
+__all__ = [
+    "Operands",
+    "ProductCase",
+    "Truth",
+    "check_backend",
+    "check_products",
+    "product_cases",
+    "relative_error",
+]
 
 FLOAT32_TOLERANCE = 2e-6
 # Results below this share of their terms' magnitudes are compared with the latter.
@@ -143,11 +151,16 @@ def check_backend(backend: Backend, product: ProductCase, *, tolerance: float = 
     reason = backend.refuse(product.case)
     if reason is not None:
         raise AssertionError(f"{backend.name} refuses {product}: {reason}")
-    _check_products(backend, product, tolerance)
+    check_products(backend, product, tolerance=tolerance)
     _check_topk(backend, product)
 
 
-def _check_products(backend: Backend, product: ProductCase, tolerance: float) -> None:
+def check_products(backend: Backend, product: ProductCase, *, tolerance: float) -> None:
+    """The part of `check_backend` that holds in every precision: forward and gradients.
+
+    Raises:
+        AssertionError: the backend is off by more than `tolerance`.
+    """
     case, pattern, mask = product.case, product.pattern, product.pattern.mask()
     operands = product.operands()
     x, values, bias, grad = operands

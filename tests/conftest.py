@@ -33,8 +33,9 @@ def _same_threads_afterwards():
 
 
 @pytest.fixture
-def poisoned_memory():
+def poisoned_memory(monkeypatch):
     """New memory holds NaN (255 in bytes), so that outputs never written and scratch read too early show."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     before = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

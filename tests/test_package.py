@@ -53,6 +53,26 @@ def test_kernels_import_without_triton() -> None:
     assert Path(run_python(code)) == ROOT / "kernels" / "__init__.py"
 
 
+def test_the_engine_needs_nothing_that_reads_configurations() -> None:
+    code = """
+import sys
+for name in ("pydantic", "typer", "rich"):
+    sys.modules[name] = None
+import fedsparse as fs, fedsparse.testing, fedsparse.bench.cases
+fs.sparsify(fs.models.lenet(), 0.1)
+try:
+    fs.run
+except ImportError as error:
+    print(error.name)
+"""
+    assert run_python(code) == "pydantic"
+
+
+def test_every_public_name_is_there() -> None:
+    code = "import fedsparse as fs; print([n for n in fs.__all__ if getattr(fs, n, None) is None or n not in dir(fs)])"
+    assert run_python(code) == "[]"
+
+
 def test_extension_loads_alone_and_without_a_driver() -> None:
     # Loaded by its path: importing the package would bring torch, whose libraries must not be needed.
     code = """

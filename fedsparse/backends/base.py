@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedsparse.pattern import Pattern
 
-__all__ = ["Backend", "Case", "Geometry", "Gradients"]
+__all__ = ["Backend", "Case", "Geometry", "Gradients", "KeepsLists"]
 
 
 @dataclass(frozen=True)
@@ -107,5 +107,18 @@ class Backend(Protocol):
 
         Returns flat positions `(k,)` int64 and signed gradients `(k,)`, by falling magnitude, ties by position;
         k never exceeds the number of pruned positions.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsLists(Protocol):
+    """A backend that derives lists from a pattern's index tensors and keeps them for later calls."""
+
+    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
+        """Writes every list that was derived from the index tensor `column` anew, in place, for `pattern`.
+
+        The pattern keeps as many weights as the one before, on any device. A list stays where it is: a captured CUDA
+        graph reads it by address. False, and nothing is written, where a list needs another size.
         """
         ...

@@ -2,15 +2,18 @@
 
 import math
 
-from fedsparse.backends.base import Backend, Case
+from torch import Tensor
+
+from fedsparse.backends.base import Backend, Case, KeepsLists
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.backends.triton import TritonBackend
 from fedsparse.errors import BackendError
+from fedsparse.pattern import Pattern
 
-__all__ = ["backend", "break_even", "choose", "explain", "names"]
+__all__ = ["backend", "break_even", "choose", "explain", "names", "rewrite_lists"]
 
 # `auto` considers neither cuda nor triton: nobody has measured yet where they beat a dense product.
 BACKENDS: dict[str, Backend] = {
@@ -89,3 +92,11 @@ def backend(name: str, case: Case, *, blocked: bool = False) -> Backend:
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot compute this {case.op}: {reason}; use set_backend(model, 'auto')")
     return BACKENDS[name]
+
+
+def rewrite_lists(column: Tensor, pattern: Pattern) -> bool:
+    """Whether all that backends derived from the index tensor `column` could be written anew, in place, for `pattern`.
+
+    Where one could not, the others' lists are void: `column` must not be used any more.
+    """
+    return all([one.rewrite(column, pattern) for one in BACKENDS.values() if isinstance(one, KeepsLists)])

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse import _native
 from fedsparse._native import address
 from fedsparse.backends.base import Backend, Case, Gradients
+from fedsparse.backends.lists import PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
@@ -65,14 +65,15 @@ class Strips(NamedTuple):
 class CudaBackend:
     """Gathers of batch-innermost lines from shared memory, on the caller's stream.
 
-    Lists are built on the host when a pattern is first met and live as long as its index tensors.
+    Lists are built on the host when a pattern is first met and live as long as its index tensors; where those are
+    overwritten, so are the lists.
 
     On tensor cores float32 operands keep their accuracy, in three TF32 products each, unless
     `torch.set_float32_matmul_precision` allows less than `"highest"`: then one product rounds them to 11 bits.
     """
 
     name = "cuda"
-    _lists: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
+    _lists: PatternLists = field(default_factory=PatternLists, repr=False)
 
     def refuse(self, case: Case) -> str | None:
         if case.device != "cuda":
@@ -152,18 +153,18 @@ class CudaBackend:
 
     def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> "Taps | Strips":
         """The list of a pattern, built at the first call; batches of every size share it."""
-        lists: dict[tuple[object, ...], Taps | Strips] = self._lists.setdefault(pattern.column, {})
         key = (pattern.shape, case.input[2:], case.geometry, case.dtype, backward)
-        if key not in lists:
-            lists[key] = _build(pattern, case, backward)
-        return lists[key]
+        device = pattern.column.device
+        return self._lists.get(pattern, key, lambda p: _build(p, case, backward, device))
+
+    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
+        return self._lists.rewrite(column, pattern)
 
 
-def _build(pattern: Pattern, case: Case, backward: bool) -> Taps | Strips:
+def _build(pattern: Pattern, case: Case, backward: bool, device: torch.device) -> Taps | Strips:
     """Strips where the kept positions have a structure, whatever the pattern's granularity is called; else taps."""
     host = pattern.to("cpu")
     width = _native.extension().block_width(_sizes(case), backward, _DTYPES[case.dtype], host.view)
-    device = pattern.column.device
     return _strips(host, case, backward, width, device) if width else _taps(host, case, backward, device)
 
 

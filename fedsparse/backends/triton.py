@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse.backends.base import Backend, Case, Gradients
 from fedsparse.backends.masked import MaskedBackend
@@ -38,7 +37,7 @@ class TritonBackend:
 
     rows: int | None = None
     name = "triton"
-    _lists: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
+    _lists: PatternLists = field(default_factory=PatternLists, repr=False)
 
     def refuse(self, case: Case) -> str | None:
         if find_spec("triton") is None:
@@ -76,12 +75,18 @@ class TritonBackend:
 
     def _tiles(self, pattern: Pattern, case: Case, *, transposed: bool) -> TapTiles:
         """The lists of a pattern, built at the first call; batches and pictures of every size share them."""
-        lists: dict[tuple[object, ...], TapTiles] = self._lists.setdefault(pattern.column, {})
         groups = case.geometry.groups if case.geometry else 1
         key = (pattern.shape, groups, str(pattern.granularity), transposed)
-        if key not in lists:
-            lists[key] = build(pattern, case, self._candidates(pattern, case, transposed), transposed=transposed)
-        return lists[key]
+        device = pattern.column.device
+
+        def tiles(of: Pattern) -> TapTiles:
+            here = of.to(device)
+            return build(here, case, self._candidates(here, case, transposed), transposed=transposed)
+
+        return self._lists.get(pattern, key, tiles)
+
+    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
+        return self._lists.rewrite(column, pattern)
 
     def _candidates(self, pattern: Pattern, case: Case, transposed: bool) -> tuple[int, ...]:
         if self.rows is not None:

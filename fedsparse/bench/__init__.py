@@ -3,7 +3,3 @@
 `kernels` times single layers, `step` whole training steps, `payload` messages. Each has a function `measure` that
 returns a `Report`: JSON with provenance, and tables of text. `fedsparse bench` is their command line.
 """
-
-from fedsparse.bench.report import Report, TextTable
-
-__all__ = ["Report", "TextTable"]

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsparse.bench import Report, TextTable
 from fedsparse.bench import kernels as of_kernels
 from fedsparse.bench import payload as of_payload
 from fedsparse.bench import step as of_step
-from fedsparse.bench.report import Watch, check_target
+from fedsparse.bench.report import Report, TextTable, Watch, check_target
 
 __all__ = ["EXAMPLE", "app"]
 

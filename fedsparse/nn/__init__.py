@@ -2,7 +2,9 @@
 
 from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
+from fedsparse.nn.fold import fold, side_by_side, unfold
 from fedsparse.nn.gradients import dense_gradients
+from fedsparse.nn.graph import CapturedStep, capture_step
 from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.norm_free import without_batch_norm
@@ -24,6 +26,7 @@ from fedsparse.nn.surgery import (
 
 __all__ = [
     "GAMMA",
+    "CapturedStep",
     "Conversion",
     "NormalisedConv2d",
     "Plan",
@@ -32,19 +35,23 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "SparseNormalisedConv2d",
+    "capture_step",
     "dense_gradients",
     "densify",
     "density",
+    "fold",
     "masks",
     "plan",
     "prune_activations",
     "read_weights",
     "set_backend",
     "set_masks",
+    "side_by_side",
     "sparse_layers",
     "sparsify",
     "topk_pruned_gradient",
     "topology",
+    "unfold",
     "without_batch_norm",
     "write_weights",
 ]

@@ -1,6 +1,6 @@
 """What all sparse layers share: compact values, their pattern, and how both change together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class SparseLayer(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
+    _fixed = False  # see keep_addresses
 
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -54,9 +55,25 @@ class SparseLayer(nn.Module):
     # ---- the pattern
     def _hold(self, pattern: Pattern) -> None:
         """Makes `pattern` this layer's. Its tensors are buffers, so they follow the module from device to device."""
+        fits = self._fixed and _alike(self.index, pattern.index)
+        if fits and backends.rewrite_lists(self.get_buffer("column"), pattern):
+            for buffer, tensor in zip(self.index, pattern.index, strict=True):
+                buffer.copy_(tensor)
+        else:
+            for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
+                self.register_buffer(name, tensor.clone() if self._fixed else tensor, persistent=False)
         self._pattern = pattern
-        for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
-            self.register_buffer(name, tensor, persistent=False)
+
+    def keep_addresses(self) -> None:
+        """From now on, a pattern of as many weights is written where the present one lies; on every device.
+
+        That is what a captured CUDA graph needs, which reads memory and knows no tensors. The layer then holds its
+        index twice, because others may hold the patterns that it gives away. A copy of the layer is an ordinary one.
+        """
+        if not self._fixed:
+            pattern, self._fixed = self.pattern, True
+            for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
+                self.register_buffer(name, tensor.clone(), persistent=False)
 
     @property
     def index(self) -> list[Tensor]:
@@ -66,7 +83,9 @@ class SparseLayer(nn.Module):
     @property
     def pattern(self) -> Pattern:
         """Kept positions of the weight."""
-        if self._buffers["column"] is not self._pattern.column:  # the module has been moved or copied
+        if self._fixed:
+            self._pattern = self._pattern.to(self.get_buffer("column").device)
+        elif self._buffers["column"] is not self._pattern.column:  # the module has been moved or copied
             self._pattern = Pattern.from_index(self._pattern.shape, self.index, self._pattern.granularity)
         return self._pattern
 
@@ -99,7 +118,7 @@ class SparseLayer(nn.Module):
         """Changes the pattern in place: kept weights keep value and optimiser state, grown ones start fresh.
 
         The one place where values, optimiser state and pattern change together. `values` stays the same parameter
-        object; its gradient is dropped.
+        object, in the same memory where as many weights are kept as before; its gradient is dropped.
 
         Args:
             new: pattern of the same dense shape.
@@ -110,9 +129,10 @@ class SparseLayer(nn.Module):
         state = {} if optimizer is None else optimizer.state.get(self.values, {})
         for key, entry in state.items():
             if isinstance(entry, Tensor) and entry.shape == self.values.shape:
-                state[key] = carried(entry, places, 0.0)
+                state[key] = _placed(entry, carried(entry, places, 0.0))
         self.values.grad = None
-        self.values.data = carried(self.values.detach(), places, grown)
+        values = self.values.detach()
+        self.values.data = _placed(values, carried(values, places, grown))
         self._hold(new.to(self.values.device))
 
     def effective_values(self) -> Tensor:
@@ -172,6 +192,7 @@ class SparseLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_pattern"] = self.pattern
+        state["_fixed"] = False
         state["_buffers"] = {name: b for name, b in self._buffers.items() if name not in Pattern.INDEX_NAMES}
         return state
 
@@ -213,3 +234,13 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         unit = f"granularity={self.granularity}, bias={self.bias is not None}"
         return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, {unit}"
+
+
+def _alike(buffers: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors could be written over the buffers."""
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(buffers, tensors, strict=True))
+
+
+def _placed(old: Tensor, new: Tensor) -> Tensor:
+    """`new` in the memory of `old`, where it fits."""
+    return old.copy_(new) if old.shape == new.shape else new

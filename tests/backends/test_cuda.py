@@ -16,9 +16,10 @@ from fedsparse.backends import cuda as cuda_module
 from fedsparse.backends.cuda import CudaBackend, Strips
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
-from fedsparse.testing import ProductCase, check_backend, product_cases
+from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
 from tests.cuda import shim
 from tests.cuda.test_block import block, vector
+from tests.devices import kernels, plain_products
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
@@ -86,6 +87,16 @@ def test_float32_products_round_to_tf32_where_torch_may(backend):
         torch.set_float32_matmul_precision("highest")
 
 
+# Sums are float32; what is stored is rounded once more, by at most 2^-8 or 2^-11 of itself.
+STORED = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_16_bits_are_stored_and_32_are_summed(backend, rng, dtype):
+    for product in product_cases(rng, 9, dtype=dtype):
+        check_products(backend, product, tolerance=STORED[dtype])
+
+
 def test_same_bits_whatever_the_order_of_threads(backend, binding, rng):
     for product in product_cases(rng, 6):
         x, values, bias, grad = product.operands()
@@ -146,6 +157,32 @@ def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     del pattern
     gc.collect()
     assert len(backend._lists) == 0
+
+
+def test_lists_follow_an_index_that_is_overwritten(backend, generator):
+    """As a captured graph needs it: the same addresses, and the products of the new pattern."""
+    x, grad = torch.randn(CASE.input, generator=generator), torch.randn(CASE.output, generator=generator)
+    order = torch.randperm(6 * 4 * 9, generator=generator)
+    first = Pattern.from_mask((order < 30).view(6, 4, 3, 3))
+    second = Pattern.from_mask(first.mask().roll(1, 0))
+    values, case = torch.randn(first.nnz, generator=generator), replace(CASE, nnz=first.nnz)
+    held = Pattern.from_index(first.shape, [tensor.clone() for tensor in first.index])
+
+    def results(pattern):
+        y = backend.forward(x, values, pattern, None, case)
+        return [y, *backend.backward(grad, x, values, pattern, (True, True), case)]
+
+    old = results(held)
+    before = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
+    for tensor, new in zip(held.index, second.index, strict=True):
+        tensor.copy_(new)
+    assert backend.rewrite(held.column, second)
+    after = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
+    assert len(before) == 6
+    assert before == after
+    new = results(held)
+    assert all(torch.equal(a, b) for a, b in zip(new, results(second), strict=True))
+    assert not torch.equal(old[0], new[0])
 
 
 @pytest.mark.parametrize(
@@ -211,26 +248,95 @@ class OnDevice(CudaBackend):
         return tuple(t.cpu() for t in super().topk_pruned(grad.cuda(), x.cuda(), pattern.to("cuda:0"), k, case))
 
 
+@pytest.fixture
+def device_backend():
+    kernels("cuda")
+    with plain_products():  # the search for the largest gradients may fall back to dense products
+        yield OnDevice()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_device_agrees_with_float64(rng):
-    if not _native.extension().built_with_cuda:
-        pytest.skip("the extension was built without CUDA")
+def test_a_device_agrees_with_float64(device_backend, rng):
     for product in product_cases(rng, 150):
-        check_backend(OnDevice(), product)
+        check_backend(device_backend, product)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_device_gives_the_same_bits_twice(rng):
-    if not _native.extension().built_with_cuda:
-        pytest.skip("the extension was built without CUDA")
-    backend = OnDevice()
+@pytest.mark.parametrize("dtype", STORED)
+def test_a_device_stores_16_bits_and_sums_32(device_backend, rng, dtype):
+    for product in product_cases(rng, 60, dtype=dtype):
+        check_products(device_backend, product, tolerance=STORED[dtype])
 
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, *STORED])
+def test_a_device_computes_layers_of_full_size(device_backend, dtype):
+    """Many tiles, slabs and blocks of rows, a batch that fills no line, more taps than a warp stages."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = [
+        ((128, 96, 3, 3), (37, 96, 19, 17), Geometry((1, 1), (1, 1)), 0.1),
+        ((192, 128, 3, 3), (40, 128, 16, 16), Geometry((2, 2), (1, 1)), 0.05),
+        ((256, 200, 1, 1), (33, 200, 14, 14), Geometry(), 0.3),
+        ((1000, 1200), (129, 1200), None, 0.1),
+    ]
+    for shape, size, geometry, density in sizes:
+        pattern = Pattern.from_mask(torch.rand(shape, generator=generator) < density)
+        product = ProductCase(Case(shape, size, pattern.nnz, geometry, dtype), pattern, True, 3)
+        check_products(device_backend, product, tolerance=STORED.get(dtype, 2e-6))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_gives_the_same_bits_twice(device_backend, rng):
     def results(product: ProductCase) -> list[torch.Tensor]:
         x, values, bias, grad = product.operands()
-        y = backend.forward(x, values, product.pattern, bias, product.case)
-        return [y, *backend.backward(grad, x, values, product.pattern, (True, True), product.case)]
+        y = device_backend.forward(x, values, product.pattern, bias, product.case)
+        return [y, *device_backend.backward(grad, x, values, product.pattern, (True, True), product.case)]
 
     for product in product_cases(rng, 30):
         assert all(torch.equal(a, b) for a, b in zip(results(product), results(product), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, *STORED])
+def test_lines_on_a_device(device_backend, generator, dtype):  # noqa: ARG001  built with CUDA
+    for batch, size in ((1, 1), (8, 32), (9, 33), (17, 100), (3, 5000), (0, 4)):
+        x = torch.randn(batch, size, generator=generator).to("cuda", dtype)
+        lines = cuda_module._to_lines(x)
+        padded = torch.zeros(-(-batch // 8) * 8, size, dtype=dtype, device="cuda")
+        padded[:batch] = x
+        assert torch.equal(lines, padded.view(-1, 8, size).transpose(1, 2))
+        assert torch.equal(cuda_module._from_lines(lines, (batch, size)), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_captured_products_follow_new_lists(device_backend, generator):  # noqa: ARG001  built with CUDA
+    """Forward and both gradients in one graph; the pattern is overwritten between two replays."""
+    backend = CudaBackend()
+    x, grad = (torch.randn(size, generator=generator).cuda() for size in (CASE.input, CASE.output))
+    first = Pattern.from_mask(torch.rand(6, 4, 3, 3, generator=generator) < 0.3)
+    second = Pattern.from_mask(first.mask().roll(1, 0))
+    values, case = torch.randn(first.nnz, generator=generator).cuda(), replace(CASE, nnz=first.nnz)
+    held = Pattern.from_index(first.shape, [tensor.cuda() for tensor in first.index])
+
+    def results(pattern):
+        y = backend.forward(x, values, pattern, None, case)
+        return [y, *backend.backward(grad, x, values, pattern, (True, True), case)]
+
+    wanted = results(held), results(second.to("cuda:0"))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = results(held)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted[0], strict=True))
+    for tensor, new in zip(held.index, second.index, strict=True):
+        tensor.copy_(new)
+    assert backend.rewrite(held.column, second)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted[1], strict=True))

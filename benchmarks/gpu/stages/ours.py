@@ -1,0 +1,132 @@
+"""fedsparse: every kind on every layer and density, checked against float64 before it is timed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.kinds import KINDS, Kind, of_device
+from benchmarks.gpu.operands import Operands, errors, moved_bytes, told
+from benchmarks.gpu.record import Row
+from benchmarks.gpu.stages.dense import network_row, prunable
+from benchmarks.gpu.sweep import Job, layer_of, row_of, sweep
+from benchmarks.gpu.timing import copies, measured
+from fedsparse import _native
+from fedsparse.backends import Case
+from fedsparse.backends.choose import BACKENDS
+from fedsparse.bench.cases import LayerCase
+from fedsparse.pattern import Pattern
+
+__all__ = ["again", "run"]
+
+
+def run(context: Context) -> None:
+    """Density after density, so that a run that is short has all layers at the first ones."""
+    if not context.cpu:
+        context.needs_gpu()
+    sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
+
+
+def again(first: Row) -> float:
+    """Seconds of the first row's case now, as it was measured then."""
+    kind = next(kind for kind in KINDS if kind.name == first["who"])
+    found = _measured(layer_of(first["layer"]), kind, PRECISIONS[first["precision"]], sizes(cpu=kind.device == "cpu"))
+    row = next(row for row in found if row["op"] == first["op"])
+    return float((row["graph"] or row["eager"])["median"])
+
+
+def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
+    for density in sizes.densities:
+        for kind in of_device(device):
+            for name in kind.precisions:
+                for case in sizes.cases:
+                    layer = replace(case, density=density)
+                    yield Job(
+                        f"{kind.name} {layer} {name}",
+                        lambda c=layer, k=kind, p=PRECISIONS[name]: _measured(c, k, p, sizes),  # type: ignore[misc]
+                    )
+    if device == "cuda":
+        yield Job("cuda_sgd_momentum", lambda: _cuda_optimizer(sizes))
+        yield Job("Triton sgd_momentum_", lambda: _triton_optimizer(sizes))
+
+
+@cache
+def _pattern(kind: Kind, case: LayerCase) -> Pattern:
+    """On the kind's device, so that lists that a backend derives from it are built once."""
+    return kind.pattern(case, seed=1).to(torch.device(kind.device, 0) if kind.device == "cuda" else "cpu")
+
+
+def _measured(case: LayerCase, kind: Kind, precision: Precision, sizes: Sizes) -> Iterable[Row]:
+    precision.set()
+    pattern = _pattern(kind, replace(case, batch=1))
+    asked = told(case, pattern.nnz, precision.dtype, kind.device)
+    reason = BACKENDS[kind.backend].refuse(asked)
+    if reason is not None:
+        raise ValueError(f"{kind.backend} refuses: {reason}")
+    each = moved_bytes(case, pattern.nnz, precision.dtype.itemsize)
+    sets = [
+        _Call(kind, asked, pattern, Operands.draw(case, precision.dtype, kind.device, seed=seed))
+        for seed in range(copies(each, sizes.rotated))
+    ]
+    wrong = errors({op: sets[0](op) for op in OPS}, sets[0].operands, pattern.mask(), case)
+    for op in OPS:
+        row: Row = {"who": kind.name, "layer": row_of(case), "nnz": pattern.nnz, "op": op, "precision": precision.name,
+                    "device": kind.device, "copies": len(sets), "error": wrong[op]}  # fmt: skip
+        if not wrong[op] <= precision.tolerance:
+            yield {**row, "wrong": f"relative error {wrong[op]:.1e} against float64 (at most {precision.tolerance:g})",
+                   "eager": None, "graph": None}  # fmt: skip
+            continue
+        calls = [partial(one, op) for one in sets]
+        times = measured(calls, repeats=sizes.repeats, cuda=kind.device == "cuda")
+        flops = 2.0 * pattern.nnz * case.batch * case.places
+        yield {**row, **times.to_row(), "flops": flops, "bytes": each}
+
+
+class _Call:
+    """The three ops of one layer on one set of numbers."""
+
+    def __init__(self, kind: Kind, case: Case, pattern: Pattern, operands: Operands) -> None:
+        self.operands = operands
+        self._backend, self._case, self._pattern = BACKENDS[kind.backend], case, pattern
+        self._values = pattern.gather(operands.weight).contiguous()
+
+    def __call__(self, op: str) -> Tensor:
+        x, grad, case = self.operands.x, self.operands.grad, self._case
+        if op == "forward":
+            return self._backend.forward(x, self._values, self._pattern, None, case)
+        want = (op == "grad_x", op == "grad_w")
+        found = self._backend.backward(grad, x, self._values, self._pattern, want, case)
+        result = found.x if want[0] else found.values
+        assert result is not None
+        return result
+
+
+# ---- the whole network's weights
+def _cuda_optimizer(sizes: Sizes) -> Iterable[Row]:
+    flat = [torch.randn(prunable(sizes) // 10, device="cuda") for _ in range(3)]
+
+    def step() -> None:
+        native = _native.extension()
+        addresses = [_native.address(tensor) for tensor in flat]
+        stream = torch.cuda.current_stream().cuda_stream
+        status = native.cuda_sgd_momentum(*addresses, flat[0].numel(), 1e-3, 0.9, 0.0, 0.0, False, False, stream)
+        if status:
+            raise RuntimeError(native.cuda_status_text(status))
+
+    yield network_row("sgd", "cuda_sgd_momentum, density 0.1", [step], sizes, "cuda")
+
+
+def _triton_optimizer(sizes: Sizes) -> Iterable[Row]:
+    from fedsparse.kernels.flat_optimizer import sgd_momentum_
+
+    flat = [torch.randn(prunable(sizes) // 10, device="cuda") for _ in range(3)]
+
+    def step() -> None:
+        sgd_momentum_(*flat, lr=1e-3, momentum_factor=0.9, weight_decay=0.0, dampening=0.0, nesterov=False,
+                      first_step=False)  # fmt: skip
+
+    yield network_row("sgd", "Triton sgd_momentum_, density 0.1", [step], sizes, "cuda")

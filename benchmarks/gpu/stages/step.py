@@ -1,0 +1,166 @@
+"""A whole training step of ResNet-18: dense and sparse, called from Python and replayed from a graph; memory."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fedsparse as fs
+from benchmarks.gpu.cases import PRECISIONS, Precision, Sizes, sizes
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.kinds import Kind, of_device
+from benchmarks.gpu.record import Row
+from benchmarks.gpu.sweep import Job, sweep
+from benchmarks.gpu.timing import Call, Times, seconds_of
+from fedsparse.nn import capture_step, fold
+
+__all__ = ["again", "run"]
+
+_DENSITY = 0.1
+_WARMUP = 3
+_COMPILING = 30.0  # seconds that torch.compile is thought to need at most
+_PIXELS = 32
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One network and how it is stored.
+
+    Attributes:
+        who: `dense` or the kind's name.
+        variant: layout of a dense network's pictures, or `compile`.
+        precision: of all numbers.
+        batch: pictures.
+        kind: of the sparse layers; None for a dense network.
+        clients: networks that are trained at once, with `batch` pictures each.
+    """
+
+    who: str
+    variant: str
+    precision: Precision
+    batch: int
+    kind: Kind | None = None
+    clients: int = 1
+
+
+def run(context: Context) -> None:
+    """The smaller batch first, then several clients at once; torch.compile last, which takes longest to start."""
+    if not context.cpu:
+        context.needs_gpu()
+    torch.backends.cudnn.benchmark = True
+    sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
+
+
+def again(first: Row) -> float:
+    """Seconds of the first row's step now."""
+    torch.backends.cudnn.benchmark = True
+    cuda = first["device"] == "cuda"
+    one = Contender(first["who"], first["variant"], PRECISIONS[first["precision"]], first["batch"])  # a dense one
+    (row,) = _measured(one, sizes(cpu=not cuda), first["device"])
+    return float((row["graph"] or row["eager"])["median"])
+
+
+def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
+    for one in _contenders(sizes, device):
+        yield _job(one, sizes, device)
+    if device == "cuda":  # the dry run does without a compiler
+        for batch in sizes.batches:
+            yield _job(Contender("dense", "compile", PRECISIONS["bf16"], batch), sizes, device, needs=_COMPILING)
+
+
+def _job(one: Contender, sizes: Sizes, device: str, *, needs: float = 2.0) -> Job:
+    name = f"{one.who} {one.variant} B{one.batch} {one.precision.name}"
+    return Job(name, lambda: _measured(one, sizes, device), needs)
+
+
+def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
+    for batch in sizes.batches:
+        for precision in PRECISIONS.values():
+            for layout in sizes.layouts:
+                yield Contender("dense", layout, precision, batch)
+            for kind in of_device(device):
+                if precision.name in kind.precisions:
+                    yield Contender(kind.name, "", precision, batch, kind)
+    for kind in of_device(device):
+        for name in kind.precisions:
+            yield Contender(kind.name, "folded", PRECISIONS[name], sizes.batches[0], kind, sizes.clients)
+
+
+# ---- one network
+def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
+    one.precision.set()
+    cuda = device == "cuda"
+    model, x, y = _network(one, sizes, device)
+    peak = None  # what a compiled step holds cannot be told from what its compiler does
+    if one.variant == "compile":
+        model.compile()
+    else:
+        peak = _peak_bytes(model, x, y, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    step = _step(model, optimizer, x, y)
+    for _ in range(_WARMUP):
+        step()
+    eager = seconds_of(step, repeats=sizes.repeats, cuda=cuda)
+    times = Times(eager, None, "no CUDA device")
+    if cuda:
+        try:
+            captured = capture_step(model, optimizer, partial(_loss, model), (x, y))
+            times = Times(eager, seconds_of(lambda: captured(x, y), repeats=sizes.repeats, cuda=True))
+        except Exception as error:  # what cannot be captured is still timed one by one
+            torch.cuda.synchronize()
+            times = Times(eager, None, f"{type(error).__name__}: {error}"[:300])
+    yield {
+        "who": one.who, "variant": one.variant, "op": "step", "precision": one.precision.name, "batch": one.batch,
+        "device": device, "density": _DENSITY if one.kind else 1.0, "clients": one.clients,
+        **times.to_row(), "peak_bytes": peak,
+    }  # fmt: skip
+
+
+def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model: nn.Module = fs.models.resnet18(width=sizes.width)
+    if one.kind is not None:
+        fs.sparsify(model, _DENSITY, distribution="uniform", granularity=one.kind.granularity, exclude="ends")
+    model = model.to(device, one.precision.dtype)
+    if one.kind is not None:
+        fs.set_backend(model, one.kind.backend)
+    if one.clients > 1:
+        model = fold([model] * one.clients)
+    pixels = _PIXELS if sizes.width > 8 else 8
+    x = torch.randn(one.batch, 3 * one.clients, pixels, pixels, device=device).to(one.precision.dtype)
+    if one.variant in ("channels_last", "compile"):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
+    return model, x, torch.randint(10, (one.batch * one.clients,), device=device)
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of one network, or the sum over folded ones: their rows of 10 logits stand side by side."""
+    logits = model(x).float().view(len(y), -1)
+    return F.cross_entropy(logits, y) * (len(y) // len(x))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Call:
+    def step() -> object:
+        optimizer.zero_grad()
+        loss = _loss(model, x, y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def _peak_bytes(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float | None:
+    """Most memory of two steps of a copy, above parameters and input: gradients, momentum, activations, workspaces."""
+    twin = copy.deepcopy(model)
+    with fs.measure(device) as reading:
+        step = _step(twin, torch.optim.SGD(twin.parameters(), lr=1e-3, momentum=0.9), x, y)
+        step()
+        step()
+        del step
+    return reading.peak_bytes.value

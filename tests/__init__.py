@@ -1,0 +1,1 @@
+"""A package and not only a folder: another `tests` further down the path would come first otherwise."""

@@ -1,0 +1,178 @@
+"""The roofline model against a case computed by hand, ratios, and the tables."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import gpu_table
+from benchmarks.gpu.cases import COUNTS, OPS
+from benchmarks.gpu.kinds import KINDS
+from benchmarks.gpu.ratios import estimated, measured, network
+from benchmarks.gpu.record import RunRecord, StageRecord, write
+from benchmarks.gpu.roofline import H200, Machine, Work, csr16_work, dense_work, seconds
+from benchmarks.gpu.sweep import row_of
+from benchmarks.gpu.table import markdown
+from fedsparse.bench.cases import POINTWISE, STRIDED, SYMMETRIC, LayerCase
+
+KIND = next(kind for kind in KINDS if kind.name == "element/cuda")
+# 64 channels of 32x32, batch 32: 2,097,152 numbers in and out, 36,864 weights, 1,207,959,552 dense multiply-adds.
+CASE = LayerCase(64, 64, 32, batch=32, density=0.1)
+NNZ = 3686
+
+
+# ---- the model
+def test_dense_work_by_hand():
+    (work,) = dense_work(CASE, "forward", "bf16")
+    assert work.flops == 2 * 1_207_959_552 == 2_415_919_104
+    assert work.memory == 2 * (2 * 2_097_152 + 36_864) == 8_462_336
+    # 2.42 GFLOP at 40 % of 780 TFLOP/s are 7.74 us, 8.5 MB at 4.3 TB/s 1.97 us
+    assert seconds([work]) == pytest.approx(2_415_919_104 / 312e12)
+    assert seconds(dense_work(CASE, "grad_x", "fp32")) == pytest.approx(2_415_919_104 / 41.6e12)
+
+
+def test_csr16_work_by_hand():
+    """Forward in float32: rows to lines, the product, lines to rows."""
+    into, out_of, product = csr16_work(CASE, "forward", NNZ, "fp32")
+    assert into.memory == out_of.memory == 2 * 4 * 2_097_152 == 16_777_216
+    assert product.shared == 4 * NNZ * 32 * 1024 == 483_131_392
+    assert product.flops == 2 * NNZ * 32 * 1024 == 241_565_696
+    assert product.memory == 4 * (2 * 2_097_152 + NNZ) + 2 * NNZ == 16_799_332
+    # 483 MB of shared memory at 65 % of 29.7 TB/s take 25.0 us, more than 4.6 us of arithmetic and 3.9 us of traffic
+    expected = 2 * 16_777_216 / 4.3e12 + 483_131_392 / (0.65 * 29.7e12)
+    assert seconds([into, out_of, product]) == pytest.approx(expected) == pytest.approx(32.8e-6, rel=2e-3)
+
+
+def test_the_other_gradients_move_other_tensors():
+    assert len(csr16_work(CASE, "grad_w", NNZ, "bf16")) == 3  # input and gradient into lines; values need no lines
+    more = csr16_work(CASE, "grad_x", NNZ, "fp32")[-1].memory - csr16_work(CASE, "forward", NNZ, "fp32")[-1].memory
+    assert more == 4 * NNZ  # which value each tap has
+    odd = csr16_work(replace(CASE, batch=9), "forward", NNZ, "fp32")[-1]
+    assert odd.flops == 2 * NNZ * 16 * 1024  # a line is computed whole
+
+
+def test_a_kernel_takes_the_longest_of_four():
+    machine = Machine({"fp32": 100.0}, 10.0, 5.0, 2.0, {"fp32": 0.5}, 0.1)
+    assert seconds([Work(1, "fp32", 0, 0)], machine) == 2
+    assert seconds([Work(500, "fp32", 0, 0)], machine) == 10
+    assert seconds([Work(500, "fp32", 0, 0, share=1.0)], machine) == 5
+    assert seconds([Work(0, "fp32", 7, 0)], machine) == 7
+    assert seconds([Work(0, "fp32", 0, 40), Work(0, "fp32", 0, 0)], machine) == 8 + 2
+
+
+def test_estimates_are_those_of_the_design():
+    """Its table has 1.7 to 2.3 for unstructured float32 against float32 at density 0.1 and batch 128."""
+    cases = [replace(case, batch=128) for case in (*SYMMETRIC, *STRIDED, *POINTWISE)]
+    (whole,) = (one for one in network(estimated(KIND, cases, [0.1])) if (one.precision, one.compared) == ("fp32",) * 2)
+    assert 1.7 < whole.graph < 2.3
+    assert whole.source == "estimated"
+
+
+# ---- ratios
+def timed(median):
+    return {"median": median, "low": median, "high": median}
+
+
+def rows(case, *, dense=(8.0, 6.0), ours=2.0, precision="fp32"):
+    """Two dense variants whose ops differ in which is best, and one of ours."""
+    found = [
+        {"who": "dense", "layer": row_of(replace(case, density=1.0)), "op": op, "precision": precision, "variant": name,
+         "graph": timed(seconds if op != "grad_w" else 7.0), "eager": timed(10.0)}
+        for op in OPS
+        for name, seconds in zip(("nchw", "channels_last"), dense, strict=True)
+    ]  # fmt: skip
+    mine = [
+        {"who": KIND.name, "layer": row_of(case), "op": op, "precision": precision, "nnz": 1, "graph": timed(ours),
+         "eager": timed(4.0)}
+        for op in OPS
+    ]  # fmt: skip
+    return found, mine
+
+
+def test_the_best_variant_of_every_op_is_what_counts():
+    dense, ours = rows(CASE)
+    one, unmeasured = measured(dense, ours)
+    assert (unmeasured.compared, unmeasured.graph, unmeasured.ours) == ("tf32", None, 6.0)
+    assert one.graph == pytest.approx((6 + 6 + 7) / 6)
+    assert one.eager == pytest.approx(30 / 12)
+    assert (one.ours, one.compared, one.source) == (6.0, "fp32", "measured")
+
+
+def test_float32_is_also_held_against_tf32():
+    dense, ours = rows(CASE)
+    more, _ = rows(CASE, dense=(2.0, 1.0), precision="tf32")
+    found = {one.compared: one.graph for one in measured([*dense, *more], ours)}
+    assert found == {"fp32": pytest.approx(19 / 6), "tf32": pytest.approx((1 + 1 + 7) / 6)}
+
+
+def test_an_op_that_was_not_timed_leaves_no_ratio():
+    dense, ours = rows(CASE)
+    ours[1] |= {"graph": None, "eager": None, "wrong": "relative error 1e-1"}
+    (one,) = (one for one in measured(dense, ours) if one.compared == "fp32")
+    assert (one.graph, one.eager, one.ours) == (None, None, None)
+
+
+def test_layers_of_the_network_count_as_often_as_they_occur():
+    everything = [replace(case, batch=32) for case in (*SYMMETRIC, *STRIDED, *POINTWISE)]
+    dense, ours = [], []
+    for place, case in enumerate(everything):
+        more, mine = rows(case, dense=(1.0, 3.0), ours=1.0 + place)
+        dense += more
+        ours += mine
+    (whole,) = (one for one in network(measured(dense, ours)) if one.compared == "fp32")
+    counts = [COUNTS[case.shape] for case in everything]
+    assert sum(counts) == 19
+    mine = sum(3 * (1 + place) * count for place, count in enumerate(counts))
+    assert whole.ours == pytest.approx(mine)
+    assert whole.graph == pytest.approx(19 * (1 + 1 + 7) / mine)
+    assert network(measured(dense, ours[:-3])) == []  # a layer is missing
+
+
+# ---- tables
+def test_without_a_run_every_figure_is_an_estimate(capsys):
+    assert gpu_table.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "none of them measured" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("| ") and "---" not in line]
+    figures = [line for line in lines if not line.endswith("| source |")]
+    assert len(figures) > 60
+    assert all(line.endswith("| estimated |") for line in figures)
+    assert f"{H200.memory / 1e12:g} TB/s" in printed
+
+
+def test_a_run_becomes_tables(tmp_path, capsys):
+    dense, ours = rows(CASE)
+    ours += [{**ours[0], "layer": row_of(replace(CASE, density=0.5)), "wrong": "relative error 1", "graph": None,
+              "eager": None}]  # fmt: skip
+    step = {"who": "dense", "variant": "nchw", "op": "step", "precision": "bf16", "batch": 32, "device": "cuda",
+            "density": 1.0, "clients": 1, "eager": timed(4e-3), "graph": timed(2e-3), "peak_bytes": 5e6}  # fmt: skip
+    mine = {**step, "who": KIND.name, "variant": "", "density": 0.1, "graph": timed(1e-3), "peak_bytes": None}
+    folded = {**mine, "variant": "folded", "clients": 8, "graph": timed(4e-3)}
+    stages = [
+        StageRecord("ceilings", "done", rows=[{"what": "GEMM", "seconds": timed(1.0), "rate": 7.8e14, "unit": "FLOP/s"},
+                                              {"what": "empty", "seconds": timed(1), "rate": 5e5, "unit": "1/s"}]),
+        StageRecord("dense", "done", rows=dense),
+        StageRecord("ours", "timeout", "ended | after\n5 s", rows=ours, notes=["3 cases were not reached"]),
+        StageRecord("step", "done", rows=[step, mine, folded]),
+        StageRecord("counters", "cut", "2 s were left"),
+    ]  # fmt: skip
+    path = tmp_path / "run.json"
+    write(RunRecord("2026-01-01T00:00:00+00:00", ["--budget", "5"], 5, False, stages, marked=["a mark"]), path)
+    assert gpu_table.main([str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "**Marked: a mark.**" in printed
+    assert "| GEMM | 780 TFLOP/s | measured |" in printed
+    assert "| empty | 2.00 us each | measured |" in printed
+    assert f"| {CASE.shape} | 32 | element/cuda | fp32 | fp32 | - | 3.17 (2.50) | measured |" in printed
+    assert "| ours | timeout | 0 of 0 | 4 | ended \\| after 5 s | 3 cases were not reached |" in printed
+    assert "| counters | cut | 0 of 0 | 0 | 2 s were left |  |" in printed
+    assert "relative error 1 |" in printed
+    name = "element/cuda  bf16 density 0.1 | 32"
+    assert "density 0.1, 8 clients | 32 | 4.00 [4.00, 4.00] | 4.00 [4.00, 4.00] | 4.00 | 8.00 | - |" in printed
+    assert f"| {name} | 1.00 [1.00, 1.00] | 4.00 [4.00, 4.00] | 2.00 | 1.00 | - | measured |" in printed
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text("{}")
+    assert gpu_table.main([str(tmp_path / "x.json")]) == 2
+    assert "is no record of format 1" in capsys.readouterr().err
+    assert markdown([]).startswith("### Estimates")

@@ -1,0 +1,33 @@
+"""One test for main memory and for a GPU: what runs here on a processor is what runs there on a device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fedsparse import _native
+
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
+# Our own kernels on each kind of device.
+KERNELS = {"cpu": "cpu", "cuda": "cuda"}
+
+
+def kernels(device: str) -> str:
+    """Backend of our kernels there; skips where they were not built."""
+    if device == "cuda" and not _native.extension().built_with_cuda:
+        pytest.skip("the extension was built without CUDA")
+    return KERNELS[device]
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Inside, torch multiplies on a GPU as the textbook says: no TF32, and no Winograd, which divides by three."""
+    flags = torch.backends.cudnn
+    before = flags.enabled, flags.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    flags.enabled = flags.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        flags.enabled, flags.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
