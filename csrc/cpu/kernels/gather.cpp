@@ -74,7 +74,7 @@ struct Tile {
 // Lines to ask for while a halo is copied: those of the halo that will be copied next. A halo's rows are short and lie
 // pages apart, so the processor does not foresee them.
 struct Ahead {
-  std::int64_t distance = 0;  // floats from a line of this halo to its counterpart in the next
+  std::int64_t distance = 0;  // numbers from a line of this halo to its counterpart in the next
   std::int64_t first = 0;     // columns before it are in this halo as well
 
   Ahead(const Gather& g, const Tile& tile, std::int64_t channel, const Tile& next, std::int64_t next_channel)
@@ -86,9 +86,9 @@ struct Ahead {
 };
 
 // Copies a tile's halo for source channels [first, last), as the term reads it; zeros outside the picture.
-template <typename Read>
-void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, const Ahead& ahead, float* to,
-               Read&& reader_of) {
+template <typename Number, typename Read>
+void pack_halo_of(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, const Ahead& ahead,
+                  float* to, Read&& reader_of) {
   const Lines& s = g.source;
   const fedsparse::Halo& halo = g.halo;
   const std::int64_t y = halo.first_y + tile.y * g.source_step_y, x = halo.first_x + tile.x * g.source_step_x;
@@ -97,9 +97,9 @@ void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64
   const std::int64_t column = s.column;
   for (std::int64_t c = first; c < last; ++c) {
     const auto read = reader_of(c);
-    const float* plane = g.x.data + tile.group * s.group + c * s.channel + x * column;
+    const Number* plane = static_cast<const Number*>(g.x.data) + tile.group * s.group + c * s.channel + x * column;
     for (std::int64_t row = 0; row < halo.rows; ++row, to += halo.columns * kLanes) {
-      const float* from = plane + (y + row) * s.row;
+      const Number* from = plane + (y + row) * s.row;
       for (std::int64_t i = ahead.first; i < halo.columns; ++i) __builtin_prefetch(from + ahead.distance + i * column, 0, 2);
       if (y + row < 0 || y + row >= s.height) {
         std::memset(to, 0, static_cast<std::size_t>(halo.columns) * sizeof(Vec));
@@ -113,10 +113,13 @@ void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64
 }
 
 void pack_halo(const Gather& g, const Tile& tile, std::int64_t first, std::int64_t last, const Ahead& ahead, float* to) {
-  if (g.x.scale || g.x.shift || g.x.relu)
-    pack_halo(g, tile, first, last, ahead, to, [&](std::int64_t c) { return Reader(g.x, c); });
-  else
-    pack_halo(g, tile, first, last, ahead, to, [](std::int64_t) { return [](Vec v) { return v; }; });
+  with_number(g.half, [&](auto zero) {
+    using Number = decltype(zero);
+    if (g.x.scale || g.x.shift || g.x.relu)
+      pack_halo_of<Number>(g, tile, first, last, ahead, to, [&](std::int64_t c) { return Reader(g.x, c); });
+    else
+      pack_halo_of<Number>(g, tile, first, last, ahead, to, [](std::int64_t) { return [](Vec v) { return v; }; });
+  });
 }
 
 // One thread's memory: the halo of a block, and what waits for the next block.

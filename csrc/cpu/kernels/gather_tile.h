@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "../gather.h"
-#include "simd.h"
+#include "number.h"
 #include "term.h"
 
 namespace {
@@ -25,8 +25,8 @@ constexpr int kEntriesAhead = 48, kSlopesAhead = 64;
 struct Piece {
   const float* source;                   // halo line of the first pixel's first tap, channel 0 of the block
   std::int64_t source_row, source_col;   // floats from pixel to pixel
-  std::int64_t target;                   // floats to the first pixel of channel 0 in tensors laid out as the target
-  std::int64_t target_row, target_col;   // floats from pixel to pixel there
+  std::int64_t target;                   // numbers to the first pixel of channel 0 in tensors laid out as the target
+  std::int64_t target_row, target_col;   // numbers from pixel to pixel there
   float* held_sum;                       // between the first and the last block: (targets, pixels) lines
   float* held_other;
   const std::int32_t* segment;           // of target 0
@@ -64,8 +64,8 @@ struct SlopeRing {
 
 // Asks for a target's tile while the one before it is computed: its short rows, each in another page, are more than
 // the processor foresees, and waiting for them costs as much as the arithmetic of a sparse row.
-template <int ROWS, int COLS>
-inline void fetch_tile(const float* line, const Piece& t) {
+template <int ROWS, int COLS, typename Number>
+inline void fetch_tile(const Number* line, const Piece& t) {
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS * COLS; ++i) __builtin_prefetch(line + i / COLS * t.target_row + i % COLS * t.target_col, 1);
 }
@@ -87,10 +87,10 @@ __attribute__((always_inline)) inline void on_edge(int edge, F&& f) {
   }
 }
 
-// ROWS x COLS pixels. STEP is the column step in lines where it is known at compile time (else 0): then every
-// load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA latency. With TRIM,
-// the pixels that a tap's edge leaves out are not computed.
-template <int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE, bool TRIM>
+// ROWS x COLS pixels of a target of Numbers. STEP is the column step in lines where it is known at compile time (else
+// 0): then every load is a base register plus a constant. Small tiles walk several entries at once to hide the FMA
+// latency. With TRIM, the pixels that a tap's edge leaves out are not computed.
+template <typename Number, int ROWS, int COLS, int STEP, bool ACCUMULATE, bool CORRELATE, bool TRIM>
 void gather_tile(const Gather& g, const Piece& t, float* slope) {
   constexpr int kPixels = ROWS * COLS;
   constexpr int kChains = CORRELATE || kPixels >= 8 ? 1 : kPixels >= 4 ? 2 : 4;
@@ -98,6 +98,8 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
   const Entry* const entries = g.program.entries;
   // In locals, where stores through vector pointers cannot touch them.
   const char* const source = reinterpret_cast<const char*>(t.source);
+  Number* const out = static_cast<Number*>(g.y);
+  const Number* const others = static_cast<const Number*>(g.other.data);
   const std::int64_t source_row = t.source_row, target_row = t.target_row, target_col = t.target_col;
   const auto at = [&](int i) __attribute__((always_inline)) { return i / COLS * target_row + i % COLS * target_col; };
   SlopeRing ring;
@@ -112,9 +114,9 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
     const std::int64_t lines = t.target + target * g.target.channel;
     if (target + 1 < t.last) {
       if constexpr (ACCUMULATE)
-        if (t.ends) fetch_tile<ROWS, COLS>(g.y + lines + g.target.channel, t);
+        if (t.ends) fetch_tile<ROWS, COLS>(out + lines + g.target.channel, t);
       if constexpr (CORRELATE)
-        if (t.reads) fetch_tile<ROWS, COLS>(g.other.data + lines + g.target.channel, t);
+        if (t.reads) fetch_tile<ROWS, COLS>(others + lines + g.target.channel, t);
     }
     Vec sum[kChains][kPixels];
     if constexpr (ACCUMULATE) {
@@ -133,7 +135,7 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
         const Reader read(g.other, target);
 #pragma GCC unroll 16
         for (int i = 0; i < kPixels; ++i) {
-          other[i] = read(load(g.other.data + lines + at(i)));
+          other[i] = read(load(others + lines + at(i)));
           if (!t.ends) store(held + i * kLanes, other[i]);
         }
       } else {
@@ -194,7 +196,10 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
       for (int i = 0; i < kPixels; ++i) {
         Vec total = sum[0][i];
         for (int c = 1; c < kChains; ++c) total += sum[c][i];
-        store(t.ends ? g.y + lines + at(i) : held + i * kLanes, total);
+        if (t.ends)
+          store(out + lines + at(i), total);
+        else
+          store(held + i * kLanes, total);
       }
     }
   }
@@ -203,17 +208,17 @@ void gather_tile(const Gather& g, const Piece& t, float* slope) {
 
 using TileFn = void (*)(const Gather&, const Piece&, float*);
 
-template <int ROWS, int COLS, bool ACCUMULATE, bool CORRELATE>
+template <typename Number, int ROWS, int COLS, bool ACCUMULATE, bool CORRELATE>
 TileFn tile_for(std::int64_t step, bool trimmed) {
   constexpr bool kFull = ROWS == kTileRows && COLS == kTileColumns;
   // Backward walks the source pixel by pixel.
   if (CORRELATE || step == 1) {
-    if (kFull && trimmed) return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, kFull>;
-    return gather_tile<ROWS, COLS, 1, ACCUMULATE, CORRELATE, false>;
+    if (kFull && trimmed) return gather_tile<Number, ROWS, COLS, 1, ACCUMULATE, CORRELATE, kFull>;
+    return gather_tile<Number, ROWS, COLS, 1, ACCUMULATE, CORRELATE, false>;
   }
   if constexpr (!CORRELATE) {
-    if (step == 2 && kFull) return gather_tile<ROWS, COLS, 2, ACCUMULATE, CORRELATE, false>;
-    return gather_tile<ROWS, COLS, 0, ACCUMULATE, CORRELATE, false>;
+    if (step == 2 && kFull) return gather_tile<Number, ROWS, COLS, 2, ACCUMULATE, CORRELATE, false>;
+    return gather_tile<Number, ROWS, COLS, 0, ACCUMULATE, CORRELATE, false>;
   }
 }
 
@@ -222,28 +227,33 @@ struct TileSet {
   TileFn by_shape[3][3];
 
   explicit TileSet(const Gather& g) {
-    if (g.y && g.correlates())
-      fill<true, true>(g);
-    else if (g.y)
-      fill<true, false>(g);
-    else
-      fill<false, true>(g);
+    with_number(g.half, [&](auto zero) { fill<decltype(zero)>(g); });
   }
 
  private:
-  template <bool ACCUMULATE, bool CORRELATE>
+  template <typename Number>
   void fill(const Gather& g) {
-    fill_row<1, 0, ACCUMULATE, CORRELATE>(g);
-    fill_row<2, 1, ACCUMULATE, CORRELATE>(g);
-    if constexpr (kTileRows == 4) fill_row<4, 2, ACCUMULATE, CORRELATE>(g);
+    if (g.y && g.correlates())
+      fill_rows<Number, true, true>(g);
+    else if (g.y)
+      fill_rows<Number, true, false>(g);
+    else
+      fill_rows<Number, false, true>(g);
   }
 
-  template <int ROWS, int AT, bool ACCUMULATE, bool CORRELATE>
+  template <typename Number, bool ACCUMULATE, bool CORRELATE>
+  void fill_rows(const Gather& g) {
+    fill_row<Number, 1, 0, ACCUMULATE, CORRELATE>(g);
+    fill_row<Number, 2, 1, ACCUMULATE, CORRELATE>(g);
+    if constexpr (kTileRows == 4) fill_row<Number, 4, 2, ACCUMULATE, CORRELATE>(g);
+  }
+
+  template <typename Number, int ROWS, int AT, bool ACCUMULATE, bool CORRELATE>
   void fill_row(const Gather& g) {
     const std::int64_t step = g.source_step_x;
-    by_shape[AT][0] = tile_for<ROWS, 1, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
-    by_shape[AT][1] = tile_for<ROWS, 2, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
-    by_shape[AT][2] = tile_for<ROWS, 4, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][0] = tile_for<Number, ROWS, 1, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][1] = tile_for<Number, ROWS, 2, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
+    by_shape[AT][2] = tile_for<Number, ROWS, 4, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
   }
 };
 
