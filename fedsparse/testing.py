@@ -208,7 +208,7 @@ def _check_topk(backend: Backend, product: ProductCase) -> None:
         best = order[:k]
         if positions.dtype != torch.int64 or not torch.equal(positions, pruned[best]):
             raise AssertionError(f"{backend.name}: the {k} largest pruned gradients are elsewhere for {product}")
-        if not torch.equal(values.double(), gradients[best]):
+        if not torch.equal(values, gradients[best].to(product.case.dtype)):
             raise AssertionError(f"{backend.name}: the {k} largest pruned gradients have other values for {product}")
 
 

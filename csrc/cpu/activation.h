@@ -10,10 +10,10 @@
 
 namespace fedsparse {
 
-// Blocked activations as they are held: term.data, or bfloat16 in its place where `half` is set.
+// Blocked activations as they are held. A layer may compute in float32 and hold bfloat16.
 struct Held {
   Term term;
-  const std::uint16_t* half = nullptr;
+  bool half = false;  // bfloat16
 };
 
 // Which elements of image n stay: those with |x|, read as an integer, above key[n], and of those equal to it the ones
@@ -41,7 +41,8 @@ struct Saved {
   Packed packed;
   std::int64_t image_lines = 0;  // of one image
 
-  bool is_term() const { return !packed.bits && !cuts.key && !held.half; }
+  // Whether it is read like any term of activations that are bfloat16, or float32.
+  bool is_term(bool as_half) const { return !packed.bits && !cuts.key && held.half == as_half; }
 };
 
 // The k largest: of every image, or of all together.

@@ -44,7 +44,7 @@ struct Program {
   bool trimmed = false;             // entries carry their tap's edge, and those of a tap stand together in a segment
 };
 
-// How the lines of pictures lie in memory (blocked.h), distances in floats.
+// How the lines of pictures lie in memory (blocked.h), distances in numbers.
 struct Lines {
   std::int64_t groups = 0, channels = 0, height = 0, width = 0;
   std::int64_t group = 0, channel = 0, row = 0, column = 0;
@@ -74,10 +74,11 @@ struct Gather {
   std::int64_t source_step_y = 1, source_step_x = 1;  // source pixels from target pixel to target pixel of a grid
   std::int64_t target_step_y = 1, target_step_x = 1;  // and target pixels
   Halo halo;
+  bool half = false;             // x, other and y are bfloat16; halos and tiles are float32
   Term x;                        // what is gathered, laid out as `source`
   Term other;                    // laid out as `target`; correlate when its data is set
   const Saved* saved = nullptr;  // in place of `other` where that is not simply a term: expanded a tile at a time
-  float* y = nullptr;            // laid out as `target`; accumulate when set
+  void* y = nullptr;             // laid out as `target`; accumulate when set
   const float* bias = nullptr;   // (targets), optional
   float* slope = nullptr;        // (stripes, count), zeroed and filled when correlating
   float* scratch = nullptr;      // (threads, gather_scratch)

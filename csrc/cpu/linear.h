@@ -17,13 +17,14 @@ namespace fedsparse {
 struct Linear {
   PatternView pattern;
   std::int64_t groups = 0;  // of the batch
+  bool half = false;  // x, y and their gradients are bfloat16
   const float* values = nullptr;
   Term x;                         // (groups, inputs, lanes)
   const float* bias = nullptr;    // (rows), optional
-  float* y = nullptr;             // (groups, rows, lanes), written forward
+  void* y = nullptr;              // (groups, rows, lanes), written forward
   const Saved* saved = nullptr;   // in place of x where that is not simply a term, read backward
-  const float* grad_y = nullptr;  // (groups, rows, lanes), read backward
-  float* grad_x = nullptr;        // (groups, inputs, lanes); null: not wanted
+  const void* grad_y = nullptr;   // (groups, rows, lanes), read backward
+  void* grad_x = nullptr;         // (groups, inputs, lanes); null: not wanted
   float* grad_values = nullptr;   // (nnz), null: not wanted, and x is not read
   float* packed = nullptr;        // workspace (features of what is gathered, packed_width lines)
   int threads = 1;

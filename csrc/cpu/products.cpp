@@ -18,6 +18,7 @@ Gather describe(const Problem& problem, const Geometry& geometry) {
   g.target_step_y = geometry.target_step_y;
   g.target_step_x = geometry.target_step_x;
   g.halo = geometry.halo;
+  g.half = problem.half;
   g.threads = problem.threads;
   return g;
 }
@@ -33,7 +34,7 @@ void deliver_slopes(const Gather& g, std::int64_t stripes, float* to) {
   }
 }
 
-std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                           Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
   const Geometry geometry = forward_geometry(problem);
@@ -47,8 +48,8 @@ std::int64_t conv_forward(const Problem& problem, const Term& x, const float* va
   return arena.used();
 }
 
-std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
-                           float* grad_x, float* grad_values, Arena& arena) {
+std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
+                           void* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
   const Geometry geometry = backward_geometry(problem);
   Gather g = describe(problem, geometry);
@@ -59,7 +60,7 @@ std::int64_t conv_backward(const Problem& problem, const float* grad_y, const Sa
   saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
   if (grad_values) {
     g.other = x.held.term;
-    if (!x.is_term()) g.saved = &saved;
+    if (!x.is_term(problem.half)) g.saved = &saved;
   }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
@@ -74,6 +75,7 @@ Linear describe(const Problem& problem, const float* values) {
   Linear a;
   a.pattern = problem.pattern;
   a.groups = (problem.shape.batch + problem.kernels->lanes - 1) / problem.kernels->lanes;
+  a.half = problem.half;
   a.values = values;
   a.threads = problem.threads;
   return a;
@@ -83,7 +85,7 @@ std::int64_t packed_floats(const Problem& problem, const Linear& a, std::int64_t
   return features * problem.kernels->linear.packed_width(a.groups) * problem.kernels->lanes;
 }
 
-std::int64_t linear_forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+std::int64_t linear_forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                             Arena& arena) {
   const LinearKernels& kernels = problem.kernels->linear;
   Linear a = describe(problem, values);
@@ -95,14 +97,14 @@ std::int64_t linear_forward(const Problem& problem, const Term& x, const float* 
   return arena.used();
 }
 
-std::int64_t linear_backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values,
-                             float* grad_x, float* grad_values, Arena& arena) {
+std::int64_t linear_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
+                             void* grad_x, float* grad_values, Arena& arena) {
   const LinearKernels& kernels = problem.kernels->linear;
   Linear a = describe(problem, values);
   a.x = x.held.term;
   Saved saved = x;
   saved.image_lines = problem.pattern.inputs;
-  if (!x.is_term()) a.saved = &saved;
+  if (!x.is_term(problem.half)) a.saved = &saved;
   a.grad_y = grad_y;
   a.grad_x = grad_x;
   a.grad_values = grad_values;
@@ -117,26 +119,28 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
   return {batch, inputs, 1, 1, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1};
 }
 
-std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                      void* workspace) {
   Arena arena(workspace);
   return problem.linear ? linear_forward(problem, x, values, bias, y, arena)
                         : conv_forward(problem, x, values, bias, y, arena);
 }
 
-std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
+std::int64_t backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values, void* grad_x,
                       float* grad_values, void* workspace) {
   Arena arena(workspace);
   return problem.linear ? linear_backward(problem, grad_y, x, values, grad_x, grad_values, arena)
                         : conv_backward(problem, grad_y, x, values, grad_x, grad_values, arena);
 }
 
-void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads) {
-  kernels.layout.to_blocked(batch, size, rows, blocked, threads);
+void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* rows,
+                void* blocked, int threads) {
+  kernels.layout.to_blocked(batch, size, half, rows, blocked, threads);
 }
 
-void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads) {
-  kernels.layout.from_blocked(batch, size, blocked, rows, threads);
+void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* blocked,
+                  void* rows, int threads) {
+  kernels.layout.from_blocked(batch, size, half, blocked, rows, threads);
 }
 
 }  // namespace fedsparse

@@ -156,7 +156,7 @@ void offer_row(const PatternView& pattern, std::int64_t row, std::int64_t column
 
 }  // namespace
 
-std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const Term& x, std::int64_t k,
+std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, std::int64_t k,
                                  std::int64_t* positions, float* gradients, void* workspace) {
   const ConvShape& shape = problem.shape;
   const PatternView& pattern = problem.pattern;
@@ -168,12 +168,12 @@ std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const Term
   float* const chunk = arena.take<float>(chunk_rows * columns);
   BestK best(arena.take<Candidate>(BestK::room_for(k)), k);
   std::byte* const scratch = arena.take<std::byte>(
-      kernels.rows(shape, grad_y, x, 0, chunk_rows, chunk, nullptr, problem.threads));
+      kernels.rows(shape, problem.half, grad_y, x, 0, chunk_rows, chunk, nullptr, problem.threads));
   if (!workspace || k == 0) return arena.used();
 
   for (std::int64_t first = 0; first < pattern.rows; first += chunk_rows) {
     const std::int64_t last = std::min(first + chunk_rows, pattern.rows);
-    kernels.rows(shape, grad_y, x, first, last, chunk, scratch, problem.threads);
+    kernels.rows(shape, problem.half, grad_y, x, first, last, chunk, scratch, problem.threads);
     for (std::int64_t row = first; row < last; ++row)
       offer_row(pattern, row, columns, chunk + (row - first) * columns, best);
   }

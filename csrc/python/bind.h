@@ -27,20 +27,14 @@ inline fedsparse::ConvShape conv_shape(const std::array<std::int64_t, 14>& s) {
 using TermView = std::tuple<Address, Address, Address, bool>;
 
 inline fedsparse::Term term(const TermView& v) {
-  return {at<const float>(std::get<0>(v)), at<const float>(std::get<1>(v)), at<const float>(std::get<2>(v)),
+  return {at<const void>(std::get<0>(v)), at<const float>(std::get<1>(v)), at<const float>(std::get<2>(v)),
           std::get<3>(v)};
 }
 
 // A term, and whether its data are bfloat16.
 using HeldView = std::pair<TermView, bool>;
 
-inline fedsparse::Held held(const HeldView& v) {
-  fedsparse::Held held{term(v.first), nullptr};
-  if (!v.second) return held;
-  held.half = at<const std::uint16_t>(std::get<0>(v.first));
-  held.term.data = nullptr;
-  return held;
-}
+inline fedsparse::Held held(const HeldView& v) { return {term(v.first), v.second}; }
 
 // Addresses of key and last.
 using CutsView = std::pair<Address, Address>;

@@ -1,4 +1,5 @@
-// Pruned and packed activations, for Python; sizes as in bind_blocked.cpp.
+// Pruned and packed activations, for Python; sizes are (batch, channels, height, width), and what is held says itself
+// whether it is bfloat16.
 #include "bind.h"
 
 #include <pybind11/stl.h>

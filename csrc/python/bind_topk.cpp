@@ -17,7 +17,7 @@ namespace {
 
 // (data, scale, shift)
 Term term(const std::array<Address, 3>& a, bool relu) {
-  return {at<const float>(a[0]), at<const float>(a[1]), at<const float>(a[2]), relu};
+  return {at<const void>(a[0]), at<const float>(a[1]), at<const float>(a[2]), relu};
 }
 
 }  // namespace
@@ -26,11 +26,11 @@ void bind_topk(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(
       "weight_gradient_rows",
-      [](const std::string& isa, const std::array<std::int64_t, 14>& shape, Address grad_y,
-         const std::array<Address, 3>& x, bool relu, std::int64_t first, std::int64_t last, Address out,
+      [](const std::string& isa, const std::array<std::int64_t, 14>& shape, bool half,
+         Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t first, std::int64_t last, Address out,
          Address workspace, int threads) {
         return kernels_named(isa.c_str())
-            .weight_gradient.rows(conv_shape(shape), at<const float>(grad_y), term(x, relu), first, last,
+            .weight_gradient.rows(conv_shape(shape), half, at<const void>(grad_y), term(x, relu), first, last,
                                   at<float>(out), at<void>(workspace), threads);
       },
       release());
@@ -38,7 +38,7 @@ void bind_topk(py::module_& m) {
       "topk_pruned",
       [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t k,
          Address positions, Address gradients, Address workspace) {
-        return topk_pruned(problem, at<const float>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
+        return topk_pruned(problem, at<const void>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
                            at<float>(gradients), at<void>(workspace));
       },
       release());

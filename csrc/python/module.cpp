@@ -33,13 +33,14 @@ PatternView view(const std::array<std::int64_t, 4>& sizes, const std::array<Addr
 }
 
 Problem conv2d_problem(const std::string& isa, const PatternView& pattern, const std::array<std::int64_t, 14>& s,
-                       int threads) {
-  return {&kernels_named(isa.c_str()), conv_shape(s), false, pattern, threads};
+                       int threads, bool half) {
+  return {&kernels_named(isa.c_str()), conv_shape(s), false, pattern, threads, half};
 }
 
-Problem linear_problem(const std::string& isa, const PatternView& pattern, std::int64_t batch, int threads) {
+Problem linear_problem(const std::string& isa, const PatternView& pattern, std::int64_t batch, int threads,
+                       bool half) {
   const Kernels& kernels = kernels_named(isa.c_str());
-  return {&kernels, linear_shape(batch, pattern.inputs, pattern.rows), true, pattern, threads};
+  return {&kernels, linear_shape(batch, pattern.inputs, pattern.rows), true, pattern, threads, half};
 }
 
 std::vector<std::pair<std::string, int>> available_sets() {
@@ -88,7 +89,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "forward",
       [](const Problem& problem, const TermView& x, Address values, Address bias, Address y, Address workspace) {
-        return forward(problem, term(x), at<const float>(values), at<const float>(bias), at<float>(y),
+        return forward(problem, term(x), at<const float>(values), at<const float>(bias), at<void>(y),
                        at<void>(workspace));
       },
       release());
@@ -96,20 +97,22 @@ PYBIND11_MODULE(_C, m) {
       "backward",
       [](const Problem& problem, Address grad_y, const HeldView& x, const CutsView& stays, const PackedView& instead,
          Address values, Address grad_x, Address grad_values, Address workspace) {
-        return backward(problem, at<const float>(grad_y), {held(x), cuts(stays), packed(instead)},
-                        at<const float>(values), at<float>(grad_x), at<float>(grad_values), at<void>(workspace));
+        return backward(problem, at<const void>(grad_y), {held(x), cuts(stays), packed(instead)},
+                        at<const float>(values), at<void>(grad_x), at<float>(grad_values), at<void>(workspace));
       },
       release());
   m.def(
       "to_blocked",
-      [](const std::string& isa, std::int64_t batch, std::int64_t size, Address rows, Address blocked, int threads) {
-        to_blocked(kernels_named(isa.c_str()), batch, size, at<const float>(rows), at<float>(blocked), threads);
+      [](const std::string& isa, std::int64_t batch, std::int64_t size, bool half, Address rows, Address blocked,
+         int threads) {
+        to_blocked(kernels_named(isa.c_str()), batch, size, half, at<const void>(rows), at<void>(blocked), threads);
       },
       release());
   m.def(
       "from_blocked",
-      [](const std::string& isa, std::int64_t batch, std::int64_t size, Address blocked, Address rows, int threads) {
-        from_blocked(kernels_named(isa.c_str()), batch, size, at<const float>(blocked), at<float>(rows), threads);
+      [](const std::string& isa, std::int64_t batch, std::int64_t size, bool half, Address blocked, Address rows,
+         int threads) {
+        from_blocked(kernels_named(isa.c_str()), batch, size, half, at<const void>(blocked), at<void>(rows), threads);
       },
       release());
 

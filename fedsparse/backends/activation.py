@@ -192,14 +192,14 @@ def _bits(flags: Tensor) -> Tensor:
 def keep(x: Tensor, pruning: Pruning) -> Packed | PlainPacked:
     """What is left of an ordinary tensor `(batch, ...)`, by the C++ kernels where they can."""
     x = x.detach()
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
         return plain_pack(x, pruning)
     term, batch = Term(to_blocked(x)), x.shape[0]
-    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype)
+    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype or x.dtype)
 
 
 def restore(kept: Packed | PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The pruned tensor of `shape` and `dtype`."""
     if isinstance(kept, PlainPacked):
         return plain_unpack(kept, shape, dtype)
-    return from_blocked(unpack(kept, blocked_shape(shape, lanes())), shape)
+    return from_blocked(unpack(kept, blocked_shape(shape, lanes())), shape).to(dtype)

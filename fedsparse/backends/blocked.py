@@ -1,9 +1,10 @@
 """Norms, ReLU, sums and pooling on blocked activations (csrc/cpu/blocked.h): thin calls of the C++ kernels.
 
-Every activation is a contiguous, 64-byte aligned float32 tensor `(groups, channels, height, width, lanes)`, as
-`torch.empty` makes them; image n sits in group `n // lanes`, lane `n % lanes`. `batch` is the number of images. Lanes
-of the last group without an image hold any finite numbers in activations and zeros in gradients. Vectors of channels
-are contiguous float32. Nothing is checked here but the number of lanes: the caller made these tensors itself.
+Every activation is a contiguous, 64-byte aligned tensor `(groups, channels, height, width, lanes)`, as `torch.empty`
+makes them; image n sits in group `n // lanes`, lane `n % lanes`. `batch` is the number of images. Lanes of the last
+group without an image hold any finite numbers in activations and zeros in gradients. Activations and gradients of a
+call are all float32 or all bfloat16, which is what they are stored as: arithmetic is float32. Vectors of channels are
+contiguous float32. Nothing is checked here but the number of lanes: the caller made these tensors itself.
 """
 
 from functools import cache
@@ -122,8 +123,8 @@ def norm_backward(
     Args:
         grad: blocked gradient of z.
         batch: number of images.
-        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`. Or, as bfloat16,
-            `(x - center) * inv_std`, and `inv_std` with it.
+        x: blocked input of the norm; needed with `gate_by_x`, `mean` or `want_affine`. Or, as bfloat16 where the
+            gradient is float32, `(x - center) * inv_std`, and `inv_std` with it.
         scale, shift: (channels,); None stands for 1 and 0.
         gate: blocked z; the gradient passes where it is positive.
         gate_bits: in place of the gate, one bit for each element (`activation.nonzero_bits`).
@@ -142,7 +143,7 @@ def norm_backward(
     gated = torch.empty_like(grad) if want_gated else None
     weight = torch.empty(channels) if want_affine else None
     bias = torch.empty(channels) if want_affine else None
-    x, x_hat = (None, x) if x is not None and x.dtype == torch.bfloat16 else (x, None)
+    x, x_hat = (None, x) if x is not None and x.dtype != grad.dtype else (x, None)
     inputs = tuple(map(address, (grad, gate, gate_bits, x_hat, mean, inv_std, mean if center is None else center)))
     outputs = tuple(map(address, (grad_x, gated, weight, bias)))
     _native.extension().norm_backward(
@@ -175,7 +176,7 @@ def group_norm(
         z of the shape of x; mean and 1 / std (groups, parts, lanes), for `group_norm_backward`.
     """
     z = torch.empty_like(x)
-    mean, inv_std = x.new_empty((2, x.shape[0], parts, x.shape[-1]))
+    mean, inv_std = torch.empty((2, x.shape[0], parts, x.shape[-1]))
     _native.extension().group_norm(
         isa_of(x.shape[-1]),
         _sizes(x, batch),
@@ -303,8 +304,8 @@ def _unpooled(grad: Tensor, size: tuple[int, int]) -> Tensor:
     return grad.new_empty((*grad.shape[:2], *size, grad.shape[-1]))
 
 
-def _sizes(x: Tensor, batch: int) -> tuple[int, int, int, int]:
-    return batch, x.shape[1], x.shape[2], x.shape[3]
+def _sizes(x: Tensor, batch: int) -> tuple[int, int, int, int, bool]:
+    return batch, x.shape[1], x.shape[2], x.shape[3], x.dtype == torch.bfloat16
 
 
 def _term(data: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> tuple[int, int, int]:

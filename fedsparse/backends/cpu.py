@@ -1,4 +1,8 @@
-"""The C++ kernels: float32 products vectorised over the batch, threaded with torch's threads."""
+"""The C++ kernels: float32 products vectorised over the batch, threaded with torch's threads.
+
+Activations and their gradients may be stored as bfloat16; they are widened where they are read and sums rounded where
+they are written. Values and biases may be bfloat16 too and are widened at every call.
+"""
 
 import os
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ __all__ = ["CpuBackend", "Term", "blocked_shape", "from_blocked", "lanes", "to_b
 
 _LIMIT = 1 << 29  # floats whose distance in bytes has 32 bits
 _SET = "FEDSPARSE_ISA"
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @cache
@@ -36,20 +41,23 @@ def lanes(isa: str | None = None) -> int:
 
 
 def to_blocked(x: Tensor, isa: str | None = None) -> Tensor:
-    """`(batch, channels, height, width)` or `(batch, features)` -> `(groups, channels, height, width, lanes)`."""
+    """`(batch, channels, height, width)` or `(batch, features)` -> `(groups, channels, height, width, lanes)`.
+
+    Of the same dtype, float32 or bfloat16.
+    """
     x, isa = x.contiguous(), isa or _best()
     blocked = x.new_empty(blocked_shape(tuple(x.shape), lanes(isa)))
-    size = x.numel() // x.shape[0]
-    _native.extension().to_blocked(isa, x.shape[0], size, address(x), address(blocked), torch.get_num_threads())
+    size, half = x.numel() // x.shape[0], x.dtype == torch.bfloat16
+    _native.extension().to_blocked(isa, x.shape[0], size, half, address(x), address(blocked), torch.get_num_threads())
     return blocked
 
 
 def from_blocked(blocked: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Blocked activations as a contiguous tensor of `shape`, `(batch, channels, height, width)` or 2-D."""
     x = blocked.new_empty(shape)
-    size = x.numel() // shape[0]
+    size, half = x.numel() // shape[0], x.dtype == torch.bfloat16
     _native.extension().from_blocked(
-        isa_of(blocked.shape[-1]), shape[0], size, address(blocked), address(x), torch.get_num_threads()
+        isa_of(blocked.shape[-1]), shape[0], size, half, address(blocked), address(x), torch.get_num_threads()
     )
     return x
 
@@ -68,8 +76,8 @@ class CpuBackend:
     def refuse(self, case: Case) -> str | None:
         if case.device != "cpu":
             return f"cpu kernels read main memory, the tensors are on {case.device}"
-        if case.dtype != torch.float32:
-            return f"cpu kernels compute float32, the tensors are {str(case.dtype).removeprefix('torch.')}"
+        if case.dtype not in _DTYPES:
+            return f"cpu kernels compute float32 and bfloat16, the tensors are {str(case.dtype).removeprefix('torch.')}"
         if case.input[0] == 0:
             return "the batch is empty"
         if _halo_floats(case) >= _LIMIT:
@@ -96,12 +104,13 @@ class CpuBackend:
         arguments = (address(blocked_grad), view[:3], view[3], k, address(positions), address(gradients))
         workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
         native.topk_pruned(problem, *arguments, address(workspace))
-        return positions, gradients
+        return positions, gradients.to(grad.dtype)
 
     # ---- blocked activations
     def forward_blocked(self, x: Term, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
-        """The product, blocked."""
+        """The product, blocked, of the dtype of x; values and bias may be float32 where x is bfloat16."""
         native, problem = _native.extension(), self._problem(pattern, case)
+        values, bias = values.float(), None if bias is None else bias.float()
         y = x.data.new_empty(blocked_shape(case.output, x.data.shape[-1]))
         arguments = (x.view, address(values), address(bias), address(y))
         workspace = _workspace(native.forward(problem, *arguments, 0))
@@ -111,22 +120,27 @@ class CpuBackend:
     def backward_blocked(
         self, grad: Tensor, x: Term | Packed | None, values: Tensor, pattern: Pattern, want_x: bool, case: Case
     ) -> Gradients:
-        """Blocked gradient of the input, if wanted, and of the values, if `x`, what was saved of it, is given."""
+        """Blocked gradient of the input, if wanted, and of the values, if `x`, what was saved of it, is given.
+
+        That of the input has the dtype of `grad`, that of the values theirs.
+        """
         native, problem = _native.extension(), self._problem(pattern, case)
+        dtype, values = values.dtype, values.float()
         grad_x = grad.new_empty(blocked_shape(case.input, grad.shape[-1])) if want_x else None
         grad_values = None if x is None else torch.empty_like(values)
         arguments = (address(grad), *_saved(x), address(values), address(grad_x), address(grad_values))
         workspace = _workspace(native.backward(problem, *arguments, 0))
         native.backward(problem, *arguments, address(workspace))
-        return Gradients(grad_x, grad_values)
+        return Gradients(grad_x, None if grad_values is None else grad_values.to(dtype))
 
     def _problem(self, pattern: Pattern, case: Case) -> object:
         native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()
+        half = case.dtype == torch.bfloat16
         if case.geometry is None:
-            return native.linear_problem(isa, pattern.view, case.input[0], threads)
+            return native.linear_problem(isa, pattern.view, case.input[0], threads, half)
         g = case.geometry
         sizes = (*case.input, case.shape[0], *case.shape[2:], *g.stride, *g.padding, *g.dilation, g.groups)
-        return native.conv2d_problem(isa, pattern.view, sizes, threads)
+        return native.conv2d_problem(isa, pattern.view, sizes, threads, half)
 
 
 def _saved(x: Term | Packed | None) -> tuple[object, object, object]:

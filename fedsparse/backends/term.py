@@ -26,7 +26,7 @@ class Term(NamedTuple):
     """Blocked activations as they are read: `relu?(scale * data + shift)` per channel (csrc/cpu/blocked.h).
 
     Attributes:
-        data: `(groups, channels, height, width, lanes)` contiguous; float32, or bfloat16 in a backward pass.
+        data: `(groups, channels, height, width, lanes)` contiguous; float32 or bfloat16.
         scale, shift: `(channels,)` float32; None stands for 1 and 0.
         relu: whether negative results become 0.
         cuts: what is left of the results in a backward pass; None: all.
@@ -45,7 +45,7 @@ class Term(NamedTuple):
 
     @property
     def held_view(self) -> tuple[tuple[int, int, int, bool], bool]:
-        """The same for kernels that read bfloat16 as well."""
+        """The same for kernels that must be told whether the data are bfloat16."""
         return self.view, self.data.dtype == torch.bfloat16
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsparse.backends.base import Backend, Case, Gradients
+from fedsparse.backends.lists import PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.tap_tiles import TapTiles, build, rows_of
 from fedsparse.pattern import Pattern

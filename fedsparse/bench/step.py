@@ -1,6 +1,5 @@
 """Whole training steps of ResNet-18: forward, loss, backward, SGD with momentum; time and memory."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from fedsparse.bench.machine import computing_with
 from fedsparse.bench.peers import SparseProp
 from fedsparse.bench.report import Report, TextTable, Watch, milliseconds, provenance, times_faster
 from fedsparse.bench.timing import Timing, interleave
-from fedsparse.errors import BackendError
+from fedsparse.errors import BackendError, ConfigError
 from fedsparse.experiment.environment import version
 from fedsparse.measure import measure as measuring
 from fedsparse.models import resnet18
@@ -28,7 +27,10 @@ ERK_DENSITY = 0.1
 # Of the logits, and of the input gradient: a ReLU whose input rounds to the other side of 0 moves the gradient of
 # torch's own network by thousandths, a wrong product by more than all of it.
 TOLERANCES = (1e-4, 3e-2)
+# The same under autocast, where many more ReLUs round to the other side.
+HALF_TOLERANCES = (5e-2, 0.7)
 DENSE, HALF = "torch dense", "torch bf16 autocast"
+DTYPES = ("float32", "bfloat16")
 
 # How a network of sparse layers can be run: from that network to the one that is timed.
 NETWORKS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
@@ -48,6 +50,10 @@ class StepSettings:
         rounds: steps of every network that are counted.
         threads: None leaves torch's number.
         isa: instruction set of the cpu kernels; None takes the best.
+        dtype: of activations: "float32", or "bfloat16" to run every sparse network of fedsparse under autocast as well.
+
+    Raises:
+        ConfigError: another dtype.
     """
 
     densities: Sequence[float] = DENSITIES
@@ -55,6 +61,11 @@ class StepSettings:
     rounds: int = 7
     threads: int | None = None
     isa: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {self.dtype!r} of activations; expected one of {', '.join(DTYPES)}")
 
 
 # A look at whether everything works: seconds, and figures that say little.
@@ -125,7 +136,8 @@ def measure(settings: StepSettings, *, watch: Watch = lambda _: None) -> Report:
         contenders, remarks = _dense(plain, x), []
         for distribution, density in (*(("uniform", d) for d in settings.densities), ("erk", ERK_DENSITY)):
             watch(f"preparing {distribution} {density:g}")
-            found, remark = _sparse(plain, x, distribution, density, prop if reason is None else None)
+            ways = (False, True) if settings.dtype == "bfloat16" else (False,)
+            found, remark = _sparse(plain, x, distribution, density, prop if reason is None else None, ways)
             contenders += found
             remarks += remark
         watch(f"timing {len(contenders)} networks")
@@ -158,15 +170,22 @@ def _dense(plain: nn.Module, x: Tensor) -> list[Contender]:
 
 
 def _sparse(
-    plain: nn.Module, x: Tensor, distribution: str, density: float, prop: SparseProp | None
+    plain: nn.Module, x: Tensor, distribution: str, density: float, prop: SparseProp | None, ways: Sequence[bool]
 ) -> tuple[list[Contender], list[str]]:
-    """The same masks in every engine that gives the dense network's answer, and which other is left out."""
+    """The same masks in every engine that gives the dense network's answer, and which other is left out.
+
+    Networks of fedsparse run in every one of `ways`: with autocast to bfloat16 or without.
+    """
     detail = f"{distribution} {density:g}"
     sparse = sparsify(copy.deepcopy(plain), density, distribution=distribution)
     masked = densify(copy.deepcopy(sparse))
-    contenders = [Contender(name, detail, run(copy.deepcopy(sparse)), x) for name, run in NETWORKS.items()]
+    contenders = [
+        Contender(f"{name} autocast" if half else name, detail, run(copy.deepcopy(sparse)), x, half)
+        for half in ways
+        for name, run in NETWORKS.items()
+    ]
     for one in contenders:
-        if wrong := disagreement(one.model, masked, x):
+        if wrong := disagreement(one.model, masked, x, half=one.half):
             raise BackendError(f"{one.name} cannot be timed: {wrong}")
     if prop is None:
         return contenders, []
@@ -176,9 +195,15 @@ def _sparse(
     return [*contenders, Contender(prop.name, detail, network, x)], []
 
 
-def disagreement(model: nn.Module, truth: nn.Module, x: Tensor) -> str | None:
-    """In which of logits and input gradient a network is wrong, and by how much; None where it is not."""
-    answers = zip(("logits", "input gradient"), _answer(model, x), _answer(truth, x), TOLERANCES, strict=True)
+def disagreement(model: nn.Module, truth: nn.Module, x: Tensor, *, half: bool = False) -> str | None:
+    """In which of logits and input gradient a network is wrong, and by how much; None where it is not.
+
+    With `half`, the network runs under autocast to bfloat16; the truth never does.
+    """
+    tolerances = HALF_TOLERANCES if half else TOLERANCES
+    answers = zip(
+        ("logits", "input gradient"), _answer(model, x, half), _answer(truth, x, False), tolerances, strict=True
+    )
     for what, got, wanted, tolerance in answers:
         error = float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
         if not error <= tolerance:
@@ -186,11 +211,13 @@ def disagreement(model: nn.Module, truth: nn.Module, x: Tensor) -> str | None:
     return None
 
 
-def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _answer(model: nn.Module, x: Tensor, half: bool) -> tuple[Tensor, Tensor]:
     """Logits and gradient of the input, by a copy: batch norm counts what it sees."""
     x = x.detach().clone().requires_grad_()
-    y = copy.deepcopy(model)(x)
-    (grad_x,) = torch.autograd.grad(F.cross_entropy(y, torch.zeros(len(y), dtype=torch.int64)), x)
+    with _precision(half):
+        y = copy.deepcopy(model)(x)
+        loss = F.cross_entropy(y, torch.zeros(len(y), dtype=torch.int64))
+    (grad_x,) = torch.autograd.grad(loss, x)
     return y.detach(), grad_x
 
 
@@ -239,16 +266,19 @@ def train_step(contender: Contender, y: Tensor, model: nn.Module | None = None) 
     """One optimiser step on a fixed batch, by the contender's network or by `model` in its place."""
     model = contender.model if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    half = contender.half
 
     def run() -> object:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext():
+        with _precision(contender.half):
             loss = F.cross_entropy(model(contender.x), y)
         loss.backward()
         return optimizer.step()
 
     return run
+
+
+def _precision(half: bool) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=half)
 
 
 def peak_bytes(contender: Contender, y: Tensor) -> tuple[float | None, float | None]:

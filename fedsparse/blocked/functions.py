@@ -1,7 +1,8 @@
 """What autograd sees of a blocked network: entering and leaving the layout, products, and fused norms.
 
-Data are `(groups, channels, height, width, lanes)` float32. Gradients are zero in lanes without an image; every
-function here keeps that promise.
+Data are `(groups, channels, height, width, lanes)`, float32 or bfloat16; results and gradients have their dtype.
+Gradients are zero in lanes without an image; every function here keeps that promise. Norms are float32; products take
+parameters of either dtype and give their gradients that one.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,12 +57,12 @@ class Norm:
         return cls(weight, bias, mean, inv_std, scale, shift, own)
 
     def hold(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """What of its input x is held for the backward pass: x itself, or x_hat as `dtype`."""
-        return x if dtype is None else combine(x, self.inv_std, -self.mean * self.inv_std).to(dtype)
+        """What of its input x is held for the backward pass: x itself, or x_hat where `dtype` is another than its."""
+        return x if dtype in (None, x.dtype) else combine(x, self.inv_std, -self.mean * self.inv_std).to(dtype)
 
-    def held_term(self, held: Tensor) -> Term:
-        """relu(norm(x)) as a term of what is held."""
-        if held.dtype == torch.float32:
+    def held_term(self, held: Tensor, dtype: torch.dtype) -> Term:
+        """relu(norm(x)) as a term of what is held of an x of `dtype`."""
+        if held.dtype == dtype:
             return Term(held, self.scale, self.shift, relu=True)
         weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
         return Term(held, weight, bias, relu=True)
@@ -146,7 +147,8 @@ class Product(Function):
     ) -> Tensor:
         tensors, ctx.form = _taken_apart(form)
         ctx.save_for_backward(values, *tensors)
-        ctx.has_bias, ctx.pattern, ctx.case, ctx.engine = bias is not None, pattern, case, engine
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.pattern, ctx.case, ctx.engine = pattern, case, engine
         return engine.forward_blocked(term, values, pattern, bias, case)
 
     @staticmethod
@@ -154,12 +156,13 @@ class Product(Function):
         values, *tensors = ctx.saved_tensors
         want_data, want_values, want_bias = ctx.needs_input_grad[:3]
         grad = grad.contiguous()
-        grad_data = grad_values = None
+        grad_data = grad_values = grad_bias = None
         if want_data or want_values:
             form = ctx.form(tensors) if want_values else None
             found = ctx.engine.backward_blocked(grad, form, values, ctx.pattern, want_data, ctx.case)
             grad_data, grad_values = found
-        grad_bias = channel_sums(grad, ctx.case.input[0]) if ctx.has_bias and want_bias else None
+        if ctx.bias_dtype is not None and want_bias:
+            grad_bias = channel_sums(grad, ctx.case.input[0]).to(ctx.bias_dtype)
         return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None, None
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Stored",
     "Sum",
     "add",
+    "dtype_of",
     "form",
     "leave",
     "operand",
@@ -85,7 +86,8 @@ def relu(node: Node, batch: int) -> Node:
             pruned = pruning()
             held = norm.hold(data.detach(), None if pruned is None else pruned.dtype)
             alias = apply(Activate, data, norm.weight, norm.bias, norm, held, None, batch)
-            return Activated(alias, Term(alias.detach(), norm.scale, norm.shift, relu=True), norm.held_term(held))
+            term = Term(alias.detach(), norm.scale, norm.shift, relu=True)
+            return Activated(alias, term, norm.held_term(held, data.dtype))
         case Stored(data):
             bits = gate_bits(Term(data.detach(), relu=True), batch)
             alias = apply(Activate, data, None, None, None, data.detach() if bits is None else None, bits, batch)
@@ -133,6 +135,11 @@ def form(node: Node, term: Term, batch: int, pruning: Pruning) -> Form:
 def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     """A node as an ordinary tensor of `shape`."""
     return apply(Leave, store(node, shape[0]), shape)
+
+
+def dtype_of(node: Node) -> torch.dtype:
+    """What the numbers of a node are stored as, or would be."""
+    return dtype_of(node.left) if isinstance(node, Sum) else node.data.dtype
 
 
 def requires_grad(node: Node) -> bool:

@@ -1,7 +1,9 @@
 """Products of blocked activations with sparse weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fedsparse import backends
@@ -9,8 +11,8 @@ from fedsparse.backends.activation import Pruning
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.blocked.functions import Enter, Product, apply
 from fedsparse.blocked.history import check
-from fedsparse.blocked.nodes import Stored, form, operand
-from fedsparse.blocked.region import inside
+from fedsparse.blocked.nodes import Stored, dtype_of, form, operand, store
+from fedsparse.blocked.region import autocast, inside
 from fedsparse.blocked.tensor import Blocked, plain
 from fedsparse.blocked.trace import current
 from fedsparse.ops.products import check_parameters, read_case, remembered_case
@@ -31,29 +33,33 @@ def blocked_product(
     """The product as `ops.product` computes it, blocked; None where an ordinary tensor is called for.
 
     That is outside a network that keeps its activations blocked, and where other than the cpu kernels are chosen.
-    With `pruning` the values' gradient is that of the pruned input.
+    With `pruning` the values' gradient is that of the pruned input. Under autocast activations are stored as bfloat16;
+    parameters are used as they are.
     """
     if not inside():
         return None
     node = x.node if isinstance(x, Blocked) else None
-    if isinstance(x, Blocked):
-        case = remembered_case(pattern.shape, x.sizes, values.numel(), tuple(geometry))
+    if isinstance(x, Blocked) and node is not None:
+        dtype = _cast(dtype_of(node))
+        case = remembered_case(pattern.shape, x.sizes, values.numel(), tuple(geometry), dtype)
     else:
+        x = plain(x)
         case = read_case(x, pattern.shape, values.numel(), geometry)
+        if _cast(x.dtype) != x.dtype:
+            case = replace(case, dtype=_cast(x.dtype))
     engine = backends.backend(backend, case, blocked=True)
     if not isinstance(engine, CpuBackend):
         return None
     batch = case.input[0]
     entered = node is None
     if node is None:
-        x = plain(x)
-        check_parameters(x, values, bias, pattern.index, pattern.shape[0])
-        node = Stored(apply(Enter, x, engine.isa))
-        data, term = operand(node, batch)
+        node = Stored(apply(Enter, x.to(case.dtype), engine.isa))
     else:
         check(node)
-        data, term = operand(node, batch)
-        check_parameters(data, values, bias, pattern.index, pattern.shape[0])
+        if dtype_of(node) != case.dtype:
+            node = Stored(store(node, batch).to(case.dtype))
+    data, term = operand(node, batch)
+    check_parameters(data, values, bias, pattern.index, pattern.shape[0], autocast=autocast() is not None)
     trace = current()
     if trace is not None:
         trace.product(case, enters=entered)
@@ -61,3 +67,9 @@ def blocked_product(
     bias = None if bias is None else bias.contiguous()
     y = apply(Product, data, values.contiguous(), bias, term, saved, pattern, case, engine)
     return Blocked(Stored(y), case.output)
+
+
+def _cast(dtype: torch.dtype) -> torch.dtype:
+    """What autocast makes of activations of a dtype: like torch's, it leaves float64 alone."""
+    cast = autocast()
+    return dtype if cast is None or dtype == torch.float64 else cast

@@ -12,7 +12,7 @@ from fedsparse.blocked import history
 from fedsparse.blocked.tensor import plain
 from fedsparse.blocked.trace import END
 
-__all__ = ["inside", "keep_blocked", "leave_blocked", "network"]
+__all__ = ["autocast", "inside", "keep_blocked", "leave_blocked", "network"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _depth: ContextVar[int] = ContextVar("fedsparse_blocked_depth", default=0)
@@ -22,7 +22,12 @@ def inside() -> bool:
     """Whether a network that keeps its activations blocked is running, and nothing traces or transforms it."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    return _depth.get() > 0 and not torch.is_autocast_enabled("cpu")
+    return _depth.get() > 0 and autocast() in (None, torch.bfloat16)
+
+
+def autocast() -> torch.dtype | None:
+    """What autocast lets products on the CPU compute; None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsparse.backends.blocked import Window, moments
 from fedsparse.blocked.functions import Norm, apply
 from fedsparse.blocked.layers import AveragePool, GroupNorm, MaxPool
-from fedsparse.blocked.nodes import Normed, Stored, add, relu, requires_grad, store
+from fedsparse.blocked.nodes import Normed, Stored, add, dtype_of, relu, requires_grad, store
 from fedsparse.blocked.tensor import Blocked, rule, sizes_of
 
 __all__: list[str] = []
@@ -30,7 +30,9 @@ def _data(x: Blocked) -> Tensor:
 
 
 def _stays(*tensors: Any) -> bool:
-    return all(isinstance(t, Blocked) and t.node is not None for t in tensors)
+    """Whether all are in the layout, and stored alike."""
+    dtypes = [None if t.node is None else dtype_of(t.node) for t in tensors if isinstance(t, Blocked)]
+    return len(dtypes) == len(tensors) and None not in dtypes and len(set(dtypes)) <= 1
 
 
 # ---- norms, ReLU, sums
@@ -46,24 +48,31 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     count = math.prod(x.sizes) // x.sizes[1] if _stays(x) else 0
-    if count < 2 or not _all_float32(running_mean, running_var, weight, bias):
+    if count < 2 or not _fit(x, running_mean, running_var, weight, bias):
         return NotImplemented
-    data = _data(x)
+    data, weight, bias = _data(x), _wide(weight), _wide(bias)
     if training:
         mean, variance = moments(data.detach(), _batch(x))
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
-                running_mean.lerp_(mean, momentum)
-                running_var.lerp_(variance * (count / (count - 1)), momentum)
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
     elif running_mean is not None and running_var is not None:
-        mean, variance = running_mean.detach().clone(), running_var.detach()
+        mean, variance = running_mean.detach().to(torch.float32, copy=True), running_var.detach().float()
     else:
         return NotImplemented
     return Blocked(Normed(data, Norm.of(mean, variance, eps, weight, bias, own=training)), x.sizes)
 
 
-def _all_float32(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
+def _fit(x: Blocked, *vectors: Tensor | None) -> bool:
+    """Whether parameters and statistics are float32 or of the activations' dtype, as torch wants them."""
+    assert x.node is not None
+    dtypes = (torch.float32, dtype_of(x.node))
+    return all(t is None or (t.dtype in dtypes and t.device.type == "cpu") for t in vectors)
+
+
+def _wide(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.float()
 
 
 @rule(F.relu, torch.relu, Tensor.relu)
@@ -244,7 +253,8 @@ def _axes(dim: Any) -> tuple[int, ...]:
 def _group_norm(
     x: Blocked, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Any:
-    fits = _stays(x) and num_groups > 0 and x.sizes[1] % num_groups == 0 and _all_float32(weight, bias)
+    fits = _stays(x) and num_groups > 0 and x.sizes[1] % num_groups == 0 and _fit(x, weight, bias)
     if not fits or math.prod(x.sizes) // (x.sizes[0] * num_groups) < 2:
         return NotImplemented
-    return Blocked(Stored(apply(GroupNorm, _data(x), weight, bias, num_groups, eps, _batch(x))), x.sizes)
+    z = apply(GroupNorm, _data(x), _wide(weight), _wide(bias), num_groups, eps, _batch(x))
+    return Blocked(Stored(z), x.sizes)

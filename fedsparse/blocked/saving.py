@@ -71,7 +71,7 @@ def pruned_form(term: Term, held: Term | None, batch: int, pruning: Pruning) -> 
     """What a product keeps of its input `term`; `held` is the same term of what a norm holds, if one does."""
     if held is not None:
         return held._replace(cuts=select(held, batch, pruning))
-    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype)
+    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype or term.data.dtype)
 
 
 def gate_bits(term: Term, batch: int) -> Tensor | None:

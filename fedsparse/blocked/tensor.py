@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fedsparse.blocked.history import check
-from fedsparse.blocked.nodes import Node, leave
+from fedsparse.blocked.nodes import Node, dtype_of, leave
 from fedsparse.blocked.trace import ASKED, current
 
 __all__ = ["Blocked", "plain", "rule", "sizes_of"]
@@ -29,7 +29,7 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
 
 
 class Blocked(Tensor):
-    """What sparse layers exchange inside a network: to Python code, a float32 tensor of the ordinary shape.
+    """What sparse layers exchange inside a network: to Python code, a tensor of the ordinary shape.
 
     Functions of torch that have a rule stay in the layout. Any other use turns it into an ordinary tensor, with its
     history, and goes on with that one; so every function works and only speed is at stake.
@@ -42,7 +42,7 @@ class Blocked(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, shape: Sequence[int]) -> "Blocked":
-        blocked: Blocked = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=torch.float32)
+        blocked: Blocked = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=dtype_of(node))
         blocked.sizes = tuple(shape)
         blocked._node = node
         blocked._plain = None

@@ -76,6 +76,9 @@ def step(
     quick: Quick = False,
     threads: Threads = None,
     isa: Isa = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of activations: float32, or bfloat16 to time the sparse networks in both.")
+    ] = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -87,6 +90,7 @@ def step(
         rounds=rounds,
         threads=threads,
         isa=isa,
+        dtype=dtype,
     )
     _show(lambda watch: of_step.measure(settings, watch=watch), as_json=as_json, out=out)
 

@@ -297,10 +297,11 @@ def _blocked(layer: SparseLayer, case: Case) -> Callable[[], float]:
     """Times a layer's product between two others of its kind."""
     g, batch = case.geometry, case.input[0]
     geometry = () if g is None else (*g.stride, *g.padding, *g.dilation, g.groups)
-    x, grad = to_blocked(_numbers(case.input)), to_blocked(torch.ones(case.output))
+    x, grad = (to_blocked(t.to(case.dtype)) for t in (_numbers(case.input), torch.ones(case.output)))
+    cast = case.dtype != layer.values.dtype  # the model ran under autocast
 
     def product(data: Tensor) -> Tensor:
-        with network():
+        with network(), torch.autocast("cpu", case.dtype, enabled=cast):
             y = layer.product(Blocked(Stored(data), case.input), geometry)
         assert isinstance(y, Blocked)
         assert y.node is not None

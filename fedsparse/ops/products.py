@@ -47,9 +47,11 @@ def read_case(x: Tensor, shape: Sequence[int], nnz: int, geometry: Sequence[int]
 
 
 @lru_cache(maxsize=4096)
-def remembered_case(shape: tuple[int, ...], sizes: tuple[int, ...], nnz: int, geometry: tuple[int, ...]) -> Case:
-    """`read_case` for a float32 input of `sizes` on the CPU, which need not be at hand."""
-    return _case(shape, sizes, nnz, geometry, torch.float32, "cpu")
+def remembered_case(
+    shape: tuple[int, ...], sizes: tuple[int, ...], nnz: int, geometry: tuple[int, ...], dtype: torch.dtype
+) -> Case:
+    """`read_case` for an input of `sizes` and `dtype` on the CPU, which need not be at hand."""
+    return _case(shape, sizes, nnz, geometry, dtype, "cpu")
 
 
 def _case(
@@ -74,18 +76,24 @@ def _case(
     return case
 
 
-def check_parameters(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int) -> None:
-    """Refuses parameters that do not fit the input.
+def check_parameters(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int, *, autocast: bool = False
+) -> None:
+    """Refuses parameters that do not fit the input; with `autocast`, whatever their dtype is.
 
     Raises:
         ShapeError: shapes, dtypes or devices disagree.
     """
-    if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype or bias.device != x.device):
+
+    def differs(parameter: Tensor) -> bool:
+        return parameter.device != x.device or (parameter.dtype != x.dtype and not autocast)
+
+    if bias is not None and (bias.shape != (rows,) or differs(bias)):
         raise ShapeError(
             f"the bias must have shape ({rows},), {x.dtype} and be on {x.device}, got shape {tuple(bias.shape)}, "
             f"{bias.dtype} on {bias.device}"
         )
-    if values.dtype != x.dtype or values.device != x.device or index[1].device != x.device:
+    if differs(values) or index[1].device != x.device:
         raise ShapeError(
             f"input ({x.dtype}, {x.device}), values ({values.dtype}, {values.device}) and pattern ({index[1].device}) "
             "must share dtype and device; move the model with `.to(...)`"
@@ -221,7 +229,8 @@ def _refuse_second(ctx: Any, *grads: Tensor) -> None:
 torch.library.register_autograd("fedsparse::product", _differentiate, setup_context=_save, lib=_LIBRARY)
 torch.library.register_autograd("fedsparse::product_backward", _refuse_second, lib=_LIBRARY)
 for _device in ("cpu", "cuda"):
-    # float32 sparse kernels beat reduced-precision dense ones, so autocast leaves the product in float32.
+    # float32 sparse kernels beat reduced-precision dense ones, so autocast leaves the product in float32. In a network
+    # that keeps its activations blocked it is not asked: they are stored as bfloat16 there.
     torch.library.register_autocast("fedsparse::product", _device, torch.float32, lib=_LIBRARY)
 
 

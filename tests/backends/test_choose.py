@@ -16,8 +16,8 @@ LINEAR = Case((10, 20), (16, 20), 20)
 CONV = Case((8, 4, 3, 3), (32, 4, 9, 9), 30, Geometry(padding=(1, 1)))
 
 REFUSALS = [
-    (replace(LINEAR, dtype=torch.float64), "cpu kernels compute float32, the tensors are float64"),
-    (replace(CONV, dtype=torch.bfloat16), "cpu kernels compute float32, the tensors are bfloat16"),
+    (replace(LINEAR, dtype=torch.float64), "cpu kernels compute float32 and bfloat16, the tensors are float64"),
+    (replace(CONV, dtype=torch.float16), "cpu kernels compute float32 and bfloat16, the tensors are float16"),
     (replace(LINEAR, device="cuda"), "cpu kernels read main memory, the tensors are on cuda"),
     (replace(LINEAR, input=(0, 20)), "the batch is empty"),
     (

@@ -30,7 +30,7 @@ def blocked(tensor: Tensor, isa: str, empty: float) -> Tensor:
     if tensor.dim() == 2:
         tensor = tensor[:, :, None, None]
     groups = -(-len(tensor) // lanes)
-    full = torch.full((groups * lanes, *tensor.shape[1:]), empty)
+    full = torch.full((groups * lanes, *tensor.shape[1:]), empty, dtype=tensor.dtype)
     full[: len(tensor)] = tensor
     return aligned(full.view(groups, lanes, *tensor.shape[1:]).permute(0, 2, 3, 4, 1))
 
@@ -49,7 +49,7 @@ def dense(isa, case, grad, x, rows=None, scale=None, shift=None, relu=False) -> 
     grad, x = blocked(grad, isa, 0.0), blocked(x, isa, 3.0)
     out = torch.empty(last - first, *case.shape[1:])
     term = address(x), address(scale), address(shift)
-    arguments = isa, sizes(case), address(grad), term, relu, first, last, address(out)
+    arguments = isa, sizes(case), grad.dtype == torch.bfloat16, address(grad), term, relu, first, last, address(out)
     threads = torch.get_num_threads()
     workspace = torch.empty(native.weight_gradient_rows(*arguments, 0, threads), dtype=torch.uint8)
     native.weight_gradient_rows(*arguments, address(workspace), threads)
@@ -86,8 +86,8 @@ def topk(isa, product: ProductCase, grad, x, k, scale=None, shift=None, relu=Fal
 def problem_of(isa: str, product: ProductCase) -> object:
     case, threads = product.case, torch.get_num_threads()
     if case.geometry is None:
-        return native.linear_problem(isa, product.pattern.view, case.input[0], threads)
-    return native.conv2d_problem(isa, product.pattern.view, sizes(case), threads)
+        return native.linear_problem(isa, product.pattern.view, case.input[0], threads, False)
+    return native.conv2d_problem(isa, product.pattern.view, sizes(case), threads, False)
 
 
 def best_of(gradients: Tensor, pattern: Pattern, k: int) -> tuple[Tensor, Tensor]:
@@ -113,6 +113,13 @@ def everything_kept(shape: tuple[int, ...], size: tuple[int, ...], **moves) -> P
 def test_agrees_with_float64(isa, rng):
     for number, product in enumerate(product_cases(rng, 200)):
         torch.set_num_threads(1 + number % 2)
+        check(isa, product)
+
+
+@SETS
+def test_reads_bfloat16(isa, rng):
+    torch.set_num_threads(1)
+    for product in product_cases(rng, 100, dtype=torch.bfloat16):
         check(isa, product)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedsparse.bench import payload, step
 from fedsparse.bench.peers import SparseProp
-from fedsparse.errors import BackendError, WireError
+from fedsparse.errors import BackendError, ConfigError, WireError
 
 
 @pytest.mark.usefixtures("tiny_network")
@@ -29,6 +29,16 @@ def test_step_reports_every_network():
     (table,) = report.tables
     assert len(table.rows) == len(rows)
     assert all(len(row) == len(table.headings) for row in table.rows)
+
+
+@pytest.mark.usefixtures("tiny_network", "only_torch")
+def test_step_in_bfloat16_runs_every_sparse_network_in_both():
+    report = step.measure(step.StepSettings(densities=(0.5,), batch=4, rounds=1, dtype="bfloat16"))
+    rows = {row["name"]: row for row in report.rows}
+    assert all(f"{name}{way} uniform 0.5" in rows for name in step.NETWORKS for way in ("", " autocast"))
+    assert rows["fedsparse layers autocast uniform 0.5"]["ratios"]["fedsparse layers"] > 0
+    with pytest.raises(ConfigError, match="unknown dtype 'float16'"):
+        step.StepSettings(dtype="float16")
 
 
 @pytest.mark.usefixtures("tiny_network", "only_torch")

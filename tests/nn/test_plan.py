@@ -165,7 +165,7 @@ def test_networks_whose_activations_stay_ordinary(pictures):
     assert "fedsparse.blocked.keep_blocked(model) lets them" in str(apart).splitlines()[-1]
     other = fs.plan(convs().double(), pictures.double(), repeats=1)
     assert other.conversions == ()
-    assert {row.why for row in other.layers} == {"cpu kernels compute float32, the tensors are float64"}
+    assert {row.why for row in other.layers} == {"cpu kernels compute float32 and bfloat16, the tensors are float64"}
     assert str(other).splitlines()[-1] == "activations stay ordinary tensors"
 
 
@@ -207,7 +207,8 @@ def test_a_layer_by_itself(pictures):
     assert [(row.name, row.backend, row.blocked) for row in table.layers] == [(".weight", "cpu", False)]
 
 
-def test_autocast_keeps_activations_ordinary(pictures):
+@pytest.mark.parametrize(("dtype", "blocked"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_autocast_to_bfloat16_stays_in_the_layout(pictures, dtype, blocked):
     class Half(nn.Module):
         def __init__(self):
             super().__init__()
@@ -215,9 +216,10 @@ def test_autocast_keeps_activations_ordinary(pictures):
 
         def forward(self, x):
             x = self.first(x)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", dtype):
                 return self.second(x)
 
     table = fs.plan(fs.sparsify(Half(), 0.2, exclude="none"), pictures, repeats=1)
-    assert [row.blocked for row in table.layers] == [True, False]
-    assert table.conversions[1].why == "layer computed by cpu: on ordinary tensors here"
+    assert [row.blocked for row in table.layers] == [True, blocked]
+    why = "end of the network" if blocked else "layer computed by cpu: on ordinary tensors here"
+    assert table.conversions[1].why == why

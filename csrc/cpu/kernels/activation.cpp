@@ -21,10 +21,7 @@ std::int64_t chunk_count(std::int64_t lines) { return (lines + kChunkLines - 1) 
 // call(numbers) with float32 or bfloat16 data.
 template <typename Call>
 void with_numbers(const Held& x, Call call) {
-  if (x.half)
-    call(x.half);
-  else
-    call(x.term.data);
+  with_number(x.half, [&](auto zero) { call(static_cast<const decltype(zero)*>(x.term.data)); });
 }
 
 // Lines [first, last) of one channel of one group.
@@ -82,7 +79,7 @@ std::int64_t mark(const Blocked& shape, const Held& x, const Cuts& cuts, std::ui
         const GroupCuts stays = group_cuts(shape, cuts, run.group);
         const std::int64_t image = run.group * shape.channels * shape.pixels();
         for (std::int64_t line = run.first; line < run.last; ++line) {
-          const Vec v = read(load_numbers(numbers + line * kLanes));
+          const Vec v = read(load(numbers + line * kLanes));
           put_bits(bits, line, bits_of(stays(v, line - image)));
         }
       });
@@ -102,9 +99,9 @@ void pack_chunks(const Blocked& shape, const Held& x, const Number* numbers, con
     const Reader read(x.term, run.channel);
     for (std::int64_t line = run.first; line < run.last; ++line) {
       const LaneBits chosen = bits_at(bits, line);
-      const Vec v = compress(read(load_numbers(numbers + line * kLanes)), chosen);
+      const Vec v = compress(read(load(numbers + line * kLanes)), chosen);
       if (end - to >= kLanes)
-        store_numbers(to, v);
+        store_loose(to, v);
       else  // what follows belongs to another thread
         store_some(to, v, count(chosen));
       to += count(chosen);
@@ -127,7 +124,7 @@ void pack_values(const Blocked& shape, const Held& x, const std::uint8_t* bits, 
 void pack(const Blocked& shape, const Held& x, const std::uint8_t* bits, const std::int32_t* starts, void* values,
           bool half, int threads) {
   if (half)
-    pack_values(shape, x, bits, starts, static_cast<std::uint16_t*>(values), threads);
+    pack_values(shape, x, bits, starts, static_cast<Half*>(values), threads);
   else
     pack_values(shape, x, bits, starts, static_cast<float*>(values), threads);
 }
@@ -138,7 +135,7 @@ void unpack_values(std::int64_t lines, const Packed& packed, const Value* values
     const Value* from = values + packed.starts[begin];
     for (std::int64_t line = begin * kChunkLines; line < std::min(end * kChunkLines, lines); ++line) {
       const LaneBits chosen = bits_at(packed.bits, line);
-      store(x + line * kLanes, expand(load_numbers(from), chosen));
+      store(x + line * kLanes, expand(load_loose(from), chosen));
       from += count(chosen);
     }
   });
@@ -146,7 +143,7 @@ void unpack_values(std::int64_t lines, const Packed& packed, const Value* values
 
 void unpack(std::int64_t lines, const Packed& packed, float* x, int threads) {
   if (packed.half)
-    unpack_values(lines, packed, static_cast<const std::uint16_t*>(packed.values), x, threads);
+    unpack_values(lines, packed, static_cast<const Half*>(packed.values), x, threads);
   else
     unpack_values(lines, packed, static_cast<const float*>(packed.values), x, threads);
 }
@@ -174,7 +171,7 @@ void count_digits(const Blocked& shape, const Held& x, const Number* numbers, st
     const int images = images_in(shape, run.group);
     const LaneBits exist = static_cast<LaneBits>((std::uint64_t{1} << images) - 1);
     for (std::int64_t line = run.first; line < run.last; ++line) {
-      const IntVec keys = keys_of(read(load_numbers(numbers + line * kLanes)));
+      const IntVec keys = keys_of(read(load(numbers + line * kLanes)));
       const IntVec bins = ((keys >> digit.shift) & (digit.bins() - 1)) * kLanes;
       if (every && images == kLanes) {
 #pragma GCC unroll 16
@@ -218,7 +215,7 @@ void place_ties(const Blocked& shape, const Held& x, const Number* numbers, std:
   each_run(shape, group * lines, (group + 1) * lines, [&](const Run& run) {
     const Reader read(x.term, run.channel);
     for (std::int64_t line = run.first; line < run.last; ++line) {
-      const IntVec ties = (keys_of(read(load_numbers(numbers + line * kLanes))) == key) & (taken > 0);
+      const IntVec ties = (keys_of(read(load(numbers + line * kLanes))) == key) & (taken > 0);
       taken += ties;
       for (LaneBits done = bits_of(ties & (taken == 0)); done; done &= done - 1)
         last[__builtin_ctz(done)] = static_cast<std::int32_t>(line - group * lines);
@@ -266,7 +263,7 @@ IntVec count_equal(const Blocked& shape, const Held& x, const Number* numbers, s
   each_run(shape, group * lines, (group + 1) * lines, [&](const Run& run) {
     const Reader read(x.term, run.channel);
     for (std::int64_t line = run.first; line < run.last; ++line)
-      equal -= keys_of(read(load_numbers(numbers + line * kLanes))) == key;
+      equal -= keys_of(read(load(numbers + line * kLanes))) == key;
   });
   for (int i = images_in(shape, group); i < kLanes; ++i) equal[i] = 0;
   return equal;

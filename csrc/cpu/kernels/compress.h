@@ -1,12 +1,12 @@
-// Chosen lanes of a register moved next to each other and back, and bfloat16 in memory. What the compilers' vector
-// extension cannot say stands here, once for AVX-512, once for AVX2 and once in plain C++.
+// Chosen lanes of a register moved next to each other and back. What the compilers' vector extension cannot say stands
+// here, once for AVX-512, once for AVX2 and once in plain C++.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <cstring>
 
-#include "simd.h"
+#include "number.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -15,9 +15,6 @@
 namespace {
 
 using LaneBits = std::uint32_t;  // one bit for each lane
-
-typedef std::uint32_t WordVec __attribute__((vector_size(kLanes * sizeof(std::uint32_t)), may_alias));
-typedef std::uint16_t HalfVec __attribute__((vector_size(kLanes * sizeof(std::uint16_t)), may_alias, aligned(2)));
 
 template <std::size_t... I>
 inline IntVec each_lane_bit(std::index_sequence<I...>) {
@@ -94,42 +91,6 @@ inline Vec expand(Vec v, LaneBits bits) {
     if (bits >> i & 1) out[i] = v[from++];
   return out;
 #endif
-}
-
-// ---- numbers in memory, float32 or bfloat16
-inline Vec load_numbers(const float* p) { return load_loose(p); }
-inline Vec load_numbers(const std::uint16_t* p) {
-  const WordVec words = __builtin_convertvector(*reinterpret_cast<const HalfVec*>(p), WordVec);
-  return reinterpret_cast<Vec>(words << 16);
-}
-
-// The low halves of words. Left alone, compilers move every one of them by itself.
-inline HalfVec low_halves(WordVec words) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<HalfVec>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(words)));
-#elif defined(__AVX2__)
-  const __m256i whole = reinterpret_cast<__m256i>(words);
-  const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
-  return reinterpret_cast<HalfVec>(_mm_packus_epi32(low, high));
-#else
-  return __builtin_convertvector(words, HalfVec);
-#endif
-}
-
-inline void store_numbers(float* p, Vec v) { store_loose(p, v); }
-// To nearest, ties to even; NaN stays NaN.
-inline void store_numbers(std::uint16_t* p, Vec v) {
-  const WordVec words = reinterpret_cast<WordVec>(v);
-  const WordVec rounded = (words + 0x7fffu + ((words >> 16) & 1u)) >> 16, quiet = (words >> 16) | 0x40u;
-  *reinterpret_cast<HalfVec*>(p) = low_halves((words & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
-
-// The first numbers of a register, where a whole one would reach too far.
-template <typename Number>
-inline void store_some(Number* p, Vec v, int some) {
-  Number whole[kLanes];
-  store_numbers(whole, v);
-  std::memcpy(p, whole, static_cast<std::size_t>(some) * sizeof(Number));
 }
 
 // ---- one bit for each element of blocked activations

@@ -29,8 +29,9 @@ void statistics(const LaneMoments& moments, int images, float eps, float* mean, 
   }
 }
 
-void forward(const Blocked& shape, std::int64_t parts, const float* x, const float* weight, const float* bias,
-             float eps, float* z, float* mean, float* inv_std, int threads) {
+template <typename Number>
+void forward_of(const Blocked& shape, std::int64_t parts, const Number* x, const float* weight, const float* bias,
+                float eps, Number* z, float* mean, float* inv_std, int threads) {
   const Ranges ranges{shape, parts};
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t range = 0; range < ranges.count(); ++range) {
@@ -49,6 +50,15 @@ void forward(const Blocked& shape, std::int64_t parts, const float* x, const flo
   }
 }
 
+void forward(const Blocked& shape, std::int64_t parts, const void* x, const float* weight, const float* bias, float eps,
+             void* z, float* mean, float* inv_std, int threads) {
+  with_number(shape.half, [&](auto zero) {
+    using Number = decltype(zero);
+    forward_of(shape, parts, static_cast<const Number*>(x), weight, bias, eps, static_cast<Number*>(z), mean, inv_std,
+               threads);
+  });
+}
+
 // What one channel of one group of images adds to the gradients of weight and bias.
 struct AffineShare {
   double weight = 0.0, bias = 0.0;
@@ -59,8 +69,9 @@ struct RangeSums {
   LaneSums plain, centered;
 };
 
-AffineShare sum_plane(const float* grad, const float* x, std::int64_t plane, std::int64_t lines, Vec mean, Vec inv_std,
-                      Vec weight, RangeSums& sums) {
+template <typename Number>
+AffineShare sum_plane(const Number* grad, const Number* x, std::int64_t plane, std::int64_t lines, Vec mean,
+                      Vec inv_std, Vec weight, RangeSums& sums) {
   LaneSums plain, centered;
   each_chunk(plane, lines, [&](std::int64_t first, std::int64_t some) {
     Vec sum[kChains] = {}, product[kChains] = {};
@@ -83,8 +94,9 @@ AffineShare sum_plane(const float* grad, const float* x, std::int64_t plane, std
 }
 
 // grad_x = inv_std * weight * g + constant + slope * (x - mean); the last two are what x owes to the statistics.
-void write_range(const Ranges& ranges, std::int64_t range, const float* grad, const float* x, const float* weight,
-                 Vec mean, Vec inv_std, const RangeSums& sums, float* grad_x) {
+template <typename Number>
+void write_range(const Ranges& ranges, std::int64_t range, const Number* grad, const Number* x, const float* weight,
+                 Vec mean, Vec inv_std, const RangeSums& sums, Number* grad_x) {
   const Blocked& shape = ranges.shape;
   const std::int64_t group = ranges.group(range), first = ranges.first_channel(range);
   Vec constant = {}, slope = {};
@@ -117,9 +129,10 @@ void sum_shares(const Blocked& shape, const std::vector<AffineShare>& shares, fl
   }
 }
 
-void backward(const Blocked& shape, std::int64_t parts, const float* grad, const float* x, const float* weight,
-              const float* mean, const float* inv_std, float* grad_x, float* grad_weight, float* grad_bias,
-              int threads) {
+template <typename Number>
+void backward_of(const Blocked& shape, std::int64_t parts, const Number* grad, const Number* x, const float* weight,
+                 const float* mean, const float* inv_std, Number* grad_x, float* grad_weight, float* grad_bias,
+                 int threads) {
   const Ranges ranges{shape, parts};
   std::vector<AffineShare> shares(static_cast<std::size_t>(shape.groups(kLanes) * shape.channels));
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -134,6 +147,16 @@ void backward(const Blocked& shape, std::int64_t parts, const float* grad, const
     write_range(ranges, range, grad, x, weight, center, inverse, sums, grad_x);
   }
   sum_shares(shape, shares, grad_weight, grad_bias);
+}
+
+void backward(const Blocked& shape, std::int64_t parts, const void* grad, const void* x, const float* weight,
+              const float* mean, const float* inv_std, void* grad_x, float* grad_weight, float* grad_bias,
+              int threads) {
+  with_number(shape.half, [&](auto zero) {
+    using Number = decltype(zero);
+    backward_of(shape, parts, static_cast<const Number*>(grad), static_cast<const Number*>(x), weight, mean, inv_std,
+                static_cast<Number*>(grad_x), grad_weight, grad_bias, threads);
+  });
 }
 
 }  // namespace

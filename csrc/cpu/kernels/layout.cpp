@@ -2,43 +2,43 @@
 #include "../layout.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "simd.h"
+#include "number.h"
 
 namespace {
 
 // One group: `images` rows of `size` numbers <-> size lines.
-void pack_group(const float* rows, std::int64_t size, std::int64_t images, float* lines, std::int64_t first, std::int64_t last) {
+template <typename Number>
+void pack_group(const Number* rows, std::int64_t size, std::int64_t images, Number* lines, std::int64_t first,
+                std::int64_t last) {
   for (std::int64_t at = first; at < last; at += kLanes) {
     const std::int64_t some = std::min<std::int64_t>(kLanes, last - at);
     Vec block[kLanes];
     for (int i = 0; i < kLanes; ++i) {
       block[i] = Vec{};
       if (i >= images) continue;
-      const float* from = rows + i * size + at;
-      if (some == kLanes)
-        block[i] = load_loose(from);
-      else
-        std::memcpy(&block[i], from, static_cast<std::size_t>(some) * sizeof(float));
+      const Number* from = rows + i * size + at;
+      block[i] = some == kLanes ? load_loose(from) : load_some(from, some);
     }
     transpose(block);
     for (std::int64_t i = 0; i < some; ++i) store(lines + (at + i) * kLanes, block[i]);
   }
 }
 
-void unpack_group(const float* lines, std::int64_t size, std::int64_t images, float* rows, std::int64_t first, std::int64_t last) {
+template <typename Number>
+void unpack_group(const Number* lines, std::int64_t size, std::int64_t images, Number* rows, std::int64_t first,
+                  std::int64_t last) {
   for (std::int64_t at = first; at < last; at += kLanes) {
     const std::int64_t some = std::min<std::int64_t>(kLanes, last - at);
     Vec block[kLanes] = {};
     for (std::int64_t i = 0; i < std::min<std::int64_t>(some, kLanes); ++i) block[i] = load(lines + (at + i) * kLanes);
     transpose(block);
     for (std::int64_t i = 0; i < std::min<std::int64_t>(images, kLanes); ++i) {
-      float* to = rows + i * size + at;
+      Number* to = rows + i * size + at;
       if (some == kLanes)
         store_loose(to, block[i]);
       else
-        std::memcpy(to, &block[i], static_cast<std::size_t>(some) * sizeof(float));
+        store_some(to, block[i], some);
     }
   }
 }
@@ -57,15 +57,25 @@ void each_piece(std::int64_t batch, std::int64_t size, int threads, Convert&& co
   }
 }
 
-void to_blocked(std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads) {
-  each_piece(batch, size, threads, [&](std::int64_t group, std::int64_t images, std::int64_t first, std::int64_t last) {
-    pack_group(rows + group * kLanes * size, size, images, blocked + group * kLanes * size, first, last);
+void to_blocked(std::int64_t batch, std::int64_t size, bool half, const void* rows, void* blocked, int threads) {
+  with_number(half, [&](auto zero) {
+    using Number = decltype(zero);
+    const Number* from = static_cast<const Number*>(rows);
+    Number* to = static_cast<Number*>(blocked);
+    each_piece(batch, size, threads, [=](auto group, auto images, auto begin, auto end) {
+      pack_group(from + group * kLanes * size, size, images, to + group * kLanes * size, begin, end);
+    });
   });
 }
 
-void from_blocked(std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads) {
-  each_piece(batch, size, threads, [&](std::int64_t group, std::int64_t images, std::int64_t first, std::int64_t last) {
-    unpack_group(blocked + group * kLanes * size, size, images, rows + group * kLanes * size, first, last);
+void from_blocked(std::int64_t batch, std::int64_t size, bool half, const void* blocked, void* rows, int threads) {
+  with_number(half, [&](auto zero) {
+    using Number = decltype(zero);
+    const Number* from = static_cast<const Number*>(blocked);
+    Number* to = static_cast<Number*>(rows);
+    each_piece(batch, size, threads, [=](auto group, auto images, auto begin, auto end) {
+      unpack_group(from + group * kLanes * size, size, images, to + group * kLanes * size, begin, end);
+    });
   });
 }
 

@@ -53,15 +53,21 @@ std::int64_t bound(const std::int32_t* start, std::int64_t targets, std::int64_t
 }
 
 // (groups, features, lanes) -> (features, width, lanes), zeros for the groups that are not there.
-void pack(const Term& from, std::int64_t features, const Slice& slice, float* to, int threads) {
+template <typename Number>
+void pack_lines(const Term& from, std::int64_t features, const Slice& slice, float* to, int threads) {
+  const Number* const numbers = static_cast<const Number*>(from.data);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t j = 0; j < features; ++j) {
     const Reader read(from, j);
     float* lines = to + j * slice.width * kLanes;
     for (std::int64_t g = 0; g < slice.groups; ++g)
-      store(lines + g * kLanes, read(load(from.data + ((slice.first + g) * features + j) * kLanes)));
+      store(lines + g * kLanes, read(load(numbers + ((slice.first + g) * features + j) * kLanes)));
     for (std::int64_t g = slice.groups; g < slice.width; ++g) store(lines + g * kLanes, Vec{});
   }
+}
+
+void pack(const Term& from, bool half, std::int64_t features, const Slice& slice, float* to, int threads) {
+  (half ? pack_lines<Half> : pack_lines<float>)(from, features, slice, to, threads);
 }
 
 // Sums of whole registers, and the places they go to, wait here until one butterfly finishes kLanes of them at a time.
@@ -95,7 +101,7 @@ struct Walk {
   float* gathered;  // packed
 };
 
-template <int WIDTH, bool NARROW>
+template <typename Number, int WIDTH, bool NARROW>
 void forward_rows(const Walk& w, std::int64_t first, std::int64_t last) {
   // As many chains as hide the latency of a multiply-add.
   constexpr int kChains = WIDTH >= 8 ? 1 : 8 / WIDTH;
@@ -120,7 +126,7 @@ void forward_rows(const Walk& w, std::int64_t first, std::int64_t last) {
 #pragma GCC unroll 8
       for (int c = 0; c < kChains; ++c) visit(i + c, sum[c]);
     for (; i < end; ++i) visit(i, sum[0]);
-    float* y = a.y + w.slice.first * stride + row * kLanes;
+    Number* y = static_cast<Number*>(a.y) + w.slice.first * stride + row * kLanes;
 #pragma GCC unroll 8
     for (int g = 0; g < WIDTH; ++g) {
       for (int c = 1; c < kChains; ++c) sum[0][g] += sum[c][g];
@@ -136,12 +142,14 @@ void read_saved(const fedsparse::Saved& saved, const Slice& slice, std::int64_t 
   for (std::int64_t g = slice.groups; g < slice.width; ++g) lines[g] = Vec{};
 }
 
-template <int WIDTH, bool NARROW, bool ACCUMULATE, bool CORRELATE>
+template <typename Number, int WIDTH, bool NARROW, bool ACCUMULATE, bool CORRELATE>
 void backward_inputs(const Walk& w, std::int64_t first, std::int64_t last) {
   // In locals, where stores through vector pointers cannot touch them.
   const Linear& a = w.layer;
   const PatternView& p = a.pattern;
   const float *const grad_y = w.gathered, *const values = a.values;
+  const Number* const x = static_cast<const Number*>(a.x.data);
+  Number* const grad_x = static_cast<Number*>(a.grad_x);
   const std::int32_t* const row_start = p.row_start;
   const Index entries = p.entry, ranks = p.rank;
   const std::int64_t stride = p.inputs * kLanes;
@@ -159,7 +167,7 @@ void backward_inputs(const Walk& w, std::int64_t first, std::int64_t last) {
         const Reader read(a.x, j);
 #pragma GCC unroll 8
         for (int g = 0; g < WIDTH; ++g)
-          other[g] = g < w.slice.groups ? read(load(a.x.data + target + g * stride)) : Vec{};
+          other[g] = g < w.slice.groups ? read(load(x + target + g * stride)) : Vec{};
       }
     }
     const std::int64_t end = p.column_start[j + 1];
@@ -183,7 +191,7 @@ void backward_inputs(const Walk& w, std::int64_t first, std::int64_t last) {
     if constexpr (ACCUMULATE)
 #pragma GCC unroll 8
       for (int g = 0; g < WIDTH; ++g)
-        if (g < w.slice.groups) store(a.grad_x + target + g * stride, sum[g]);
+        if (g < w.slice.groups) store(grad_x + target + g * stride, sum[g]);
   }
   if constexpr (CORRELATE) ring.flush();
 }
@@ -193,27 +201,28 @@ struct Walkers {
   void (*backward)(const Walk&, std::int64_t first, std::int64_t last);
 };
 
-template <int WIDTH, bool NARROW>
+template <typename Number, int WIDTH, bool NARROW>
 Walkers walkers(const Linear& a) {
-  return {forward_rows<WIDTH, NARROW>, !a.grad_values ? backward_inputs<WIDTH, NARROW, true, false>
-                                       : !a.grad_x    ? backward_inputs<WIDTH, NARROW, false, true>
-                                                      : backward_inputs<WIDTH, NARROW, true, true>};
+  return {forward_rows<Number, WIDTH, NARROW>, !a.grad_values ? backward_inputs<Number, WIDTH, NARROW, true, false>
+                                       : !a.grad_x    ? backward_inputs<Number, WIDTH, NARROW, false, true>
+                                                      : backward_inputs<Number, WIDTH, NARROW, true, true>};
 }
 
-template <bool NARROW>
+template <typename Number, bool NARROW>
 Walkers walkers(const Linear& a, std::int64_t width) {
   switch (width) {
-    case 1: return walkers<1, NARROW>(a);
-    case 2: return walkers<2, NARROW>(a);
-    case 4: return walkers<4, NARROW>(a);
-    default: return walkers<kSlice, NARROW>(a);
+    case 1: return walkers<Number, 1, NARROW>(a);
+    case 2: return walkers<Number, 2, NARROW>(a);
+    case 4: return walkers<Number, 4, NARROW>(a);
+    default: return walkers<Number, kSlice, NARROW>(a);
   }
 }
 
+template <typename Number>
 Walkers walkers(const Linear& a, std::int64_t width) {
   const PatternView& p = a.pattern;
   const bool wide = p.column.wide || p.entry.wide || p.rank.wide;
-  return wide ? walkers<false>(a, width) : walkers<true>(a, width);
+  return wide ? walkers<Number, false>(a, width) : walkers<Number, true>(a, width);
 }
 
 // One slice after the other.
@@ -221,7 +230,7 @@ template <typename Visit>
 void each_slice(const Linear& a, Visit&& visit) {
   for (std::int64_t group = 0; group < a.groups; group += kSlice) {
     const Slice slice(group, a.groups);
-    visit(Walk{a, slice, a.packed}, walkers(a, slice.width));
+    visit(Walk{a, slice, a.packed}, a.half ? walkers<Half>(a, slice.width) : walkers<float>(a, slice.width));
   }
 }
 
@@ -230,7 +239,7 @@ std::int64_t packed_width(std::int64_t groups) { return Slice::width_of(groups);
 void forward(const Linear& a) {
   const PatternView& p = a.pattern;
   each_slice(a, [&](const Walk& w, const Walkers& walk) {
-    pack(a.x, p.inputs, w.slice, w.gathered, a.threads);
+    pack(a.x, a.half, p.inputs, w.slice, w.gathered, a.threads);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int part = 0; part < a.threads; ++part)
       walk.forward(w, bound(p.row_start, p.rows, part, a.threads), bound(p.row_start, p.rows, part + 1, a.threads));
@@ -243,7 +252,7 @@ void backward(const Linear& a) {
   each_slice(a, [&](const Walk& w, const Walkers& walk) {
     Term grad;
     grad.data = a.grad_y;
-    pack(grad, p.rows, w.slice, w.gathered, a.threads);
+    pack(grad, a.half, p.rows, w.slice, w.gathered, a.threads);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int part = 0; part < a.threads; ++part)
       walk.backward(w, bound(p.column_start, p.inputs, part, a.threads),

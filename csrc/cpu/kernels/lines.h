@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../blocked.h"
-#include "simd.h"
+#include "number.h"
 
 namespace {
 
@@ -26,7 +26,7 @@ inline void each_line(std::int64_t lines, Visit visit) {
   for (; i < lines; ++i) visit(i, 0);
 }
 
-// visit(place of the first float, lines) for every chunk of `lines` neighbouring lines.
+// visit(place of the first number, lines) for every chunk of `lines` neighbouring lines.
 template <typename Visit>
 inline void each_chunk(std::int64_t first, std::int64_t lines, Visit visit) {
   for (std::int64_t at = 0; at < lines; at += kChunk) visit(first + at * kLanes, std::min(kChunk, lines - at));
@@ -91,7 +91,8 @@ class LaneMoments {
 
   // Sums distances from about the mean so far; where a chunk lies far from it, the distance itself makes the variance,
   // so nothing cancels. The first chunk has to be looked at twice.
-  void add(const float* x, std::int64_t first, std::int64_t lines) {
+  template <typename Number>
+  void add(const Number* x, std::int64_t first, std::int64_t lines) {
     each_chunk(first, lines, [&](std::int64_t at, std::int64_t some) {
       if (count == 0.0) center_ = mean_of(x + at, some);
       add_chunk(x + at, some);
@@ -105,13 +106,15 @@ class LaneMoments {
  private:
   Vec center_ = {};
 
-  static Vec mean_of(const float* x, std::int64_t lines) {
+  template <typename Number>
+  static Vec mean_of(const Number* x, std::int64_t lines) {
     Vec sum[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) { sum[c] += load(x + i * kLanes); });
     return add_chains(sum) / static_cast<float>(lines);
   }
 
-  void add_chunk(const float* x, std::int64_t lines) {
+  template <typename Number>
+  void add_chunk(const Number* x, std::int64_t lines) {
     const Vec center = center_;
     Vec sum[kChains] = {}, square[kChains] = {};
     each_line(lines, [&](std::int64_t i, int c) __attribute__((always_inline)) {

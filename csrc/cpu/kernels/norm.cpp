@@ -10,7 +10,8 @@ namespace {
 using fedsparse::NormBackward;
 using fedsparse::Term;
 
-void moments(const Blocked& shape, const float* x, float* mean, float* variance, int threads) {
+template <typename Number>
+void moments_of(const Blocked& shape, const Number* x, float* mean, float* variance, int threads) {
   const std::int64_t last = shape.groups(kLanes) - 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t c = 0; c < shape.channels; ++c) {
@@ -25,17 +26,23 @@ void moments(const Blocked& shape, const float* x, float* mean, float* variance,
   }
 }
 
-template <bool SUM, bool RELU>
-void combine_planes(const Blocked& shape, const Term& x, const Term& r, float* z, int threads) {
+void moments(const Blocked& shape, const void* x, float* mean, float* variance, int threads) {
+  with_number(shape.half, [&](auto zero) {
+    moments_of(shape, static_cast<const decltype(zero)*>(x), mean, variance, threads);
+  });
+}
+
+template <typename Number, bool SUM, bool RELU>
+void combine_planes(const Blocked& shape, const Term& x, const Term& r, Number* z, int threads) {
   const std::int64_t planes = shape.groups(kLanes) * shape.channels, lines = shape.pixels();
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t plane = 0; plane < planes; ++plane) {
     const std::int64_t c = plane % shape.channels, first = plane * lines * kLanes;
     const Vec scale = of_channel(x.scale, c, 1.0f), shift = of_channel(x.shift, c, 0.0f);
     const Vec r_scale = of_channel(r.scale, c, 1.0f), r_shift = of_channel(r.shift, c, 0.0f);
-    const float* const from = x.data + first;
-    const float* const other = SUM ? r.data + first : nullptr;
-    float* const to = z + first;
+    const Number* const from = static_cast<const Number*>(x.data) + first;
+    const Number* const other = SUM ? static_cast<const Number*>(r.data) + first : nullptr;
+    Number* const to = z + first;
     each_line(lines, [=](std::int64_t i, int) __attribute__((always_inline)) {
       Vec v = load(from + i * kLanes) * scale + shift;
       if constexpr (SUM) v += load(other + i * kLanes) * r_scale + r_shift;
@@ -45,45 +52,52 @@ void combine_planes(const Blocked& shape, const Term& x, const Term& r, float* z
   }
 }
 
-void combine(const Blocked& shape, const Term& x, const Term& r, bool relu, float* z, int threads) {
+template <typename Number>
+void combine_of(const Blocked& shape, const Term& x, const Term& r, bool relu, Number* z, int threads) {
   if (r.data)
-    (relu ? combine_planes<true, true> : combine_planes<true, false>)(shape, x, r, z, threads);
+    (relu ? combine_planes<Number, true, true> : combine_planes<Number, true, false>)(shape, x, r, z, threads);
   else
-    (relu ? combine_planes<false, true> : combine_planes<false, false>)(shape, x, r, z, threads);
+    (relu ? combine_planes<Number, false, true> : combine_planes<Number, false, false>)(shape, x, r, z, threads);
+}
+
+void combine(const Blocked& shape, const Term& x, const Term& r, bool relu, void* z, int threads) {
+  with_number(shape.half,
+              [&](auto zero) { combine_of(shape, x, r, relu, static_cast<decltype(zero)*>(z), threads); });
 }
 
 enum class Gate { open, by_value, by_bit, by_x };
 
-// x as it is held: itself, or x_hat as bfloat16.
-struct WholeInput {
-  const float* x;
+// x as it is held: itself, or for float32 gradients x_hat as bfloat16.
+template <typename Number>
+struct OwnInput {
+  const Number* x;
 
-  WholeInput(const NormBackward& a, std::int64_t) : x(a.x.data) {}
+  OwnInput(const NormBackward& a, std::int64_t) : x(static_cast<const Number*>(a.x.data)) {}
   inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const { return load(x + at); }
 };
 
-struct HalfInput {
-  const std::uint16_t* x_hat;
+struct NormedInput {
+  const Half* x_hat;
   Vec spread, center;
 
-  HalfInput(const NormBackward& a, std::int64_t channel)
+  NormedInput(const NormBackward& a, std::int64_t channel)
       : x_hat(a.x_hat), spread(broadcast(1.0f / a.inv_std[channel])), center(broadcast(a.center[channel])) {}
   inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const {
-    return load_numbers(x_hat + at) * spread + center;
+    return load(x_hat + at) * spread + center;
   }
 };
 
 // The gradient of one channel past its gate.
-template <Gate GATE, typename Input>
+template <typename Number, Gate GATE, typename Input>
 struct GatedGradient {
-  const float *grad, *gate;
+  const Number *grad, *gate;
   const std::uint8_t* bits;
   Input x;
   Vec scale, shift;
 
   GatedGradient(const NormBackward& a, std::int64_t channel)
-      : grad(a.grad), gate(a.gate), bits(a.gate_bits), x(a, channel),
-        scale(of_channel(a.x.scale, channel, 1.0f)), shift(of_channel(a.x.shift, channel, 0.0f)) {}
+      : grad(static_cast<const Number*>(a.grad)), gate(static_cast<const Number*>(a.gate)), bits(a.gate_bits),
+        x(a, channel), scale(of_channel(a.x.scale, channel, 1.0f)), shift(of_channel(a.x.shift, channel, 0.0f)) {}
 
   inline __attribute__((always_inline)) Vec operator()(std::int64_t at) const {
     const Vec g = load(grad + at);
@@ -100,9 +114,9 @@ struct GradientSums {
   double centered = 0.0;  // of gated gradient * (x - center)
 };
 
-template <Gate GATE, typename Input, bool CENTERED>
+template <typename Number, Gate GATE, typename Input, bool CENTERED>
 GradientSums sum_channel(const Blocked& shape, const NormBackward& a, std::int64_t channel) {
-  const GatedGradient<GATE, Input> gated(a, channel);
+  const GatedGradient<Number, GATE, Input> gated(a, channel);
   const Vec center = of_channel(a.center, channel, 0.0f);
   LaneSums plain, centered;
   for (std::int64_t group = 0; group < shape.groups(kLanes); ++group)
@@ -121,16 +135,16 @@ GradientSums sum_channel(const Blocked& shape, const NormBackward& a, std::int64
 }
 
 // grad_x = scale * g + constant + slope * (x - mean), the last two being what x owes to the batch's statistics.
-template <Gate GATE, typename Input, bool STATISTICS>
+template <typename Number, Gate GATE, typename Input, bool STATISTICS>
 void write_channel(const Blocked& shape, const NormBackward& a, std::int64_t channel, GradientSums sums) {
-  const GatedGradient<GATE, Input> gated(a, channel);
+  const GatedGradient<Number, GATE, Input> gated(a, channel);
   const Vec mean = of_channel(a.mean, channel, 0.0f);
   const double scale = a.x.scale ? a.x.scale[channel] : 1.0;
   const double share = -scale / static_cast<double>(shape.batch * shape.pixels());
   const double inv_std = a.inv_std ? a.inv_std[channel] : 0.0;
   const float constant = static_cast<float>(share * sums.plain);
   const float slope = static_cast<float>(share * sums.centered * inv_std * inv_std);
-  float *const grad_x = a.grad_x, *const grad_gated = a.grad_gated;
+  Number *const grad_x = static_cast<Number*>(a.grad_x), *const grad_gated = static_cast<Number*>(a.grad_gated);
   for (std::int64_t group = 0; group < shape.groups(kLanes); ++group) {
     const std::int64_t first = plane_at(shape, group, channel);
     const Vec constants = first_lanes(broadcast(constant), images_in(shape, group));
@@ -147,7 +161,7 @@ void write_channel(const Blocked& shape, const NormBackward& a, std::int64_t cha
   }
 }
 
-template <Gate GATE, typename Input>
+template <typename Number, Gate GATE, typename Input>
 void backward_gated(const Blocked& shape, const NormBackward& a, int threads) {
   const bool statistics = a.mean && a.grad_x;
   const bool centered = statistics || a.grad_weight;
@@ -155,39 +169,46 @@ void backward_gated(const Blocked& shape, const NormBackward& a, int threads) {
   for (std::int64_t c = 0; c < shape.channels; ++c) {
     GradientSums sums;
     if (centered)
-      sums = sum_channel<GATE, Input, true>(shape, a, c);
+      sums = sum_channel<Number, GATE, Input, true>(shape, a, c);
     else if (a.grad_bias)
-      sums = sum_channel<GATE, Input, false>(shape, a, c);
+      sums = sum_channel<Number, GATE, Input, false>(shape, a, c);
     if (a.grad_weight) a.grad_weight[c] = static_cast<float>(sums.centered * static_cast<double>(a.inv_std[c]));
     if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sums.plain);
     if (statistics)
-      write_channel<GATE, Input, true>(shape, a, c, sums);
+      write_channel<Number, GATE, Input, true>(shape, a, c, sums);
     else if (a.grad_x || a.grad_gated)
-      write_channel<GATE, Input, false>(shape, a, c, sums);
+      write_channel<Number, GATE, Input, false>(shape, a, c, sums);
   }
 }
 
-template <typename Input>
+template <typename Number, typename Input>
 void backward_from(const Blocked& shape, const NormBackward& a, int threads) {
   if (a.gate)
-    backward_gated<Gate::by_value, Input>(shape, a, threads);
+    backward_gated<Number, Gate::by_value, Input>(shape, a, threads);
   else if (a.gate_bits)
-    backward_gated<Gate::by_bit, Input>(shape, a, threads);
+    backward_gated<Number, Gate::by_bit, Input>(shape, a, threads);
   else if (a.gate_by_x)
-    backward_gated<Gate::by_x, Input>(shape, a, threads);
+    backward_gated<Number, Gate::by_x, Input>(shape, a, threads);
   else
-    backward_gated<Gate::open, Input>(shape, a, threads);
+    backward_gated<Number, Gate::open, Input>(shape, a, threads);
 }
 
 void backward(const Blocked& shape, const NormBackward& a, int threads) {
-  (a.x_hat ? backward_from<HalfInput> : backward_from<WholeInput>)(shape, a, threads);
+  if (a.x_hat) return backward_from<float, NormedInput>(shape, a, threads);
+  with_number(shape.half, [&](auto zero) {
+    using Number = decltype(zero);
+    backward_from<Number, OwnInput<Number>>(shape, a, threads);
+  });
 }
 
-void sums(const Blocked& shape, const float* grad, float* sums, int threads) {
+void sums(const Blocked& shape, const void* grad, float* sums, int threads) {
   NormBackward a;
   a.grad = grad;
   a.grad_bias = sums;
-  backward_gated<Gate::open, WholeInput>(shape, a, threads);
+  with_number(shape.half, [&](auto zero) {
+    using Number = decltype(zero);
+    backward_gated<Number, Gate::open, OwnInput<Number>>(shape, a, threads);
+  });
 }
 
 }  // namespace

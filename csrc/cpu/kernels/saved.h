@@ -64,15 +64,15 @@ void expand_packed(const fedsparse::Packed& packed, const Patch& patch, std::int
       for (int x = 0; x < patch.columns; ++x, line += patch.column, to += kLanes) {
         if (x == 0 || patch.column != 1) at = values_before(packed, line);
         const LaneBits bits = bits_at(packed.bits, line);
-        store(to, expand(load_numbers(values + at), bits));
+        store(to, expand(load_loose(values + at), bits));
         at += count(bits);
       }
     }
 }
 
 template <typename Number>
-void expand_held(const fedsparse::Saved& saved, const Number* numbers, const Patch& patch, std::int64_t begin,
-                 std::int64_t end, float* to) {
+void expand_held(const fedsparse::Saved& saved, const Patch& patch, std::int64_t begin, std::int64_t end, float* to) {
+  const Number* numbers = static_cast<const Number*>(saved.held.term.data);
   constexpr int kMost = 16;
   std::int64_t group[kMost], position[kMost];  // of a pixel's image; channels follow each other inside it
   for (int i = 0; i < patch.size(); ++i) {
@@ -82,7 +82,7 @@ void expand_held(const fedsparse::Saved& saved, const Number* numbers, const Pat
   for (std::int64_t c = begin; c < end; ++c) {
     const Reader read(saved.held.term, c);
     for (int i = 0; i < patch.size(); ++i, to += kLanes) {
-      const Vec v = read(load_numbers(numbers + (patch.line(i) + c * patch.channel) * kLanes));
+      const Vec v = read(load(numbers + (patch.line(i) + c * patch.channel) * kLanes));
       const IntVec stays = GroupCuts(saved.cuts, group[i])(v, position[i] + c * patch.channel);
       store(to, reinterpret_cast<Vec>(reinterpret_cast<IntVec>(v) & stays));
     }
@@ -93,11 +93,9 @@ void expand_held(const fedsparse::Saved& saved, const Number* numbers, const Pat
 inline void expand_patch(const fedsparse::Saved& saved, const Patch& patch, std::int64_t begin, std::int64_t end,
                          float* to) {
   if (saved.packed.bits)
-    (saved.packed.half ? expand_packed<std::uint16_t> : expand_packed<float>)(saved.packed, patch, begin, end, to);
-  else if (saved.held.half)
-    expand_held(saved, saved.held.half, patch, begin, end, to);
+    (saved.packed.half ? expand_packed<Half> : expand_packed<float>)(saved.packed, patch, begin, end, to);
   else
-    expand_held(saved, saved.held.term.data, patch, begin, end, to);
+    (saved.held.half ? expand_held<Half> : expand_held<float>)(saved, patch, begin, end, to);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include <numeric>
 
 #include "../arena.h"
-#include "simd.h"
+#include "number.h"
 
 namespace {
 
@@ -103,18 +103,20 @@ struct Plan {
 // ---- packing
 
 // Where the lines of one column come from.
+template <typename Number>
 struct Column {
-  const float* plane = nullptr;  // null: no such column, zeros
+  const Number* plane = nullptr;  // null: no such column, zeros
   float scale = 1, shift = 0;
   std::int64_t dy = 0, dx = 0;  // pixels from the packed pixel, times the stride, to the one it holds
 };
 
+template <typename Number>
 struct Packer {
   std::int64_t height, width, step_y, step_x;
   bool inside;  // no column leaves the picture
   bool affine, relu;
   int blocks;
-  Column column[kBlocks * kLanes];
+  Column<Number> column[kBlocks * kLanes];
 
   Packer(const Plan& plan, const Term& term, std::int64_t conv_group, std::int64_t panel, std::int64_t batch_group)
       : height(plan.shape.height),
@@ -130,8 +132,9 @@ struct Packer {
     for (std::int64_t i = 0; i < std::min<std::int64_t>(plan.columns - first, kBlocks * kLanes); ++i) {
       const std::int64_t taps = plan.gathered ? s.taps() : 1, tap = (first + i) % taps;
       const std::int64_t channel = conv_group * plan.inputs + (first + i) / taps;
-      Column& c = column[i];
-      c.plane = term.data + (batch_group * s.in_channels + channel) * height * width * kLanes;
+      Column<Number>& c = column[i];
+      const std::int64_t plane = batch_group * s.in_channels + channel;
+      c.plane = static_cast<const Number*>(term.data) + plane * height * width * kLanes;
       if (term.scale) c.scale = term.scale[channel];
       if (term.shift) c.shift = term.shift[channel];
       if (!plan.gathered) continue;
@@ -151,7 +154,7 @@ struct Packer {
 
  private:
   template <bool INSIDE>
-  void pack_block(const Column* from, std::int64_t y, std::int64_t x, float* to) const {
+  void pack_block(const Column<Number>* from, std::int64_t y, std::int64_t x, float* to) const {
     Vec block[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) block[i] = line<INSIDE>(from[i], y, x);
@@ -161,7 +164,7 @@ struct Packer {
   }
 
   template <bool INSIDE>
-  Vec line(const Column& c, std::int64_t y, std::int64_t x) const {
+  Vec line(const Column<Number>& c, std::int64_t y, std::int64_t x) const {
     y += c.dy;
     x += c.dx;
     const bool meets = INSIDE || (0 <= y && y < height && 0 <= x && x < width);
@@ -174,8 +177,9 @@ struct Packer {
 };
 
 // Gradient lines of `tile` rows, next to each other for every pixel.
-void pack_gradient(const float* plane, std::int64_t plane_floats, std::int64_t pixels, std::int64_t tile, float* to) {
-  for (std::int64_t r = 0; r < tile; ++r, plane += plane_floats)
+template <typename Number>
+void pack_gradient(const Number* plane, std::int64_t plane_size, std::int64_t pixels, std::int64_t tile, float* to) {
+  for (std::int64_t r = 0; r < tile; ++r, plane += plane_size)
     for (std::int64_t p = 0; p < pixels; ++p) store(to + (p * tile + r) * kLanes, load(plane + p * kLanes));
 }
 
@@ -297,13 +301,14 @@ void deliver(const Task& task, const Scratch& scratch, float* out) {
 }
 
 // To `out`, where the first row of the task is.
-void run_task(const Task& task, const float* grad_y, const Term& x, const Scratch& scratch, float* out) {
+template <typename Number>
+void run_task(const Task& task, const Number* grad_y, const Term& x, const Scratch& scratch, float* out) {
   if (task.rows.size() == 0) return;
   const Plan& plan = task.plan;
   const std::int64_t out_channels = plan.shape.out_channels, plane = plan.y.out * plan.x.out * kLanes;
   std::fill_n(scratch.sums, task.rows.size() * plan.taps * task.blocks() * kLanes, 0.0f);
   for (std::int64_t g = 0; g < plan.batch_groups; ++g) {
-    const Packer packer(plan, x, task.conv_group, task.panel, g);
+    const Packer<Number> packer(plan, x, task.conv_group, task.panel, g);
     const int images = static_cast<int>(std::min<std::int64_t>(plan.shape.batch - g * kLanes, kLanes));
     for (std::int64_t y = 0; y < plan.y.out; y += plan.band_rows) {
       const Range band{y, std::min(y + plan.band_rows, plan.y.out)};
@@ -345,8 +350,8 @@ struct Schedule {
   }
 };
 
-std::int64_t rows(const ConvShape& shape, const float* grad_y, const Term& x, std::int64_t first, std::int64_t last,
-                  float* out, void* workspace, int threads) {
+std::int64_t rows(const ConvShape& shape, bool half, const void* grad_y, const Term& x, std::int64_t first,
+                  std::int64_t last, float* out, void* workspace, int threads) {
   const Plan plan(shape);
   const Schedule schedule(plan, first, last, threads);
   Arena measure;
@@ -359,7 +364,10 @@ std::int64_t rows(const ConvShape& shape, const float* grad_y, const Term& x, st
     const Scratch scratch(plan, schedule.most_rows, own);
     for (std::int64_t i = t; i < schedule.tasks(plan); i += threads) {
       const Task task = schedule.task(plan, i);
-      run_task(task, grad_y, x, scratch, out + (task.rows.begin - first) * plan.columns * plan.taps);
+      with_number(half, [&](auto zero) {
+        run_task(task, static_cast<const decltype(zero)*>(grad_y), x, scratch,
+                 out + (task.rows.begin - first) * plan.columns * plan.taps);
+      });
     }
   }
   return size * threads;

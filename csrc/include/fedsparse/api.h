@@ -1,7 +1,8 @@
 // The CPU engine behind one header. Pointers in, numbers out; every array lives with the caller.
 //
 // Functions that need scratch take it as (workspace). With workspace == nullptr they touch nothing and return the
-// bytes they want, 64-byte aligned. float32 throughout.
+// bytes they want, 64-byte aligned. Activations and their gradients are float32 or bfloat16 (cpu/blocked.h), all other
+// numbers float32.
 #pragma once
 
 #include <cstdint>
@@ -37,27 +38,30 @@ struct Problem {
   bool linear;
   PatternView pattern;
   int threads;
+  bool half = false;  // activations and their gradients are bfloat16
 };
 // What a linear layer looks like to the kernels: a 1x1 convolution of one-pixel pictures.
 ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs);
 
 // Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
-std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, float* y,
+std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                      void* workspace);
 // grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed. Pruned x
 // (cpu/activation.h) changes grad_values only.
-std::int64_t backward(const Problem& problem, const float* grad_y, const Saved& x, const float* values, float* grad_x,
+std::int64_t backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values, void* grad_x,
                       float* grad_values, void* workspace);
 
 // The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position, NaN before all: flat
 // positions and signed gradients (k each). k must not exceed the number of pruned positions. The dense gradient is never
 // held: memory grows with k, not with the weight.
-std::int64_t topk_pruned(const Problem& problem, const float* grad_y, const Term& x, std::int64_t k,
+std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, std::int64_t k,
                          std::int64_t* positions, float* gradients, void* workspace);
 
 // Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
-void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* rows, float* blocked, int threads);
-void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, const float* blocked, float* rows, int threads);
+void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* rows,
+                void* blocked, int threads);
+void from_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* blocked,
+                  void* rows, int threads);
 
 // ---- selection
 struct Scores {
