@@ -100,6 +100,7 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
+        self._most_bytes = plan.most_bytes()
         dense = read_weights(plan.build_model())
         self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
@@ -224,7 +225,7 @@ class FederatedServer:
     def _opened(self, asked: "_Asked", blob: bytes) -> Update:
         request, sent = asked.request, asked.sent.weights
         topologies = {} if sent is None else {sent.topology.digest: sent.topology}
-        message = wire.decode(blob, topologies=topologies)
+        message = wire.decode(blob, topologies=topologies, most_bytes=self._most_bytes)
         if (message.task, message.round) != (asked.task, self.round):
             raise FedsparseError(
                 f"the upload answers {message.task!r} of round {message.round}, "
@@ -242,7 +243,7 @@ class FederatedServer:
         samples = len(self._plan.data.clients[request.client_id])
         update = Update(request.client_id, samples, message.weights, message.extras)
         if asked.check is not None:
-            asked.check(asked.sent, update)
+            _judge(asked.check, asked.sent, update)
         return update
 
     def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
@@ -337,6 +338,16 @@ def on_cpu(weights: Weights) -> Weights:
         {name: tensor.cpu() for name, tensor in weights.values.items()},
         {name: tensor.cpu() for name, tensor in weights.dense.items()},
     )
+
+
+def _judge(check: Check, sent: Download, update: Update) -> None:
+    """Whatever a method's check stumbles over is wrong with the upload: a client cannot end the run with it."""
+    try:
+        check(sent, update)
+    except FedsparseError:
+        raise
+    except Exception as error:
+        raise FedsparseError(f"the upload is not what the method expects: {type(error).__name__}: {error}") from error
 
 
 def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:

@@ -5,6 +5,7 @@ never change: a new state is a new file in place of the old one, so a checkpoint
 """
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
@@ -23,6 +24,7 @@ __all__ = ["ClientStore", "Kept", "Topologies", "TopologyFiles"]
 
 _CACHED = 4
 _INDEX = "index.fsp"
+_DIGEST = re.compile(r"[0-9a-f]{32}")  # and nothing that leads out of a folder
 _MEMORY, _TOPOLOGY = ".memory", ".topology"
 
 
@@ -80,7 +82,10 @@ class TopologyFiles:
                 blob = self._path(digest).read_bytes()
             except OSError as error:
                 raise WireError(f"topology {digest} is not in {self._folder}: {error}") from error
-            found = cast(Topology, wire.decode(blob).extras["topology"])
+            content = wire.decode(blob).extras.get("topology")
+            if not isinstance(content, Topology) or content.digest != digest:
+                raise WireError(f"{self._path(digest)} holds something else than the topology that it is named after")
+            found = content
         self._remember(digest, found)
         return found
 
@@ -97,6 +102,8 @@ class TopologyFiles:
             self._recent.popitem(last=False)
 
     def _path(self, digest: str) -> Path:
+        if _DIGEST.fullmatch(digest) is None:
+            raise WireError(f"{digest[:100]!r} is no digest of a topology: expected 32 hexadecimal digits")
         return self._folder / f"{digest}{_TOPOLOGY}"
 
 

@@ -147,8 +147,10 @@ class _Worker:
         answer = self._call((request, kept), timeout_s)
         if self._overdue:  # it answered and was killed in the same moment
             self.start_anew()
-        reply, after = answer
-        return reply, after
+        match answer:
+            case Reply(client_id=request.client_id) as reply, Kept() as after:
+                return reply, after
+        raise _Lost("the worker answered something else than it was asked")
 
     def start_anew(self) -> None:
         """Replaces the process, whether it is still there or not, unless the seat is given up."""
@@ -205,6 +207,8 @@ class _Worker:
                 answer = self._pipe.recv()
             except (EOFError, OSError):
                 answer = None
+            except Exception as error:  # damaged bytes raise nearly anything
+                raise _Lost(f"the worker's answer cannot be read: {type(error).__name__}: {error}") from error
         if answer is None:
             raise _Lost(self._cause(timeout_s))
         if isinstance(answer, Raised):
