@@ -7,16 +7,18 @@ a folder of further messages, what the clients keep, which is complete before th
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
 from fedsparse.wire import Payload
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "by_client"]
 
 _KEPT = 2
+_Value = TypeVar("_Value")
 
 
 class Checkpoints:
@@ -107,3 +109,18 @@ class Checkpoints:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def by_client(section: object, kind: type[_Value]) -> dict[int, _Value]:
+    """What a checkpoint says of clients, by their ids.
+
+    Raises:
+        CheckpointError: it is not of that form.
+    """
+    entries = section if isinstance(section, Mapping) else {"": section}
+    if not all(name.isdecimal() and name.isascii() and type(value) is kind for name, value in entries.items()):
+        raise CheckpointError(
+            f"the checkpoint holds something else than a {kind.__name__} for each client; it was not written by this "
+            "version of fedsparse, or changed since"
+        )
+    return {int(name): value for name, value in entries.items()}

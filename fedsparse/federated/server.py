@@ -13,6 +13,7 @@ from fedsparse import energy, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
+from fedsparse.federated.checkpoint import by_client
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
@@ -325,10 +326,12 @@ class FederatedServer:
         extras: Mapping[str, Any] = state.extras
         if state.task != "checkpoint" or state.weights is None:
             raise CheckpointError(f"expected a checkpoint to resume from, found a message for the task {state.task!r}")
-        self.weights = state.weights
-        self.memory = dict(extras["memory"])
-        self.known = {int(client): digest for client, digest in extras["known"].items()}
-        self._ledger.restore(extras["ledger"])
+        memory, lengths = extras.get("memory"), extras.get("ledger")
+        if type(memory) is not dict or type(lengths) is not dict:
+            raise CheckpointError("the checkpoint lacks the method's memory or the lengths of the records")
+        known = by_client(extras.get("known"), str)
+        self._ledger.restore(lengths)
+        self.weights, self.memory, self.known = state.weights, memory, known
 
 
 def on_cpu(weights: Weights) -> Weights:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
+from fedsparse.federated.checkpoint import by_client
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload
 
@@ -180,13 +181,16 @@ class ClientStore:
         """Returns to what `save` wrote.
 
         Raises:
-            CheckpointError: a file is missing.
+            CheckpointError: a file is missing, or the index is none.
+            WireError: the index is damaged.
         """
         try:
             index: Mapping[str, Any] = wire.decode((folder / _INDEX).read_bytes()).extras
+            held, remembering = by_client(index.get("held"), str), by_client(index.get("remembering"), bool)
+            if not all(_DIGEST.fullmatch(digest) for digest in held.values()):
+                raise CheckpointError(f"{folder / _INDEX} names topologies by something else than digests")
             self._forget()
-            self._held = {int(client): digest for client, digest in index["held"].items()}
-            self._remembering = {int(client) for client in index["remembering"]}
+            self._held, self._remembering = held, set(remembering)
             for name in self._names():
                 _link(folder / name, self.folder / name)
         except OSError as error:
