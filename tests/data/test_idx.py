@@ -74,7 +74,7 @@ GOOD = idx(np.arange(24).reshape(3, 2, 4))
         (b"", "found nothing in 0 bytes"),
         (GOOD[:10], "expected at least 16 bytes starting with 00000803, found 00000803 in 10 bytes"),
         (b"\x00\x00\x0d\x03" + GOOD[4:], "found 00000d03$"),  # floats
-        (idx([1, 2, 3, 4, 5, 6, 7, 8, 9]), "starting with 00000801"),  # labels in place of pictures
+        (idx([1, 2, 3, 4, 5, 6, 7, 8, 9]), "found 00000801$"),  # labels in place of pictures
         (GOOD[:-1], r"announces 24 bytes of shape \(3, 2, 4\) but holds 23"),
         (GOOD + b"\x00", "announces 24 bytes .* but holds more;"),
         # 2**64 bytes: a product in 64 bits would wrap to the 0 bytes that follow
