@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.errors import CheckpointError
+from fedsparse.federated.checkpoint import unwritable
 from fedsparse.pattern import Topology
 
 __all__ = ["Ledger"]
@@ -54,8 +55,12 @@ class Ledger:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if self._folder is None:
             return
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            with (self._folder / name).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise unwritable(self._folder / name, error) from error
 
     def lengths(self) -> dict[str, int]:
         """Bytes of all files, all of them on disk when this returns."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
-from fedsparse.federated.checkpoint import by_client
+from fedsparse.federated.checkpoint import by_client, unwritable
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload
 
@@ -65,7 +65,11 @@ class TopologyFiles:
         self._recent: OrderedDict[str, Topology] = OrderedDict()
 
     def add(self, topology: Topology) -> None:
-        """Keeps a topology, unless it is there."""
+        """Keeps a topology, unless it is there.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         digest = topology.digest
         if not self._path(digest).exists():
             _write(self._path(digest), wire.encode(Payload("topology", 0, extras={"topology": topology})))
@@ -141,7 +145,11 @@ class ClientStore:
         return Kept(self._held.get(client_id, ""), self._path(client_id).read_bytes() if known else b"")
 
     def commit(self, client_id: int, kept: Kept) -> None:
-        """What a client keeps from now on."""
+        """What a client keeps from now on.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         if kept.held:
             self._held[client_id] = kept.held
         before = self.kept(client_id).memory
@@ -220,10 +228,16 @@ class ClientStore:
 
 def _write(path: Path, content: bytes) -> None:
     """A new file in place of an old one, whose links keep the old content."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
-    with open(handle, "wb") as file:
-        file.write(content)
-    os.replace(draft, path)
+    draft = ""
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.replace(draft, path)
+    except OSError as error:
+        if draft:
+            Path(draft).unlink(missing_ok=True)
+        raise unwritable(path, error) from error
 
 
 def _link(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fedsparse.errors import ClientError
+from fedsparse.errors import CheckpointError, ClientError
 from fedsparse.federated.engines.base import Reply, Request, unanswered
 from fedsparse.federated.engines.handover import write_plan
 from fedsparse.federated.engines.worker import Raised, Ready, Seat, serve_clients
@@ -78,6 +78,7 @@ class ProcessEngine:
 
         Raises:
             ClientError: workers cannot be started.
+            CheckpointError: what a client keeps cannot be written.
         """
         replies = list(self._couriers.map(self._served, requests))
         self._store.tidy()
@@ -211,6 +212,8 @@ class _Worker:
                 raise _Lost(f"the worker's answer cannot be read: {type(error).__name__}: {error}") from error
         if answer is None:
             raise _Lost(self._cause(timeout_s))
+        if isinstance(answer, Raised) and answer.unwritable:
+            raise CheckpointError(answer.unwritable)
         if isinstance(answer, Raised):
             raise _Lost(f"the worker raised {answer.text}")
         return answer
