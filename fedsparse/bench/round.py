@@ -25,7 +25,7 @@ from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.engines.process import ProcessEngine
 from fedsparse.federated.loop import run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
-from fedsparse.methods.base import find
+from fedsparse.methods.static import Static
 
 __all__ = ["QUICK", "RoundRow", "RoundSettings", "measure"]
 
@@ -231,7 +231,7 @@ def _plan(settings: RoundSettings, clients: int) -> Plan:
     train = samples(clients * settings.samples)
     dealt = torch.arange(len(train)).split(settings.samples)
     return Plan(
-        method=find("static")(density=settings.density),
+        method=Static(density=settings.density),
         data=FederatedDataset(train, samples(1), dealt, "noise"),
         build_model=_network,
         rounds=settings.rounds + _WARMUP,
@@ -273,7 +273,19 @@ def _status(name: str) -> int | None:
 
 
 def _table(rows: Sequence[RoundRow]) -> TextTable:
-    headings = ["engine", "clients", "a round", "ms", "engine ms", "bare ms", "over bare", "server ms", "MB down", "MB up", "peak MB"]
+    headings = [
+        "engine",
+        "clients",
+        "a round",
+        "ms",
+        "engine ms",
+        "bare ms",
+        "over bare",
+        "server ms",
+        "MB down",
+        "MB up",
+        "peak MB",
+    ]
     cells = [
         [
             row.engine,

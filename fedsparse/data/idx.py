@@ -72,9 +72,12 @@ def _shape(file: Path, start: bytes, axes: int) -> tuple[int, ...]:
     if len(start) < head or start[:4] != magic:
         raise DataError(
             f"{file} is not an idx file of bytes with {axes} axes: expected at least {head} bytes starting with "
-            f"{magic.hex()}, found {start[:4].hex() or 'nothing'}{'' if len(start) == head else f' in {len(start)} bytes'}"
+            f"{magic.hex()}, found {start[:4].hex() or 'nothing'}"
+            + ("" if len(start) == head else f" in {len(start)} bytes")
         )
     shape: tuple[int, ...] = struct.unpack_from(f">{axes}I", start, 4)
     if math.prod(shape) > _LARGEST:
-        raise DataError(f"{file} announces {math.prod(shape)} bytes of shape {shape}, more than {_LARGEST}; fetch it again")
+        raise DataError(
+            f"{file} announces {math.prod(shape)} bytes of shape {shape}, more than {_LARGEST}; fetch it again"
+        )
     return shape

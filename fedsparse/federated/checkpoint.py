@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
@@ -135,4 +135,4 @@ def by_client(section: object, kind: type[_Value]) -> dict[int, _Value]:
             f"the checkpoint holds something else than a {kind.__name__} for each client; it was not written by this "
             "version of fedsparse, or changed since"
         )
-    return {int(name): value for name, value in entries.items()}
+    return {int(name): cast(_Value, value) for name, value in entries.items()}

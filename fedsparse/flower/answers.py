@@ -53,7 +53,9 @@ class Served:
             WireError: one is missing, of another type, or out of range.
         """
         keeps = Keeps(_text(notes, "token", _TOKEN), _text(notes, "held", _DIGEST), _of(notes, "remembers", bool))
-        return cls(keeps, plain(_of(notes, "reason", str)), _reading(notes, "seconds", "s"), _reading(notes, "peak", "B"))
+        return cls(
+            keeps, plain(_of(notes, "reason", str)), _reading(notes, "seconds", "s"), _reading(notes, "peak", "B")
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Share:
         if not 0 <= partition < partitions <= _MOST_PARTITIONS:
             raise WireError(
                 f"the node says that it is partition {partition} of {partitions}: expected one from 0 to below their "
-                "number; start it with --node-config \"partition-id=0 num-partitions=2\""
+                'number; start it with --node-config "partition-id=0 num-partitions=2"'
             )
         return cls(partition, partitions)
 

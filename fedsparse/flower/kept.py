@@ -38,7 +38,9 @@ def unpack_kept(blob: bytes, *, most_bytes: int = MOST_BYTES) -> tuple[Kept, Top
     extras = wire.decode(blob, most_bytes=most_bytes).extras
     memory, topology = extras.get("memory"), extras.get("topology")
     if type(memory) is not dict or not (topology is None or isinstance(topology, Topology)):
-        raise WireError(f"a message of {', '.join(extras) or 'nothing'}: expected the memory of a client, and a topology")
+        raise WireError(
+            f"a message of {', '.join(extras) or 'nothing'}: expected the memory of a client, and a topology"
+        )
     content = wire.encode(Payload("memory", 0, extras=memory)) if memory else b""
     return Kept("" if topology is None else topology.digest, content), topology
 

@@ -148,7 +148,9 @@ class Reader(_Place):
     def spend(self, memory: int) -> None:
         """Counts memory that positions take before it is taken: a few bytes may stand for very many of them."""
         if memory > self.bytes_left:
-            raise self.error(f"the positions in one message may take {self._most_bytes} bytes of memory, these take more")
+            raise self.error(
+                f"the positions in one message may take {self._most_bytes} bytes of memory, these take more"
+            )
         self.bytes_left -= memory
 
     def text(self) -> str:

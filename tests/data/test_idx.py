@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,16 @@ def test_damaged_gzip(tmp_path, damage):
     file.write_bytes(broken)
     with pytest.raises(DataError, match=r"images\.gz is damaged or not gzip .*fetch it again"):
         read_idx(file, 3)
+
+
+def test_what_follows_the_announced_bytes_is_not_unpacked(tmp_path):
+    """256 MiB of zeros in a second gzip member of 255 KB; found by the fuzzer."""
+    file = tmp_path / "images.gz"
+    file.write_bytes(gzip.compress(GOOD) + gzip.compress(bytes(1 << 28), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"announces 24 bytes of shape \(3, 2, 4\) but holds more"):
+            read_idx(file, 3)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()

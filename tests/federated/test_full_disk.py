@@ -59,7 +59,7 @@ def fill(monkeypatch, suffix):
 
     monkeypatch.setattr(Path, "open", open_path)
     if suffix == ".draft":
-        monkeypatch.setattr(store, "open", lambda handle, mode: Full(builtins.open(handle, mode)), raising=False)
+        monkeypatch.setattr(store, "open", lambda *how: Full(builtins.open(*how)), raising=False)  # noqa: SIM115
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def noted(**notes):
 
     def alter(reply):
         changed = {**reply.content[NOTES], **{name.replace("_", "-"): value for name, value in notes.items()}}
-        records = {**dict(reply.content.items()), NOTES: ConfigRecord({k: v for k, v in changed.items() if v is not None})}
+        records = {
+            **dict(reply.content.items()),
+            NOTES: ConfigRecord({k: v for k, v in changed.items() if v is not None}),
+        }
         return Message(RecordDict(records), reply_to=reply.__dict__["asked"])
 
     return alter
@@ -161,7 +164,19 @@ def test_words_of_a_node_are_cut_and_made_plain(tmp_path):
 # ---- which clients a node serves
 @pytest.mark.parametrize(
     ("partition", "partitions"),
-    [(0, 0), (-1, 6), (6, 6), (7, 6), (2**31, 2**31 + 1), (True, 6), ("0", 6), ([0], 6), (0.0, 6), (None, 6), (0, None)],
+    [
+        (0, 0),
+        (-1, 6),
+        (6, 6),
+        (7, 6),
+        (2**31, 2**31 + 1),
+        (True, 6),
+        ("0", 6),
+        ([0], 6),
+        (0.0, 6),
+        (None, 6),
+        (0, None),
+    ],
 )
 def test_a_node_that_serves_no_such_share_is_left_out(partition, partitions, tmp_path):
     plan = quick_plan(rounds=1)
@@ -178,7 +193,9 @@ def test_a_node_that_serves_no_such_share_is_left_out(partition, partitions, tmp
     assert outcome.metrics[0]["clients_failed"] == 1
     (line,) = [x for x in map(json.loads, (tmp_path / "clients.jsonl").read_text().splitlines()) if x["reason"]]
     assert line["client"] == LIAR
-    assert line["reason"].startswith(f"no Flower node serves partition {LIAR} of 6; a node that is there says: the node")
+    assert line["reason"].startswith(
+        f"no Flower node serves partition {LIAR} of 6; a node that is there says: the node"
+    )
 
 
 def test_who_comes_second_to_a_share_does_not_take_it(tmp_path):
@@ -191,7 +208,9 @@ def test_who_comes_second_to_a_share_does_not_take_it(tmp_path):
     assert [m["clients_failed"] for m in outcome.metrics] == [1, 1, 1]
     served = {m.metadata.dst_node_id for m in grid.seen if m.metadata.message_type == EXCHANGE}
     assert FIRST_NODE + 5 not in served
-    reasons = [x["reason"] for x in map(json.loads, (tmp_path / "clients.jsonl").read_text().splitlines()) if x["reason"]]
+    reasons = [
+        x["reason"] for x in map(json.loads, (tmp_path / "clients.jsonl").read_text().splitlines()) if x["reason"]
+    ]
     assert "it was started as partition 2, which another node serves; give each node a partition-id" in reasons[-1]
 
 

@@ -89,7 +89,10 @@ def _tried(run, blob: bytes) -> tuple[str, str]:
         outcome = "refused"
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        outcome, reason = "found", f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"[:200]
+        outcome, reason = (
+            "found",
+            f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"[:200],
+        )
     seconds, memory = time.process_time() - clock, _most_memory() - before
     if not reason and seconds > SECONDS:
         outcome, reason = "found", f"{seconds:.0f} s"

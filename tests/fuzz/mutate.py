@@ -83,7 +83,20 @@ def _cross(blob: bytearray, rng, other: bytes) -> None:
     blob[int(rng.integers(len(blob))) :] = other[int(rng.integers(len(other) + 1)) :]
 
 
-BYTE_DAMAGE = (_flip, _flip, _odd_byte, _odd_byte, _odd_count, _odd_word, _odd_real, _cut, _drop, _repeat, _splice, _cross)
+BYTE_DAMAGE = (
+    _flip,
+    _flip,
+    _odd_byte,
+    _odd_byte,
+    _odd_count,
+    _odd_word,
+    _odd_real,
+    _cut,
+    _drop,
+    _repeat,
+    _splice,
+    _cross,
+)
 
 
 def damaged(blob: bytes, rng, other: bytes) -> bytes:
@@ -223,8 +236,10 @@ def twisted(message: Payload, rng) -> Payload:
 
 # ---- text
 ODD_VALUES = (
-    "0", "-1", "1", "2", "1e308", "nan", "inf", "-inf", "0.1", "true", "false", '""', '"a"', "[]", "[1]", '["a"]', "{}",
-    "{a = 1}", "9223372036854775807", "1979-05-27", '"/dev/null"', '"../x"', "[[1]]", '"fedtiny"', '"cuda"', "1000000000",
+    "0", "-1", "1", "2", "1e308", "nan", "inf", "-inf", "0.1", "true", "false", '""', '"a"', "[]", "[1]",
+    '["a"]', "{}",
+    "{a = 1}", "9223372036854775807", "1979-05-27", '"/dev/null"', '"../x"', "[[1]]", '"fedtiny"', '"cuda"',
+    "1000000000",
 )  # fmt: skip
 
 

@@ -175,8 +175,13 @@ def _in_a_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], o
 
 def _idx() -> Target:
     x, y = np.arange(3 * 4 * 5, dtype=np.uint8), np.arange(7, dtype=np.uint8)
-    plain = [b"\0\0\x08\x03" + struct.pack(">3I", 3, 4, 5) + x.tobytes(), b"\0\0\x08\x01" + struct.pack(">I", 7) + y.tobytes()]
-    return Target(plain, damaged, _in_a_file("a", lambda file: read_idx(file, 3 if file.read_bytes()[3:4] == b"\3" else 1)))
+    plain = [
+        b"\0\0\x08\x03" + struct.pack(">3I", 3, 4, 5) + x.tobytes(),
+        b"\0\0\x08\x01" + struct.pack(">I", 7) + y.tobytes(),
+    ]
+    return Target(
+        plain, damaged, _in_a_file("a", lambda file: read_idx(file, 3 if file.read_bytes()[3:4] == b"\3" else 1))
+    )
 
 
 def _idx_gz() -> Target:

@@ -411,8 +411,14 @@ def test_hand_written_body_is_the_format():
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((3,), b"\x00\x02"), "axes"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((2, 0), b"\x01"), "positions"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 2), b"\x01"), "must have 1 to"),
-        (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 1), b"\x01"), "w: the positions .* take more"),
-        (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + b"\x03a\nb" + pattern_bytes((2, 3), b"\x00\x22")[2:], "cannot be called"),
+        (
+            EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 1), b"\x01"),
+            "w: the positions .* take more",
+        ),
+        (
+            EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + b"\x03a\nb" + pattern_bytes((2, 3), b"\x00\x22")[2:],
+            "cannot be called",
+        ),
         (
             EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((9, 9), b"\x00\x22"),
             "has 11 bytes, got 1",

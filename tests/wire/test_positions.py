@@ -155,7 +155,7 @@ def test_more_positions_than_there_is_memory_for_are_never_made(form):
     }[form]()
     tracemalloc.start()
     try:
-        with pytest.raises(WireError, match="there is memory for 1000$"):
+        with pytest.raises(WireError, match=r"there is memory for 1000$"):
             codec.unpack(blob, size, most=1000)
         assert tracemalloc.get_traced_memory()[1] < 3 * len(bitmap)  # all of them would take 64 times as much
     finally:
