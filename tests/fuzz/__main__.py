@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +56,22 @@ def main() -> int:
     outcomes: Counter[str] = Counter()
     found: Counter[str] = Counter()
     start = time.perf_counter()
-    for number in range(arguments.cases):
-        blob = target.mutant(rng)
-        running.note(blob)
-        outcome, reason = _tried(target.run, blob)
-        outcomes[outcome] += 1
-        if reason:
-            found[reason] += 1
-            if found[reason] == 1:
-                (arguments.keep / f"{arguments.target}-{arguments.seed}-{number}").write_bytes(blob)
-                print(f"case {number}: {reason}", flush=True)
+    with suppress(KeyboardInterrupt):  # the figures are then of what was done
+        for number in range(arguments.cases):
+            blob = target.mutant(rng)
+            running.note(blob)
+            outcome, reason = _tried(target.run, blob)
+            outcomes[outcome] += 1
+            if reason:
+                found[reason] += 1
+                if found[reason] == 1:
+                    (arguments.keep / f"{arguments.target}-{arguments.seed}-{number}").write_bytes(blob)
+                    print(f"case {number}: {reason}", flush=True)
     figures = {
         "target": arguments.target,
         "seed": arguments.seed,
         "corpus": len(target.corpus),
-        "cases": arguments.cases,
+        "cases": outcomes.total(),
         "seconds": round(time.perf_counter() - start, 1),
         "read": outcomes["read"],
         "refused": outcomes["refused"],
