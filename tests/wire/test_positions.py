@@ -18,7 +18,7 @@ def positions(*values):
 
 
 def unpack(blob, size):
-    return codec.unpack(blob, size, most=size)
+    return codec.unpack(blob, size, most=1 << 31)
 
 
 def random_positions(size, count, seed=0):
