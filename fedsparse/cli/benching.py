@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedsparse.bench import kernels as of_kernels
 from fedsparse.bench import payload as of_payload
+from fedsparse.bench import round as of_round
 from fedsparse.bench import step as of_step
 from fedsparse.bench.report import Report, TextTable, Watch, check_target
 
@@ -22,6 +23,7 @@ __all__ = ["EXAMPLE", "app"]
 EXAMPLE = "Example: fedsparse bench kernels --density 0.1 --density 0.01 --out kernels.json"
 STEP_EXAMPLE = "Example: fedsparse bench step --batch 32 --density 0.1 --threads 2"
 PAYLOAD_EXAMPLE = "Example: fedsparse bench payload --json"
+ROUND_EXAMPLE = "Example: fedsparse bench round --clients 100 --clients 1000 --per-round 100 --engine process"
 # In characters; the table takes what it needs. Lines that a narrow terminal folds beat numbers cut off.
 WIDEST = 250
 
@@ -35,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; pro
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON to this file as well.")]
 
 app = typer.Typer(
-    help="Measure kernels, training steps or messages against torch and other sparse engines.",
+    help="Measure kernels, training steps and messages against torch and other sparse engines, and federated rounds.",
     epilog=EXAMPLE,
     no_args_is_help=True,
 )
@@ -111,11 +113,38 @@ def payload(
     _show(lambda watch: of_payload.measure(settings, watch=watch), as_json=as_json, out=out)
 
 
-Settings = TypeVar("Settings", of_kernels.KernelSettings, of_step.StepSettings, of_payload.PayloadSettings)
+@app.command("round", epilog=ROUND_EXAMPLE)
+def round_(
+    clients: Annotated[list[int] | None, typer.Option(min=1, help="Clients of a run; may be repeated.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="inline or process; may be repeated; default both.")] = None,
+    per_round: Annotated[int | None, typer.Option(min=1, help="Most clients of a round; default all.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of the engine process; default 2.")] = None,
+    rounds: Rounds = None,
+    quick: Quick = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process; default 1.")] = None,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Time federated rounds, and count the server's memory and the bytes sent."""
+    settings = _changed(
+        of_round.QUICK if quick else of_round.RoundSettings(),
+        clients=clients,
+        engines=engine,
+        per_round=per_round,
+        workers=workers,
+        rounds=rounds,
+        threads=threads,
+    )
+    _show(lambda watch: of_round.measure(settings, watch=watch), as_json=as_json, out=out)
+
+
+Settings = TypeVar(
+    "Settings", of_kernels.KernelSettings, of_step.StepSettings, of_payload.PayloadSettings, of_round.RoundSettings
+)
 
 
 def _changed(settings: Settings, **given: object) -> Settings:
-    """The settings with those that were given; None and an empty list of densities leave them."""
+    """The settings with those that were given; None and an empty list leave them."""
     known = {field.name for field in fields(settings)}
     changes = {name: value for name, value in given.items() if value is not None and value != [] and name in known}
     return replace(settings, **changes)  # type: ignore[arg-type]

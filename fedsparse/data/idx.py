@@ -14,6 +14,7 @@ from fedsparse.errors import DataError, DataNotFoundError
 __all__ = ["read_idx", "read_idx_folder"]
 
 _BYTES = 0x08  # the idx code of unsigned bytes
+_LARGEST = 1 << 32  # bytes of one file; the largest set of this form has 550 million
 _STEMS = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
@@ -51,19 +52,32 @@ def read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
     Raises:
         DataError: not gzip, not idx, of other axes, or of a length that its header does not announce.
     """
+    head = 4 + 4 * axes
     try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            start = stream.read(head)
+            shape = _shape(file, start, axes)
+            body = stream.read(math.prod(shape) + 1)  # one more tells whether there is more
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is damaged or not gzip ({error}); fetch it again") from error
+    if len(body) != math.prod(shape):
+        held = len(body) if len(body) < math.prod(shape) else "more"
+        raise DataError(f"{file} announces {math.prod(shape)} bytes of shape {shape} but holds {held}; fetch it again")
+    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+
+
+def _shape(file: Path, start: bytes, axes: int) -> tuple[int, ...]:
+    """Extents in the first bytes of a file."""
     magic, head = bytes([0, 0, _BYTES, axes]), 4 + 4 * axes
-    if len(raw) < head or raw[:4] != magic:
+    if len(start) < head or start[:4] != magic:
         raise DataError(
             f"{file} is not an idx file of bytes with {axes} axes: expected at least {head} bytes starting with "
-            f"{magic.hex()}, found {len(raw)} starting with {raw[:4].hex() or 'nothing'}"
+            f"{magic.hex()}, found {start[:4].hex() or 'nothing'}"
+            + ("" if len(start) == head else f" in {len(start)} bytes")
         )
-    shape = struct.unpack_from(f">{axes}I", raw, 4)
-    if len(raw) - head != math.prod(shape):
+    shape: tuple[int, ...] = struct.unpack_from(f">{axes}I", start, 4)
+    if math.prod(shape) > _LARGEST:
         raise DataError(
-            f"{file} announces {math.prod(shape)} bytes of shape {shape} but holds {len(raw) - head}; fetch it again"
+            f"{file} announces {math.prod(shape)} bytes of shape {shape}, more than {_LARGEST}; fetch it again"
         )
-    return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape)
+    return shape

@@ -52,7 +52,10 @@ def _read_arrays(file: Path) -> dict[str, NDArray[np.generic]]:
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name; write it with numpy.savez(file, x=..., y=...)")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds files that are no arrays")
+            return arrays
     except Exception as error:  # numpy, zipfile and zlib each raise their own kinds for a damaged file
         raise DataError(f"{file} is not a readable .npz file of plain arrays: {error}") from error
 

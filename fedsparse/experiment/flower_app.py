@@ -73,7 +73,13 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Outcome:
     """The rounds of one run, on Flower's nodes."""
-    engine = FlowerEngine(grid, nodes=settings.nodes, timeout_s=config.engine.timeout_s, folder=folder / ".clients")
+    engine = FlowerEngine(
+        grid,
+        nodes=settings.nodes,
+        timeout_s=config.engine.timeout_s,
+        most_bytes=plan.most_bytes(),
+        folder=folder / ".clients",
+    )
     with closing(engine):
         return run_rounds(
             _threaded(plan, settings), engine, folder=folder, resume=True, on_round=on_round, should_stop=should_stop

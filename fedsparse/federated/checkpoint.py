@@ -7,16 +7,19 @@ a folder of further messages, what the clients keep, which is complete before th
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar, cast
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
 from fedsparse.wire import Payload
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "by_client", "unwritable"]
 
 _KEPT = 2
+_Value = TypeVar("_Value")
 
 
 class Checkpoints:
@@ -33,14 +36,14 @@ class Checkpoints:
             write_clients: called with the path of a new folder, which it makes and fills with the clients' half.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written; the checkpoints before are still there.
         """
+        target = self._folder / f"round-{state.round:06d}.fsp"
+        partial = target.with_suffix(".partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            target = self._folder / f"round-{state.round:06d}.fsp"
             shutil.rmtree(self.clients(state.round), ignore_errors=True)
             write_clients(self.clients(state.round))
-            partial = target.with_suffix(".partial")
             with partial.open("wb") as file:
                 file.write(wire.encode(state))
                 file.flush()
@@ -49,8 +52,12 @@ class Checkpoints:
             self._sync_folder()
             for old in self._files()[_KEPT:]:
                 self._remove(old)
-        except OSError as error:
-            raise CheckpointError(f"the checkpoint of round {state.round} cannot be written: {error}") from error
+        except (OSError, CheckpointError) as error:
+            if not target.exists():  # a full disk has room again for those who go on from the one before
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                shutil.rmtree(self.clients(state.round), ignore_errors=True)
+            raise error if isinstance(error, CheckpointError) else unwritable(target, error) from error
 
     def clear(self) -> None:
         """Removes what an earlier run left, which would pass for newer than the first checkpoints of the next.
@@ -107,3 +114,25 @@ class Checkpoints:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """What to say and do when a file of a run cannot be written, as on a full disk."""
+    return CheckpointError(
+        f"{path} cannot be written: {error}; make room there, then go on from the last checkpoint with fedsparse resume"
+    )
+
+
+def by_client(section: object, kind: type[_Value]) -> dict[int, _Value]:
+    """What a checkpoint says of clients, by their ids.
+
+    Raises:
+        CheckpointError: it is not of that form.
+    """
+    entries = section if isinstance(section, Mapping) else {"": section}
+    if not all(name.isdecimal() and name.isascii() and type(value) is kind for name, value in entries.items()):
+        raise CheckpointError(
+            f"the checkpoint holds something else than a {kind.__name__} for each client; it was not written by this "
+            "version of fedsparse, or changed since"
+        )
+    return {int(name): cast(_Value, value) for name, value in entries.items()}

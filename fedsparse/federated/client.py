@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fedsparse import wire
 from fedsparse.data import Dataset
-from fedsparse.errors import FedsparseError, MethodError
+from fedsparse.errors import CheckpointError, FedsparseError, MethodError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.engines.base import Reply, Request
 from fedsparse.federated.failure import ClientFailure
@@ -132,6 +132,9 @@ class ClientHost:
         """Runs the task a client is asked for; whatever goes wrong in the client is its failure, not the round's.
 
         A client that failed keeps what it kept before.
+
+        Raises:
+            CheckpointError: what the client keeps cannot be written here, which is no failure of the client.
         """
         blob, reason = None, ""
         standing = resident_bytes(self._model)
@@ -141,6 +144,8 @@ class ClientHost:
             with reading:
                 answer, received = self._answer(request, held, memory)
             kept, blob = self._keep(received, memory), answer
+        except CheckpointError:
+            raise
         except (ClientFailure, FedsparseError) as error:
             reason = str(error)
         peak = reading.peak_bytes

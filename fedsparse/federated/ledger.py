@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.errors import CheckpointError
+from fedsparse.federated.checkpoint import unwritable
 from fedsparse.pattern import Topology
 
 __all__ = ["Ledger"]
@@ -54,8 +55,12 @@ class Ledger:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if self._folder is None:
             return
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            with (self._folder / name).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise unwritable(self._folder / name, error) from error
 
     def lengths(self) -> dict[str, int]:
         """Bytes of all files, all of them on disk when this returns."""
@@ -70,8 +75,10 @@ class Ledger:
         """Returns to the moment `lengths` was taken; with no lengths, to the beginning.
 
         Raises:
-            CheckpointError: a file is shorter than it was then.
+            CheckpointError: a file is shorter than it was then, or damaged.
         """
+        if not all(type(length) is int and length >= 0 for length in lengths.values()):
+            raise CheckpointError(f"the checkpoint gives {dict(lengths)} as lengths of the records; use another one")
         if self._folder is None:
             return
         for name in _FILES:
@@ -83,5 +90,10 @@ class Ledger:
                         "put the missing lines back, or start the run again"
                     )
                 file.truncate(wanted)
-        lines = (self._folder / _FILES[0]).read_text(encoding="utf-8").splitlines()
-        self.rounds = [json.loads(line) for line in lines]
+        path = self._folder / _FILES[0]
+        try:
+            self.rounds = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged: {error}; put back its lines as they were, or start the run again"
+            ) from error

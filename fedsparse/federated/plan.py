@@ -12,6 +12,8 @@ from fedsparse.methods.base import Method
 
 __all__ = ["ClientSettings", "Plan"]
 
+_BYTES_PER_PARAMETER = 64  # masks, gradients, signs: 8 sets of all its positions, and many more of a few
+
 
 @dataclass(frozen=True)
 class ClientSettings:
@@ -80,6 +82,10 @@ class Plan:
         share = self.method.width(self._parameters)
         plain = self.build_model() if share == 1 else self._narrowed(share)
         return self.method.build(plain).to(self.device)
+
+    def most_bytes(self) -> int:
+        """Bound of `wire.decode` for what a client sends or keeps: 8 sets of all positions."""
+        return _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in self.build_model().parameters())
 
     def _narrowed(self, share: float) -> nn.Module:
         if self.narrowed is None:

@@ -13,6 +13,7 @@ from fedsparse import energy, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
+from fedsparse.federated.checkpoint import by_client
 from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
@@ -100,6 +101,7 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
+        self._most_bytes = plan.most_bytes()
         dense = read_weights(plan.build_model())
         self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
@@ -224,7 +226,7 @@ class FederatedServer:
     def _opened(self, asked: "_Asked", blob: bytes) -> Update:
         request, sent = asked.request, asked.sent.weights
         topologies = {} if sent is None else {sent.topology.digest: sent.topology}
-        message = wire.decode(blob, topologies=topologies)
+        message = wire.decode(blob, topologies=topologies, most_bytes=self._most_bytes)
         if (message.task, message.round) != (asked.task, self.round):
             raise FedsparseError(
                 f"the upload answers {message.task!r} of round {message.round}, "
@@ -242,7 +244,7 @@ class FederatedServer:
         samples = len(self._plan.data.clients[request.client_id])
         update = Update(request.client_id, samples, message.weights, message.extras)
         if asked.check is not None:
-            asked.check(asked.sent, update)
+            _judge(asked.check, asked.sent, update)
         return update
 
     def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
@@ -324,10 +326,12 @@ class FederatedServer:
         extras: Mapping[str, Any] = state.extras
         if state.task != "checkpoint" or state.weights is None:
             raise CheckpointError(f"expected a checkpoint to resume from, found a message for the task {state.task!r}")
-        self.weights = state.weights
-        self.memory = dict(extras["memory"])
-        self.known = {int(client): digest for client, digest in extras["known"].items()}
-        self._ledger.restore(extras["ledger"])
+        memory, lengths = extras.get("memory"), extras.get("ledger")
+        if type(memory) is not dict or type(lengths) is not dict:
+            raise CheckpointError("the checkpoint lacks the method's memory or the lengths of the records")
+        known = by_client(extras.get("known"), str)
+        self._ledger.restore(lengths)
+        self.weights, self.memory, self.known = state.weights, memory, known
 
 
 def on_cpu(weights: Weights) -> Weights:
@@ -337,6 +341,16 @@ def on_cpu(weights: Weights) -> Weights:
         {name: tensor.cpu() for name, tensor in weights.values.items()},
         {name: tensor.cpu() for name, tensor in weights.dense.items()},
     )
+
+
+def _judge(check: Check, sent: Download, update: Update) -> None:
+    """Whatever a method's check stumbles over is wrong with the upload: a client cannot end the run with it."""
+    try:
+        check(sent, update)
+    except FedsparseError:
+        raise
+    except Exception as error:
+        raise FedsparseError(f"the upload is not what the method expects: {type(error).__name__}: {error}") from error
 
 
 def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:

@@ -5,6 +5,7 @@ never change: a new state is a new file in place of the old one, so a checkpoint
 """
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -12,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from fedsparse import wire
 from fedsparse.errors import CheckpointError, WireError
+from fedsparse.federated.checkpoint import by_client, unwritable
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload
 
@@ -23,6 +25,7 @@ __all__ = ["ClientStore", "Kept", "Topologies", "TopologyFiles"]
 
 _CACHED = 4
 _INDEX = "index.fsp"
+_DIGEST = re.compile(r"[0-9a-f]{32}")  # and nothing that leads out of a folder
 _MEMORY, _TOPOLOGY = ".memory", ".topology"
 
 
@@ -62,7 +65,11 @@ class TopologyFiles:
         self._recent: OrderedDict[str, Topology] = OrderedDict()
 
     def add(self, topology: Topology) -> None:
-        """Keeps a topology, unless it is there."""
+        """Keeps a topology, unless it is there.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         digest = topology.digest
         if not self._path(digest).exists():
             _write(self._path(digest), wire.encode(Payload("topology", 0, extras={"topology": topology})))
@@ -80,7 +87,10 @@ class TopologyFiles:
                 blob = self._path(digest).read_bytes()
             except OSError as error:
                 raise WireError(f"topology {digest} is not in {self._folder}: {error}") from error
-            found = cast(Topology, wire.decode(blob).extras["topology"])
+            content = wire.decode(blob).extras.get("topology")
+            if not isinstance(content, Topology) or content.digest != digest:
+                raise WireError(f"{self._path(digest)} holds something else than the topology that it is named after")
+            found = content
         self._remember(digest, found)
         return found
 
@@ -97,6 +107,8 @@ class TopologyFiles:
             self._recent.popitem(last=False)
 
     def _path(self, digest: str) -> Path:
+        if _DIGEST.fullmatch(digest) is None:
+            raise WireError(f"{digest[:100]!r} is no digest of a topology: expected 32 hexadecimal digits")
         return self._folder / f"{digest}{_TOPOLOGY}"
 
 
@@ -133,7 +145,11 @@ class ClientStore:
         return Kept(self._held.get(client_id, ""), self._path(client_id).read_bytes() if known else b"")
 
     def commit(self, client_id: int, kept: Kept) -> None:
-        """What a client keeps from now on."""
+        """What a client keeps from now on.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         if kept.held:
             self._held[client_id] = kept.held
         before = self.kept(client_id).memory
@@ -173,13 +189,16 @@ class ClientStore:
         """Returns to what `save` wrote.
 
         Raises:
-            CheckpointError: a file is missing.
+            CheckpointError: a file is missing, or the index is none.
+            WireError: the index is damaged.
         """
         try:
             index: Mapping[str, Any] = wire.decode((folder / _INDEX).read_bytes()).extras
+            held, remembering = by_client(index.get("held"), str), by_client(index.get("remembering"), bool)
+            if not all(_DIGEST.fullmatch(digest) for digest in held.values()):
+                raise CheckpointError(f"{folder / _INDEX} names topologies by something else than digests")
             self._forget()
-            self._held = {int(client): digest for client, digest in index["held"].items()}
-            self._remembering = {int(client) for client in index["remembering"]}
+            self._held, self._remembering = held, set(remembering)
             for name in self._names():
                 _link(folder / name, self.folder / name)
         except OSError as error:
@@ -209,10 +228,16 @@ class ClientStore:
 
 def _write(path: Path, content: bytes) -> None:
     """A new file in place of an old one, whose links keep the old content."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
-    with open(handle, "wb") as file:
-        file.write(content)
-    os.replace(draft, path)
+    draft = ""
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.replace(draft, path)
+    except OSError as error:
+        if draft:
+            Path(draft).unlink(missing_ok=True)
+        raise unwritable(path, error) from error
 
 
 def _link(source: Path, target: Path) -> None:

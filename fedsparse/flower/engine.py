@@ -11,6 +11,7 @@ simulation does not replace a process that died: what it would have served fails
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,16 +23,16 @@ from flwr.serverapp import Grid
 from fedsparse.errors import ClientError, FedsparseError, WireError
 from fedsparse.federated.engines.base import Reply, Request, unanswered
 from fedsparse.federated.store import ClientStore, Kept
+from fedsparse.flower.answers import Keeps, Served, Share, plain
 from fedsparse.flower.kept import pack_kept, token, unpack_kept
 from fedsparse.flower.messages import Scalar, content, notes_of, packed_bytes
-from fedsparse.measure import Reading
+from fedsparse.wire import MOST_BYTES
 
 __all__ = ["EXCHANGE", "HAND_OVER", "HELLO", "TAKE_BACK", "FlowerEngine"]
 
 EXCHANGE, HELLO, HAND_OVER, TAKE_BACK = "train.exchange", "query.hello", "query.hand_over", "query.take_back"
 _ATTEMPTS = 2
 _PAUSES = (0.02, 1.0)  # seconds between two looks for replies: the first, and the longest
-_READINGS = (("seconds", "s"), ("peak", "B"))
 
 
 class FlowerEngine:
@@ -41,6 +42,7 @@ class FlowerEngine:
         grid: of the ServerApp that the rounds run in.
         nodes: how many must be there before the first exchange.
         timeout_s: seconds without any answer after which the clients still asked are given up.
+        most_bytes: that positions in one client's memory may take; see `wire.decode`.
         folder: where the clients' states are while a checkpoint is written; a temporary folder if None.
         sleep, clock: of the waiting.
     """
@@ -51,17 +53,19 @@ class FlowerEngine:
         *,
         nodes: int,
         timeout_s: float,
+        most_bytes: int = MOST_BYTES,
         folder: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid, self._nodes, self._timeout_s = grid, nodes, timeout_s
+        self._most_bytes = most_bytes
         self._sleep, self._clock = sleep, clock
         self._store = ClientStore(folder)
         self._node_of: dict[int, int] = {}  # by partition
         self._partitions = 1
         self._silent: dict[int, str] = {}  # nodes that have not said which partition they are, and why
-        self._keeps: dict[int, _Keeps] = {}
+        self._keeps: dict[int, Keeps] = {}
         self._stored: dict[int, str] = {}
 
     def exchange(self, requests: Sequence[Request]) -> list[Reply]:
@@ -95,15 +99,19 @@ class FlowerEngine:
         handed: dict[int, Kept] = {}
         for client_id, answer in zip(asked, self._ask(letters), strict=True):
             with suppress(FedsparseError):
-                handed[client_id], topology = unpack_kept(packed_bytes(answer.opened()))
+                blob = packed_bytes(answer.opened())
+                kept, topology = unpack_kept(blob, most_bytes=self._most_bytes)
+                if token(kept) != changed[client_id].token:
+                    continue  # not what the client kept when it answered
+                handed[client_id] = kept
                 if topology is not None:
                     self._store.topologies.add(topology)
         for client_id, keeps in changed.items():
-            kept = handed.get(client_id)
-            if kept is None and not keeps.remembers and self._has(keeps.held):
-                kept = Kept(keeps.held)
-            if kept is not None:
-                self._store.commit(client_id, kept)
+            found = handed.get(client_id)
+            if found is None and not keeps.remembers and self._has(keeps.held):
+                found = Kept(keeps.held)
+            if found is not None:
+                self._store.commit(client_id, found)
                 self._stored[client_id] = keeps.token
         self._store.save(folder)
 
@@ -115,7 +123,7 @@ class FlowerEngine:
         for client_id in self._store.clients:
             kept = self._store.kept(client_id)
             topology = self._store.topologies.get(kept.held) if kept.held else None
-            self._keeps[client_id] = _Keeps(token(kept), kept.held, bool(kept.memory))
+            self._keeps[client_id] = Keeps(token(kept), kept.held, bool(kept.memory))
             self._stored[client_id] = token(kept)
             letters.append(self._note(TAKE_BACK, client_id, {}, pack_kept(kept, topology)))
         self._ask(letters)
@@ -136,16 +144,10 @@ class FlowerEngine:
     def _opened(self, request: Request, answer: "_Answer") -> Reply:
         """A client's reply; a FedsparseError says why it has to be asked again."""
         message = answer.opened()
-        notes = notes_of(message)
-        try:
-            blob = None if notes["reason"] else packed_bytes(message)
-            self._keeps[request.client_id] = _Keeps(notes["token"], notes["held"], notes["remembers"])
-        except KeyError as error:
-            raise WireError(
-                f"the node's answer lacks {error}; use the same version of fedsparse on all hosts"
-            ) from error
-        seconds, peak = (Reading(notes.get(n), u, notes.get(f"{n}-source", "unavailable")) for n, u in _READINGS)
-        return Reply(request.client_id, blob, notes["reason"], seconds, peak)
+        said = Served.read(notes_of(message))
+        blob = None if said.reason else packed_bytes(message)
+        self._keeps[request.client_id] = said.keeps
+        return Reply(request.client_id, blob, said.reason, said.seconds, said.peak)
 
     def _has(self, digest: str) -> bool:
         """Whether the topology of a digest is in the store; there is none to have without a digest."""
@@ -164,15 +166,33 @@ class FlowerEngine:
         new = sorted(present - set(self._node_of.values()))
         if not new:
             return
-        self._silent = {}
+        self._silent, shares = {}, {}
         for node, answer in zip(new, self._post([(node, _Letter(HELLO, 0, {}, None)) for node in new]), strict=True):
             try:
-                notes = notes_of(answer.opened())
-                self._node_of[notes["partition"]], self._partitions = node, notes["partitions"]
+                shares[node] = Share.read(notes_of(answer.opened()))
             except FedsparseError as error:
                 self._silent[node] = str(error)
+        if not self._node_of and shares:
+            ((self._partitions, _),) = Counter(share.partitions for share in shares.values()).most_common(1)
+        for node, share in shares.items():
+            self._seat(node, share)
         if not self._node_of:
             raise ClientError(f"none of {len(new)} Flower nodes can serve clients: {self._silent[new[0]]}")
+
+    def _seat(self, node: int, share: Share) -> None:
+        """Gives a node its clients, unless another has them: who was there first is not pushed aside."""
+        if share.partitions != self._partitions:
+            self._silent[node] = (
+                f"it was started as one of {share.partitions} partitions, the others as one of {self._partitions}; "
+                "start it again with their num-partitions"
+            )
+        elif share.partition in self._node_of:
+            self._silent[node] = (
+                f"it was started as partition {share.partition}, which another node serves; "
+                "give each node a partition-id of its own"
+            )
+        else:
+            self._node_of[share.partition] = node
 
     def _present_nodes(self) -> set[int]:
         deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
@@ -218,15 +238,6 @@ class FlowerEngine:
             mail.send()
             deadline, pause = self._clock() + self._timeout_s, _PAUSES[0]
         return [mail.answers[number] for number in range(len(addressed))]
-
-
-@dataclass(frozen=True)
-class _Keeps:
-    """What the server knows of what a client keeps: its token, the topology it holds, whether it has a memory."""
-
-    token: str
-    held: str
-    remembers: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,10 +324,11 @@ class _Mail:
 def _answer(reply: Message) -> _Answer:
     if not reply.has_error():
         return _Answer(reply)
-    return _Answer(None, f"the node reports error {reply.error.code}: {reply.error.reason or 'no reason given'}")
+    reason = plain(reply.error.reason or "no reason given")
+    return _Answer(None, f"the node reports error {reply.error.code}: {reason}")
 
 
-def _needed(changed: dict[int, _Keeps], has: Callable[[str], bool]) -> list[int]:
+def _needed(changed: dict[int, Keeps], has: Callable[[str], bool]) -> list[int]:
     """Clients to be asked what they keep: all with a memory, and one for each topology that is not here."""
     asked = [client_id for client_id, keeps in changed.items() if keeps.remembers]
     covered = {changed[client_id].held for client_id in asked}

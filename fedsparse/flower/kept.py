@@ -1,12 +1,12 @@
 """What a client keeps, as it travels for a checkpoint, and the token by which both sides speak of it."""
 
 import hashlib
-from typing import cast
 
 from fedsparse import wire
+from fedsparse.errors import WireError
 from fedsparse.federated.store import Kept
 from fedsparse.pattern import Topology
-from fedsparse.wire import Payload
+from fedsparse.wire import MOST_BYTES, Payload
 
 __all__ = ["pack_kept", "pack_topology", "token", "unpack_kept", "unpack_topology"]
 
@@ -25,15 +25,22 @@ def pack_kept(kept: Kept, topology: Topology | None) -> bytes:
     return wire.encode(Payload("kept", 0, extras={"memory": memory, **held}))
 
 
-def unpack_kept(blob: bytes) -> tuple[Kept, Topology | None]:
+def unpack_kept(blob: bytes, *, most_bytes: int = MOST_BYTES) -> tuple[Kept, Topology | None]:
     """What `pack_kept` was given.
 
+    Args:
+        blob: the message.
+        most_bytes: see `wire.decode`.
+
     Raises:
-        WireError: the bytes are damaged.
+        WireError: the bytes are damaged, or no such message.
     """
-    extras = wire.decode(blob).extras
-    topology = cast(Topology | None, extras.get("topology"))
-    memory = cast(dict[str, wire.Section], extras["memory"])
+    extras = wire.decode(blob, most_bytes=most_bytes).extras
+    memory, topology = extras.get("memory"), extras.get("topology")
+    if type(memory) is not dict or not (topology is None or isinstance(topology, Topology)):
+        raise WireError(
+            f"a message of {', '.join(extras) or 'nothing'}: expected the memory of a client, and a topology"
+        )
     content = wire.encode(Payload("memory", 0, extras=memory)) if memory else b""
     return Kept("" if topology is None else topology.digest, content), topology
 
@@ -47,6 +54,9 @@ def unpack_topology(blob: bytes) -> Topology:
     """What `pack_topology` was given.
 
     Raises:
-        WireError: the bytes are damaged.
+        WireError: the bytes are damaged, or no such message.
     """
-    return cast(Topology, wire.decode(blob).extras["topology"])
+    found = wire.decode(blob).extras.get("topology")
+    if not isinstance(found, Topology):
+        raise WireError("a message without the topology that it should hold")
+    return found

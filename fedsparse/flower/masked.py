@@ -5,7 +5,7 @@ then on their id, the digest of the topology, stands for them, and a receiver re
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -63,13 +63,24 @@ def unpack_arrays(
     """
     message = wire.decode(blob, topologies=topologies)
     weights, order = message.weights, message.extras.get("order")
-    if message.task != _TASK or weights is None or not isinstance(order, Tensor):
+    if message.task != _TASK or weights is None or not _is_list(order):
         raise WireError(f"a message for the task {message.task!r}: expected the arrays of a model")
     names = [*weights.values, *weights.dense]
     if sorted(order.tolist()) != list(range(len(names))):
         raise WireError(f"the order of {len(names)} arrays is {order.tolist()}: expected each place once")
-    in_order = [names[cast(int, place)] for place in order.tolist()]
-    return {name: weights.weight(name).numpy() for name in in_order}, weights.topology
+    in_order = [names[place] for place in order.tolist()]
+    return {name: _array(name, weights.weight(name)) for name in in_order}, weights.topology
+
+
+def _is_list(section: object) -> TypeGuard[Tensor]:
+    return isinstance(section, Tensor) and section.dtype == torch.int32 and section.ndim == 1
+
+
+def _array(name: str, tensor: Tensor) -> NDArray[Any]:
+    try:
+        return tensor.numpy()
+    except TypeError as error:
+        raise WireError(f"{name!r}: a tensor of {tensor.dtype} is no array: {error}") from error
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Tensor:

@@ -109,14 +109,18 @@ class SparseStrategy(Strategy):
         return messages
 
     def _unpacked(self, replies: Iterable[Message]) -> list[Message]:
-        """The replies with ordinary arrays; one that cannot be opened is left out like one that never came."""
+        """The replies with ordinary arrays; one that cannot be opened, or comes under other masks than
+        were sent, is left out like one that never came."""
         opened = []
         for reply in replies:
             if not reply.has_error():
                 try:
-                    reply.content, _ = _opened(reply.content, {self._topology.digest: self._topology})
+                    content, topology = _opened(reply.content, {self._topology.digest: self._topology})
                 except FedsparseError:
                     continue
+                if topology is not None and topology != self._topology:
+                    continue
+                reply.content = content
                 self._holds[reply.metadata.src_node_id] = self._topology.digest
                 self._asked.discard(reply.metadata.src_node_id)
             opened.append(reply)

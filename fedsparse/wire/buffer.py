@@ -93,13 +93,15 @@ class Reader(_Place):
 
     Attributes:
         topologies: topologies held here, by digest.
+        bytes_left: of memory that positions may still take.
     """
 
-    def __init__(self, body: memoryview, topologies: Mapping[str, Topology]) -> None:
+    def __init__(self, body: memoryview, topologies: Mapping[str, Topology], most_bytes: int) -> None:
         super().__init__()
         self.topologies = topologies
         self._body = body
         self._next = 0
+        self._most_bytes = self.bytes_left = most_bytes
 
     @property
     def left(self) -> int:
@@ -142,6 +144,14 @@ class Reader(_Place):
     def block(self) -> memoryview:
         """Bytes, preceded by their number."""
         return self.raw(self.count(self.left))
+
+    def spend(self, memory: int) -> None:
+        """Counts memory that positions take before it is taken: a few bytes may stand for very many of them."""
+        if memory > self.bytes_left:
+            raise self.error(
+                f"the positions in one message may take {self._most_bytes} bytes of memory, these take more"
+            )
+        self.bytes_left -= memory
 
     def text(self) -> str:
         """A text as UTF-8."""

@@ -15,9 +15,10 @@ from fedsparse.wire.buffer import Reader, Writer
 from fedsparse.wire.payload import Payload
 from fedsparse.wire.sections import read_mapping, read_weights, write_mapping, write_weights
 
-__all__ = ["FORMAT_VERSION", "decode", "encode"]
+__all__ = ["FORMAT_VERSION", "MOST_BYTES", "decode", "encode"]
 
 FORMAT_VERSION = 1
+MOST_BYTES = 1 << 32  # 500 million positions
 
 _MAGIC = b"FSPW"
 _HEADER = struct.Struct("<4sHQI")
@@ -48,21 +49,29 @@ def encode(message: Payload, *, known: Collection[str] = ()) -> bytes:
     return b"".join([_HEADER.pack(_MAGIC, FORMAT_VERSION, length, checksum), *writer.parts])
 
 
-def decode(blob: bytes | bytearray | memoryview, *, topologies: Mapping[str, Topology] | None = None) -> Payload:
+def decode(
+    blob: bytes | bytearray | memoryview,
+    *,
+    topologies: Mapping[str, Topology] | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> Payload:
     """The message that `encode` was given. Tensors are on the CPU and own their memory.
 
     Numbers are not judged: NaN and infinity pass.
 
     Args:
         topologies: topologies held here, by digest, for those that come as a reference.
+        most_bytes: of memory that positions of masks, gradients and signs may take. All else is bounded by the
+            length of the message, but a compressed bitmap may stand for 8000 times its length; so whoever decodes
+            what strangers sent says how much their model can need.
 
     Raises:
-        WireError: the buffer is damaged, truncated, too long, of another format version, or refers to a
-            topology that is not in `topologies`.
+        WireError: the buffer is damaged, truncated, too long, of another format version, needs more memory, or
+            refers to a topology that is not in `topologies`.
     """
     view = memoryview(blob)
     flat = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-    reader = Reader(_body(flat), topologies or {})
+    reader = Reader(_body(flat), topologies or {}, most_bytes)
     try:
         message = _read_message(reader)
     except WireError:

@@ -11,6 +11,7 @@ Of forms of equal length the first wins.
 """
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ Bytes = NDArray[np.uint8]
 _BITMAP, _GAPS, _COMPRESSED = 0, 1, 2
 _RAW_DEFLATE = -15
 _LONGEST_GAP = 5  # bytes of a gap below 2**31
+_ONES = np.array([octet.bit_count() for octet in range(256)], dtype=np.uint8)
+_AT_ONCE = 1 << 17  # bytes of a bitmap that are taken apart together
 
 
 def pack(positions: Positions, size: int) -> bytes:
@@ -39,22 +42,29 @@ def pack(positions: Positions, size: int) -> bytes:
     return bytes((kind,)) + form
 
 
-def unpack(blob: bytes | memoryview, size: int) -> Positions:
-    """Positions that `pack` was given. Memory is bounded by `size` and by the length of `blob`.
+def unpack(blob: bytes | memoryview, size: int, *, most: int) -> Positions:
+    """Positions that `pack` was given.
+
+    Memory is bounded by the length of `blob`, by a bitmap of `size` positions, and by `most` of them.
 
     Raises:
-        WireError: the bytes are no such list of positions.
+        WireError: the bytes are no such list of positions, or there are more than `most`.
     """
     if len(blob) == 0:
         raise WireError(f"no bytes where positions inside [0, {size}) were expected")
     kind, form = blob[0], blob[1:]
     if kind == _BITMAP:
-        return _from_bitmap(form, size)
+        return _from_bitmap(form, size, most)
     if kind == _GAPS:
-        return _from_gaps(np.frombuffer(form, np.uint8), size)
+        return _from_gaps(np.frombuffer(form, np.uint8), size, most)
     if kind == _COMPRESSED:
-        return _from_bitmap(_inflated(form, (size + 7) // 8), size)
+        return _from_bitmap(_inflated(form, (size + 7) // 8), size, most)
     raise WireError(f"unknown form {kind} of positions; expected 0 (bitmap), 1 (gaps) or 2 (compressed bitmap)")
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise WireError(f"there are {count} positions, and there is memory for {most}")
 
 
 # ---- bitmap
@@ -64,13 +74,25 @@ def _bitmap(positions: Positions, size: int) -> bytes:
     return np.packbits(mask, bitorder="little").tobytes()
 
 
-def _from_bitmap(bitmap: bytes | memoryview, size: int) -> Positions:
+def _from_bitmap(bitmap: bytes | memoryview, size: int, most: int) -> Positions:
     if len(bitmap) != (size + 7) // 8:
         raise WireError(f"a bitmap of {size} positions has {(size + 7) // 8} bytes, got {len(bitmap)}")
     if size % 8 and bitmap[-1] >> size % 8:
         raise WireError(f"the bitmap sets a bit beyond its {size} positions")
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=size, bitorder="little")
-    return np.flatnonzero(bits.view(np.bool_))
+    octets = np.frombuffer(bitmap, np.uint8)
+    kept = sum(int(_ONES[part].sum()) for _, part in _parts(octets))
+    _check_count(kept, most)
+    positions, filled = np.empty(kept, dtype=np.int64), 0
+    for start, part in _parts(octets):
+        found = np.flatnonzero(np.unpackbits(part, bitorder="little"))
+        positions[filled : filled + found.size] = found + 8 * start
+        filled += found.size
+    return positions
+
+
+def _parts(octets: Bytes) -> Iterator[tuple[int, Bytes]]:
+    for start in range(0, octets.size, _AT_ONCE):
+        yield start, octets[start : start + _AT_ONCE]
 
 
 # ---- compressed bitmap
@@ -114,10 +136,11 @@ def _gap_bytes(gaps: Positions, lengths: NDArray[np.int64]) -> bytes:
     return encoded.tobytes()
 
 
-def _from_gaps(encoded: Bytes, size: int) -> Positions:
+def _from_gaps(encoded: Bytes, size: int, most: int) -> Positions:
     if encoded.size and encoded[-1] & 0x80:
         raise WireError("the last gap of the positions is cut off")
     ends = np.flatnonzero(encoded < 0x80)
+    _check_count(ends.size, most)
     starts = np.concatenate([[0], ends[:-1] + 1])[: ends.size]
     lengths = ends - starts + 1
     longest = int(lengths.max(initial=0))

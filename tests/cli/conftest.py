@@ -67,13 +67,14 @@ def call():
 
 @pytest.fixture
 def start():
-    """Starts the command in a process of its own; ended by the test, or after it."""
+    """Starts the command in a process group of its own; ended by the test, or after it."""
     processes = []
 
     def begin(*arguments):
         command = [sys.executable, "-c", "from fedsparse.cli.main import main; main()", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
         processes.append(process)
         return process
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from fedsparse.bench import kernels, payload, step
+from fedsparse.bench import kernels, payload, round, step
 from fedsparse.bench.cases import LayerCase
 
 
@@ -29,6 +29,7 @@ def _tiny(monkeypatch):
         (["kernels"], "vs torch dense"),
         (["step"], "peak MB"),
         (["payload"], "encode ms"),
+        (["round", "--engine", "inline"], "over bare"),
     ],
 )
 def test_a_table_goes_to_standard_output_and_progress_to_standard_error(call, arguments, heading):
@@ -79,6 +80,7 @@ def test_densities_may_be_repeated_and_break_even_is_looked_for(call):
         (["kernels", "--batch", "0"], 2, "--batch"),
         (["step", "--out", "no/such/file.json"], 2, "fedsparse: no/such/file.json: there is no folder no/such"),
         (["step", "--out", "."], 2, "is a folder; name a file in it"),
+        (["round", "--engine", "ray"], 2, "fedsparse: engine = 'ray': expected inline or process"),
         (["dance"], 2, "No such command"),
     ],
 )
@@ -90,7 +92,26 @@ def test_what_goes_wrong_is_one_message_and_an_exit_code(call, arguments, code, 
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("what", ["kernels", "step", "payload"])
+def test_rounds_of_both_engines_carry_the_same_bytes(call):
+    result = call("bench", "round", "--quick", "--json", "--clients", "3", "--clients", "5", "--per-round", "4")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    rows = {(row["engine"], row["clients"]): row for row in printed["rows"]}
+    assert set(rows) == {(engine, clients) for engine in ("inline", "process") for clients in (3, 5)}
+    for clients, per_round in ((3, 3), (5, 4)):
+        inline, process = rows["inline", clients], rows["process", clients]
+        assert inline["per_round"] == process["per_round"] == per_round
+        for name in ("bytes_down", "bytes_up"):
+            assert inline[name] == process[name]
+    # Masks travelled in the rounds before, so a client is sent values alone, and each as many.
+    assert 3 * rows["inline", 5]["bytes_up"] == 4 * rows["inline", 3]["bytes_up"]
+    for row in rows.values():
+        assert row["seconds"]["median"] > row["exchange"]["median"] > row["bare"]["median"] * 0.5 > 0
+        assert row["peak_bytes"] > 0
+        assert len(row["rss_bytes"]) == round.QUICK.rounds
+
+
+@pytest.mark.parametrize("what", ["kernels", "step", "payload", "round"])
 def test_help_shows_an_example(call, what):
     result = call("bench", what, "--help")
     assert result.exit_code == 0

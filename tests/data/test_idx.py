@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,12 @@ GOOD = idx(np.arange(24).reshape(3, 2, 4))
 @pytest.mark.parametrize(
     ("blob", "message"),
     [
-        (b"", "found 0 starting with nothing"),
-        (GOOD[:10], "expected at least 16 bytes starting with 00000803, found 10"),
-        (b"\x00\x00\x0d\x03" + GOOD[4:], "found 40 starting with 00000d03"),  # floats
-        (idx([1, 2, 3, 4, 5, 6, 7, 8, 9]), "starting with 00000801"),  # labels in place of pictures
+        (b"", "found nothing in 0 bytes"),
+        (GOOD[:10], "expected at least 16 bytes starting with 00000803, found 00000803 in 10 bytes"),
+        (b"\x00\x00\x0d\x03" + GOOD[4:], "found 00000d03$"),  # floats
+        (idx([1, 2, 3, 4, 5, 6, 7, 8, 9]), "found 00000801$"),  # labels in place of pictures
         (GOOD[:-1], r"announces 24 bytes of shape \(3, 2, 4\) but holds 23"),
-        (GOOD + b"\x00", "announces 24 bytes .* but holds 25"),
+        (GOOD + b"\x00", "announces 24 bytes .* but holds more;"),
         # 2**64 bytes: a product in 64 bits would wrap to the 0 bytes that follow
         (bytes([0, 0, 8, 3]) + struct.pack(">3I", 1 << 31, 1 << 31, 4), "announces 18446744073709551616 bytes"),
     ],
@@ -104,3 +105,16 @@ def test_damaged_gzip(tmp_path, damage):
     file.write_bytes(broken)
     with pytest.raises(DataError, match=r"images\.gz is damaged or not gzip .*fetch it again"):
         read_idx(file, 3)
+
+
+def test_what_follows_the_announced_bytes_is_not_unpacked(tmp_path):
+    """256 MiB of zeros in a second gzip member of 255 KB; found by the fuzzer."""
+    file = tmp_path / "images.gz"
+    file.write_bytes(gzip.compress(GOOD) + gzip.compress(bytes(1 << 28), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"announces 24 bytes of shape \(3, 2, 4\) but holds more"):
+            read_idx(file, 3)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()

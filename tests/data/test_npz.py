@@ -111,3 +111,13 @@ def test_a_single_array_is_no_archive(tmp_path, rng):
 def test_no_file(tmp_path, rng, name):
     with pytest.raises(DataNotFoundError, match=r"there is no file .*; data\.root must name an \.npz file"):
         read_npz(tmp_path / name, rng)
+
+
+def test_an_archive_of_other_files_is_refused(tmp_path):
+    """numpy gives the bytes of what is no array; found by the fuzzer."""
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x", b"no array")
+        archive.writestr("y.npy", b"none either")
+    with pytest.raises(DataError, match="it holds files that are no arrays"):
+        read_npz(file, np.random.default_rng(0))

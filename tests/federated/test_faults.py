@@ -154,6 +154,16 @@ def test_failures_of_other_exchanges_are_counted(topology):
     assert (counted["asks_failed"], counted["clients"], counted["clients_failed"]) == (1, 2, 0)
 
 
+def test_a_check_that_stumbles_over_an_upload_is_the_clients_failure(tmp_path, monkeypatch):
+    """A method that did not think of some upload does not end the run by it."""
+    plan = small_plan(small_method("static"), rounds=1, sizes=SIZES, per_round=4)
+    monkeypatch.setattr(type(plan.method), "check", lambda _self, _sent, update: update.client_id == 1 and {}["losses"])
+    outcome = go(plan, folder=tmp_path)
+    assert (outcome.metrics[0]["clients"], outcome.metrics[0]["clients_failed"]) == (2, 2)
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    assert "the upload is not what the method expects: KeyError: 'losses'" in reasons
+
+
 def _is_complete(blob):
     try:
         wire.decode(blob)

@@ -186,3 +186,45 @@ def test_a_checkpoint_with_a_file_missing_is_refused(store, tmp_path, name):
     (tmp_path / "saved" / name).unlink()
     with pytest.raises(CheckpointError, match=f"part of a checkpoint is not complete: .*{name}"):
         store.restore(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("digest", ["", "../x", "a" * 31, "A" * 32, f"{'a' * 32}/..", "a" * 31 + "\0"])
+def test_a_digest_leads_nowhere_else(tmp_path, digest):
+    with pytest.raises(WireError, match="is no digest of a topology: expected 32 hexadecimal digits"):
+        TopologyFiles(tmp_path).get(digest)
+
+
+@pytest.mark.parametrize("content", [{"topology": topology(2)}, {"topology": 3}, {"other": topology(1)}])
+def test_a_file_of_another_topology_does_not_take_its_place(tmp_path, content):
+    path = tmp_path / f"{topology(1).digest}.topology"
+    path.write_bytes(wire.encode(Payload("topology", 0, extras=content)))
+    with pytest.raises(WireError, match="holds something else than the topology that it is named after"):
+        TopologyFiles(tmp_path).get(topology(1).digest)
+
+
+HELD = {"held": {"1": topology(1).digest}, "remembering": {"1": True}}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        {**HELD, "held": 3},
+        {**HELD, "held": {"one": "a" * 32}},
+        {**HELD, "held": {"-1": "a" * 32}},
+        {**HELD, "held": {"1": "../../x"}},
+        {**HELD, "held": {"1": 5}},
+        {**HELD, "remembering": {"1x": True}},
+        {**HELD, "remembering": topology(1)},
+        {**HELD, "remembering": {"1": 1.0}},
+    ],
+)
+def test_an_index_that_says_something_else_changes_nothing(tmp_path, index):
+    """Each of them ended with an error of Python's; found by the fuzzer."""
+    store = ClientStore(tmp_path / "store")
+    holding(store, 1, topology(1), memory(5))
+    store.save(tmp_path / "saved")
+    (tmp_path / "saved" / "index.fsp").write_bytes(wire.encode(Payload("clients", 0, extras=index)))
+    with pytest.raises(CheckpointError):
+        store.restore(tmp_path / "saved")
+    assert store.kept(1) == Kept(topology(1).digest, memory(5))

@@ -15,6 +15,7 @@ class FakeGrid:
     """Nodes that serve the clients of a plan, each with a state of its own.
 
     Attributes:
+        altered: given each message and its reply, the reply that comes back in its place.
         faults: asked for each message with its number; `refuse`, `silent`, `error` or `lost` (the node works, its
             answer does not come back). Anything else is no fault.
         seen: the messages that were pushed.
@@ -29,6 +30,7 @@ class FakeGrid:
             for i in range(nodes)
         }
         self.faults = faults
+        self.altered: Callable[[Message, Message], Message] = lambda _, reply: reply
         self.seen: list[Message] = []
         self.nap = 0.0
         self._replies: dict[str, Message] = {}
@@ -55,7 +57,7 @@ class FakeGrid:
             return name
         reply = self._handled(message) if fault != "error" else Message(Error(2, "it broke"), reply_to=message)
         if fault != "lost":
-            self._replies[name] = reply
+            self._replies[name] = self.altered(message, reply)
         return name
 
     def _handled(self, message: Message) -> Message:

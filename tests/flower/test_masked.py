@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsparse import wire
 from fedsparse.errors import PatternError, WireError
 from fedsparse.flower.masked import pack_arrays, unpack_arrays
-from fedsparse.pattern import Topology
+from fedsparse.pattern import Topology, Weights
+from fedsparse.wire import Payload
 
 MASK = torch.tensor([[True, False, True], [False, False, True]])
 TOPOLOGY = Topology.from_masks({"fc.weight": MASK})
@@ -75,3 +77,19 @@ def test_every_truncation_is_refused(arrays):
     for length in range(len(blob)):
         with pytest.raises(WireError):
             unpack_arrays(blob[:length])
+
+
+@pytest.mark.parametrize("order", [torch.tensor(0), torch.tensor([0.0]), torch.tensor([[0]], dtype=torch.int32), True])
+def test_an_order_that_is_no_list_is_refused(order):
+    """Each of them ended with an error of Python's."""
+    topology = Topology.from_masks({"w": torch.ones(2, 2, dtype=torch.bool)})
+    weights = Weights(topology, {"w": torch.ones(4)}, {})
+    with pytest.raises(WireError, match="expected the arrays of a model"):
+        unpack_arrays(wire.encode(Payload("arrays", 0, weights, {"order": order})))
+
+
+def test_a_dtype_that_numpy_lacks_is_refused():
+    weights = Weights(Topology(), {}, {"b": torch.ones(2, dtype=torch.bfloat16)})
+    order = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(WireError, match=r"'b': a tensor of torch\.bfloat16 is no array"):
+        unpack_arrays(wire.encode(Payload("arrays", 0, weights, {"order": order})))

@@ -14,7 +14,7 @@ pytest.importorskip("flwr", reason="needs flwr: pip install 'fedsparse[flower]'"
 pytest.importorskip("ray", reason="needs ray, for Flower's simulation: pip install 'fedsparse[flower]'")
 pytestmark = pytest.mark.slow
 
-FEDTINY = """
+CONFIG = """
 [run]
 rounds = 2
 seed = 4
@@ -27,7 +27,6 @@ test_limit = 50
 [model]
 name = "lenet"
 [method]
-name = "fedtiny"
 density = 0.2
 adjust_every = 1
 adjust_until = 2
@@ -55,11 +54,14 @@ def environment(monkeypatch):
 
 
 @pytest.mark.usefixtures("environment")
-def test_fedtiny_has_the_masks_weights_and_bytes_of_the_other_engines(tmp_path):
+@pytest.mark.parametrize("method", ["fedtiny", "fedrts"])
+def test_masks_weights_and_bytes_are_those_of_the_other_engines(method, tmp_path):
     folders = {}
     for kind in ("inline", "process", "flower"):
         seen = []
-        config = load_config(FEDTINY, {"engine.kind": kind, "run.out": str(tmp_path / kind)})
+        config = load_config(
+            CONFIG, {"method.name": method, "engine.kind": kind, "run.out": str(tmp_path / kind), "engine.workers": 2}
+        )
         result = run(config, on_round=seen.append)
         folders[kind] = result.dir
         assert [record["round"] for record in seen] == [0, 1]

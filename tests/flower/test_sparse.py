@@ -168,6 +168,18 @@ def test_a_damaged_answer_is_left_out(masks, initial):
         np.testing.assert_array_equal(found[key].numpy(), wanted.numpy())
 
 
+def test_an_answer_under_other_masks_is_left_out(masks, initial):
+    """Masks are the server's to choose: those of a node take the place of none."""
+    other = {name: ~mask for name, mask in masks.items()}
+    strategy, stranger = SparseStrategy(fedavg(), masks), SparseStrategy(fedavg(), other)
+    (message,) = strategy._packed([message_to(11, initial)])
+    (odd,) = stranger._packed([message_to(11, initial)])
+    message.metadata.__dict__["_message_id"] = "1"
+    assert strategy._unpacked([Message(odd.content, reply_to=message)]) == []
+    (whole,) = strategy._unpacked([Message(message.content, reply_to=message)])
+    assert set(next(iter(whole.content.array_records.values()))) == set(SHAPES)
+
+
 def test_messages_that_are_not_packed_pass_as_they_are(masks, initial):
     client = app(masks)
     context = Context(1, 11, {}, RecordDict(), {})

@@ -1,4 +1,4 @@
-"""A method as a plug-in, for processes that only Flower starts: one client breaks, one process is killed."""
+"""A method as a plug-in, for processes of commands: one client breaks, a process is killed, or its whole group."""
 
 import os
 import signal
@@ -17,7 +17,10 @@ PLUGIN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Troubled(Static):
-    """Static masks; client `broken` raises, and a process that finds the file `<client>-<round>` kills itself."""
+    """Static masks; client `broken` raises, and a process that finds the file `<client>-<round>` kills itself.
+
+    Where the file says `group`, it kills all processes of its group in that moment.
+    """
 
     name: ClassVar[str] = "troubled"
     broken: int = -1
@@ -29,8 +32,9 @@ class Troubled(Static):
             raise ValueError("this client is broken")
         order = Path(self.folder, f"{client.id}-{client.round}")
         if order.exists():
+            everyone = order.read_text() == "group"
             order.rename(order.with_suffix(".obeyed"))
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(os.getpgid(0), signal.SIGKILL) if everyone else os.kill(os.getpid(), signal.SIGKILL)
         return super().train(client)
 
 

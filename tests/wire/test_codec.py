@@ -411,7 +411,14 @@ def test_hand_written_body_is_the_format():
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((3,), b"\x00\x02"), "axes"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((2, 0), b"\x01"), "positions"),
         (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 2), b"\x01"), "must have 1 to"),
-        (EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 1), b"\x01"), "rows and inputs"),
+        (
+            EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((HUGE, 1), b"\x01"),
+            "w: the positions .* take more",
+        ),
+        (
+            EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + b"\x03a\nb" + pattern_bytes((2, 3), b"\x00\x22")[2:],
+            "cannot be called",
+        ),
         (
             EXTRAS + b"\x02" + bytes(16) + b"\x01\x01" + pattern_bytes((9, 9), b"\x00\x22"),
             "has 11 bytes, got 1",
@@ -422,6 +429,25 @@ def test_hand_written_body_is_the_format():
 def test_contradictions_are_refused(body, message):
     with pytest.raises(WireError, match=message):
         decode(sealed(body))
+
+
+def test_positions_that_take_more_memory_than_allowed_are_refused():
+    """26 of 40,000 positions; the bitmap takes 5,000 bytes, each kept position 8."""
+    section = IndexSet(40_000, torch.arange(0, 26))
+    blob = encode(Payload("t", 0, None, {"a": section, "b": section}))
+    enough = 2 * (5_000 + 26 * 8)
+    assert decode(blob, most_bytes=enough).extras["b"].indices.numel() == 26
+    with pytest.raises(WireError, match="there are 26 positions, and there is memory for 25"):
+        decode(blob, most_bytes=enough - 1)
+
+
+def test_other_masks_cannot_take_the_digest_of_known_ones():
+    """A name with a line end in it would give one pattern the digest of two."""
+    a, b = (Pattern.from_flat((2, 3), torch.tensor(kept)) for kept in ([1, 5], [0]))
+    forged = Topology({f"a {a.digest}\nb": b})
+    assert forged.digest == Topology({"a": a, "b": b}).digest
+    with pytest.raises(WireError, match="a weight cannot be called"):
+        decode(encode(Payload("t", 0, None, {"x": forged})))
 
 
 def test_a_weight_cannot_be_both_sparse_and_dense():

@@ -7,13 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import WireError
-from fedsparse.wire.positions import pack, unpack
+from fedsparse.wire import positions as codec
+from fedsparse.wire.positions import pack
 
 BITMAP, GAPS, COMPRESSED = 0, 1, 2
 
 
 def positions(*values):
     return np.array(values, dtype=np.int64)
+
+
+def unpack(blob, size):
+    return codec.unpack(blob, size, most=1 << 31)
 
 
 def random_positions(size, count, seed=0):
@@ -136,3 +141,30 @@ def test_a_small_blob_cannot_expand_beyond_its_declared_size():
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", [BITMAP, COMPRESSED, GAPS])
+def test_more_positions_than_there_is_memory_for_are_never_made(form):
+    size = 1 << 26
+    bitmap = b"\xff" * (size // 8)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    blob = {
+        BITMAP: lambda: bytes([BITMAP]) + bitmap,
+        COMPRESSED: lambda: bytes([COMPRESSED]) + compressor.compress(bitmap) + compressor.flush(),
+        GAPS: lambda: bytes([GAPS]) + bytes(1001),
+    }[form]()
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match=r"there is memory for 1000$"):
+            codec.unpack(blob, size, most=1000)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(bitmap)  # all of them would take 64 times as much
+    finally:
+        tracemalloc.stop()
+    assert codec.unpack(bytes([GAPS]) + bytes(1000), size, most=1000).size == 1000
+
+
+def test_a_bitmap_is_taken_apart_in_pieces():
+    kept = random_positions(5_000_003, 2_500_000)
+    blob = pack(kept, 5_000_003)
+    assert blob[0] == BITMAP
+    assert np.array_equal(unpack(blob, 5_000_003), kept)

@@ -17,6 +17,7 @@
                                                   error that is no FedsparseError ends the run, with its traceback;
                                                   on `flower` a node is no worker of ours: see `flower.engine`)
     fewer usable answers than `min_clients`       ClientError; the run resumes from the last checkpoint
+    disk full, or its folder not writable         CheckpointError that names the file; resumes from the last checkpoint
 
 A client that failed keeps its memory of before the exchange. `clients.jsonl` has a line with the reason for every
 failed and every ignored answer; `metrics.jsonl` counts `clients_failed` (trainings), `asks_failed` (other exchanges),

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fedsparse.errors import ClientError
+from fedsparse.errors import CheckpointError, ClientError
 from fedsparse.federated.engines.base import Reply, Request, unanswered
 from fedsparse.federated.engines.handover import write_plan
 from fedsparse.federated.engines.worker import Raised, Ready, Seat, serve_clients
@@ -78,6 +78,7 @@ class ProcessEngine:
 
         Raises:
             ClientError: workers cannot be started.
+            CheckpointError: what a client keeps cannot be written.
         """
         replies = list(self._couriers.map(self._served, requests))
         self._store.tidy()
@@ -147,8 +148,10 @@ class _Worker:
         answer = self._call((request, kept), timeout_s)
         if self._overdue:  # it answered and was killed in the same moment
             self.start_anew()
-        reply, after = answer
-        return reply, after
+        match answer:
+            case Reply(client_id=request.client_id) as reply, Kept() as after:
+                return reply, after
+        raise _Lost("the worker answered something else than it was asked")
 
     def start_anew(self) -> None:
         """Replaces the process, whether it is still there or not, unless the seat is given up."""
@@ -205,8 +208,12 @@ class _Worker:
                 answer = self._pipe.recv()
             except (EOFError, OSError):
                 answer = None
+            except Exception as error:  # damaged bytes raise nearly anything
+                raise _Lost(f"the worker's answer cannot be read: {type(error).__name__}: {error}") from error
         if answer is None:
             raise _Lost(self._cause(timeout_s))
+        if isinstance(answer, Raised) and answer.unwritable:
+            raise CheckpointError(answer.unwritable)
         if isinstance(answer, Raised):
             raise _Lost(f"the worker raised {answer.text}")
         return answer

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fedsparse.allocator import keep_freed_memory
+from fedsparse.errors import CheckpointError
 from fedsparse.federated.client import ClientHost
 from fedsparse.federated.engines.handover import read_plan
 from fedsparse.federated.store import TopologyFiles
@@ -43,9 +44,11 @@ class Raised:
 
     Attributes:
         text: class and message of the error.
+        unwritable: message of a file that cannot be written, which another worker could not write either.
     """
 
     text: str
+    unwritable: str = ""
 
 
 def serve_clients(seat: Seat, pipe: Connection) -> None:
@@ -64,7 +67,8 @@ def serve_clients(seat: Seat, pipe: Connection) -> None:
             pipe.send(host.serve(request, kept))
     except Exception as error:
         # Whatever the state of this process is now, it will not be trusted with another client.
-        pipe.send(Raised(f"{type(error).__name__}: {error}"))
+        unwritable = str(error) if isinstance(error, CheckpointError) else ""
+        pipe.send(Raised(f"{type(error).__name__}: {error}", unwritable))
         raise
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -188,6 +189,36 @@ def test_a_client_that_loses_two_workers_has_failed(plan, engine, undisturbed, t
     by_itself = go(plan)
     assert same_bits(outcome, by_itself)
     assert without_retries(outcome.metrics) == exact(by_itself.metrics)
+
+
+@pytest.mark.parametrize("answer", ["another client", "a text", "a pair of texts", "damaged"])
+def test_a_worker_that_answers_something_else_is_lost(engine, undisturbed, answer):
+    wanted = undisturbed[1].exchanges[0]
+    worker, first = engine._workers[0], set(engine.pids)
+    engine.exchange([wanted[0][0]])  # both have started
+    engine.exchange([request for request, _ in wanted])
+    whole = worker._pipe
+
+    class Odd:
+        """The first answer is another one."""
+
+        def recv(self):
+            worker._pipe = whole
+            reply, kept = whole.recv()
+            if answer == "damaged":
+                raise pickle.UnpicklingError("invalid load key")
+            strange = replace(reply, client_id=reply.client_id + 1), kept
+            return {"another client": strange, "a text": "x", "a pair of texts": ("x", "y")}[answer]
+
+        def __getattr__(self, name):
+            return getattr(whole, name)
+
+    worker._pipe = Odd()
+    replies = engine.exchange([request for request, _ in wanted])
+    assert [reply.client_id for reply in replies] == [request.client_id for request, _ in wanted]
+    assert sorted(reply.retries for reply in replies) == [0, 0, 0, 1]
+    assert all(reply.blob is not None for reply in replies)
+    assert len(first - set(engine.pids)) == 1
 
 
 # ---- what workers are
