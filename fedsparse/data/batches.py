@@ -4,7 +4,9 @@ A pickle runs what it names. These need four names, to rebuild byte arrays, and 
 function of this file, so that not even numpy's own rebuilding (which trusts its input) sees the data.
 """
 
+import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,6 +83,13 @@ class _BatchUnpickler(pickle.Unpickler):
         return self._stand_ins[module, name]
 
 
+def _check_memo(raw: bytes) -> None:
+    """Refuses a number for something remembered that exceeds the file's length: Python makes room for all below it."""
+    for code, argument, _ in pickletools.genops(raw):
+        if "PUT" in code.name and int(argument) > len(raw):
+            raise pickle.UnpicklingError(f"it numbers what it remembers up to {argument} in {len(raw)} bytes")
+
+
 def read_batch(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Pictures `(n, 3, 32, 32)` and the labels `(n,)` stored under `key` of one batch file.
 
@@ -88,8 +97,9 @@ def read_batch(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int6
         DataError: not a pickle, one that names anything but byte arrays, or one of other contents.
     """
     try:
-        with file.open("rb") as stream:
-            batch = _BatchUnpickler(stream, encoding="bytes").load()
+        raw = file.read_bytes()
+        _check_memo(raw)
+        batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{file} is not a CIFAR batch of plain pictures and labels: {error}") from error
     entries = batch if isinstance(batch, dict) else {}

@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ __all__ = ["read_idx", "read_idx_folder"]
 
 _BYTES = 0x08  # the idx code of unsigned bytes
 _LARGEST = 1 << 32  # bytes of one file; the largest set of this form has 550 million
+_AT_ONCE = 1 << 20  # bytes
 _STEMS = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
@@ -57,13 +59,22 @@ def read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             start = stream.read(head)
             shape = _shape(file, start, axes)
-            body = stream.read(math.prod(shape) + 1)  # one more tells whether there is more
+            body = _read(stream, math.prod(shape) + 1)  # one more tells whether there is more
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is damaged or not gzip ({error}); fetch it again") from error
     if len(body) != math.prod(shape):
         held = len(body) if len(body) < math.prod(shape) else "more"
         raise DataError(f"{file} announces {math.prod(shape)} bytes of shape {shape} but holds {held}; fetch it again")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, most: int) -> bytes:
+    """At most `most` bytes, in memory that follows from how many there are and not from what a header announces."""
+    parts = []
+    while most and (part := stream.read(min(most, _AT_ONCE))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def _shape(file: Path, start: bytes, axes: int) -> tuple[int, ...]:

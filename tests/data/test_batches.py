@@ -148,6 +148,16 @@ def test_other_contents(tmp_path, batch, message):
         read_batch(write(tmp_path, batch), "labels")
 
 
+@pytest.mark.parametrize("memo", [b"r\x00\x00\x00\x10", b"p268435456\n"], ids=["binary", "text"])
+def test_a_number_of_what_is_remembered_is_no_reason_for_memory(tmp_path, memo):
+    """Python would make room for 268 million objects, 2 GiB."""
+    blob = pickle.dumps(batch_of(1), 2)
+    with pytest.raises(
+        DataError, match=f"it numbers what it remembers up to 268435456 in {len(blob) + len(memo)} bytes"
+    ):
+        read_batch(write(tmp_path, blob[:3] + memo + blob[3:]), "labels")
+
+
 def test_an_array_without_contents(tmp_path):
     blob = (
         b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87RU\x06labels]u."

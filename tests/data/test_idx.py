@@ -107,6 +107,17 @@ def test_damaged_gzip(tmp_path, damage):
         read_idx(file, 3)
 
 
+def test_a_header_is_no_reason_for_memory(tmp_path):
+    file = tmp_path / "pictures"
+    file.write_bytes(struct.pack(">IIII", 0x0803, 1 << 10, 1 << 11, 1 << 11) + bytes(8))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"announces 4294967296 bytes of shape .* but holds 8; fetch it again"):
+        read_idx(file, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
 def test_what_follows_the_announced_bytes_is_not_unpacked(tmp_path):
     """256 MiB of zeros in a second gzip member of 255 KB; found by the fuzzer."""
     file = tmp_path / "images.gz"
