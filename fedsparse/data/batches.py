@@ -86,7 +86,7 @@ class _BatchUnpickler(pickle.Unpickler):
 def _check_memo(raw: bytes) -> None:
     """Refuses a number for something remembered that exceeds the file's length: Python makes room for all below it."""
     for code, argument, _ in pickletools.genops(raw):
-        if "PUT" in code.name and int(argument) > len(raw):
+        if "PUT" in code.name and argument is not None and int(argument) > len(raw):
             raise pickle.UnpicklingError(f"it numbers what it remembers up to {argument} in {len(raw)} bytes")
 
 
