@@ -58,7 +58,7 @@ def read_parquet(file: Path, columns: Sequence[str], side: int) -> tuple[NDArray
                 f"{file} has columns {', '.join(names)}; expected {' or '.join(_PICTURES)}, and {' or '.join(columns)}"
             )
         table = parquet.read_table(file, columns=[picture, label])
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last where a column's name is damaged
         raise DataError(f"{file} is not a readable parquet file: {error}") from error
     if not pyarrow.types.is_integer(table[label].type) or table[label].null_count:
         raise DataError(

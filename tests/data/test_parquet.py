@@ -141,6 +141,13 @@ def test_a_damaged_file(tmp_path):
             read_parquet(file, ("label",), 4)
 
 
+def test_a_column_whose_name_is_no_text(tmp_path):
+    file = write(tmp_path / "a.parquet", [encode(pixels(1)[0])], label=[1], extra=[0])
+    file.write_bytes(file.read_bytes().replace(b"extra", b"\xffxtra"))
+    with pytest.raises(DataError, match="not a readable parquet file: .*utf-8"):
+        read_parquet(file, ("label",), 4)
+
+
 @pytest.mark.parametrize(("module", "named"), [("pyarrow", "pyarrow"), ("PIL", "pillow")])
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch, module, named):
     file = write(tmp_path / "a.parquet", [encode(pixels(1)[0])], label=[0])
