@@ -144,7 +144,7 @@ def test_a_damaged_file(tmp_path):
 def test_a_column_whose_name_is_no_text(tmp_path):
     file = write(tmp_path / "a.parquet", [encode(pixels(1)[0])], label=[1], extra=[0])
     file.write_bytes(file.read_bytes().replace(b"extra", b"\xffxtra"))
-    with pytest.raises(DataError, match="not a readable parquet file: .*utf-8"):
+    with pytest.raises(DataError, match=r"not a readable parquet file: .*utf-8"):
         read_parquet(file, ("label",), 4)
 
 
