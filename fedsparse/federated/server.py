@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,17 @@ from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.replies import by_request
+from fedsparse.federated.uploads import Uploads
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire import Payload, SparseVector
 
-__all__ = ["FederatedServer", "Traffic"]
+__all__ = ["AT_ONCE", "FederatedServer", "Traffic"]
+
+# Clients asked at once: enough to keep the workers of one machine busy, and messages that fit into memory where 32
+# copies of the model do. The next ones are asked when all of these have answered, so engines wait for the slowest.
+AT_ONCE = 32
 
 
 @dataclass
@@ -81,6 +87,15 @@ class _Asked:
 class FederatedServer:
     """Holds the global model and asks clients; the `Server` of `methods.roles`.
 
+    It holds the messages of `at_once` clients and as many decoded updates at most, whatever the size of a cohort.
+
+    Args:
+        plan: the run.
+        engine: who runs the clients.
+        ledger: where each exchange is recorded.
+        folder: where the uploads of a round are until it ends, emptied now; a temporary folder if None.
+        at_once: clients of one call of the engine; results do not depend on it.
+
     Attributes:
         round: current round.
         weights: global model.
@@ -90,7 +105,9 @@ class FederatedServer:
         known: digest of the topology each client holds: the one it was last sent.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, ledger: Ledger) -> None:
+    def __init__(
+        self, plan: Plan, engine: Engine, ledger: Ledger, *, folder: Path | None = None, at_once: int = AT_ONCE
+    ) -> None:
         self._plan = plan
         self._engine = engine
         self._ledger = ledger
@@ -101,7 +118,9 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
+        self._at_once = at_once
         self._most_bytes = plan.most_bytes()
+        self._uploads = Uploads(folder, recent=at_once, most_bytes=self._most_bytes)
         dense = read_weights(plan.build_model())
         self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
@@ -111,6 +130,14 @@ class FederatedServer:
         self.traffic = Traffic()
         data = self._plan.data
         self.cohort = seeds.cohort(self._plan.seed, round, clients=len(data.clients), size=self._plan.per_round)
+
+    def end(self) -> None:
+        """Removes the uploads of the round; its updates are of no use any more."""
+        self._uploads.clear()
+
+    def close(self) -> None:
+        """Frees what lies on disk."""
+        self._uploads.close()
 
     # ---- what methods use
     @property
@@ -179,7 +206,27 @@ class FederatedServer:
         weights_back: bool,
         check: Check | None,
     ) -> list[Update]:
-        """The usable answers of `clients`, in their order."""
+        """The usable answers of `clients`, in their order, asked for in slices."""
+        found: list[Update] = []
+        ignored: list[dict[str, Any]] = []
+        for first in range(0, len(clients), self._at_once):
+            asked = self._encoded(clients[first : first + self._at_once], task, download, weights_back, check)
+            updates, stray = self._exchange_slice(asked)
+            found += updates
+            # On record after all answers; what they were is kept until then, not what they contained.
+            ignored += [_ignored(self.round, _in_another_slice(reply, clients)) for reply in stray]
+        for record in ignored:
+            self._book_ignored(record)
+        return found
+
+    def _encoded(
+        self,
+        clients: Sequence[int],
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        weights_back: bool,
+        check: Check | None,
+    ) -> list["_Asked"]:
         asked = []
         for client_id in clients:
             sent = download(client_id)
@@ -187,24 +234,27 @@ class FederatedServer:
             known = {self.known[client_id]} if client_id in self.known else set()
             request = Request(client_id, wire.encode(message, known=known), weights_back)
             asked.append(_Asked(task.__name__, sent, request, check))
+        return asked
+
+    def _exchange_slice(self, asked: Sequence["_Asked"]) -> tuple[list[Update], list[Reply]]:
+        """The usable answers to one call of the engine, put away, and the replies that answer nothing in it."""
         start, meter = time.perf_counter(), energy.Meter(self._plan.device)
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
         self.traffic.add_joules(meter)
         of_request, stray = by_request([each.request for each in asked], replies)
         answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
-        for reply in stray:
-            self._book_ignored(reply)
-        return [update for update in answers if update is not None]
+        return [update for update in answers if update is not None], stray
 
     # ---- the replies of one client
     def _receive(self, asked: "_Asked", replies: Sequence[Reply]) -> Update | None:
-        """Books a client's replies and opens the first usable one; None, with the reason on record, without any."""
+        """Books a client's replies and puts the first usable one away; None, with the reason on record, without any."""
         opened = [self._tried(asked, reply) for reply in replies]
         chosen = next((i for i, (update, _) in enumerate(opened) if update is not None), 0)
         for i, (reply, (_, reason)) in enumerate(zip(replies, opened, strict=True)):
             if i != chosen:
-                self._book_ignored(replace(reply, reason=reason or "the client has answered already"))
+                reason = reason or "the client has answered already"
+                self._book_ignored(_ignored(self.round, replace(reply, reason=reason)))
         reply, (update, reason) = replies[chosen], opened[chosen]
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
@@ -212,7 +262,11 @@ class FederatedServer:
         elif asked.sent.weights is not None:
             self.known[reply.client_id] = asked.sent.weights.topology.digest
         self._book(asked, reply, update, reason)
-        return update
+        if update is None or reply.blob is None:
+            return None
+        return self._uploads.put(
+            update, reply.blob, None if asked.sent.weights is None else asked.sent.weights.topology
+        )
 
     def _tried(self, asked: "_Asked", reply: Reply) -> tuple[Update | None, str]:
         """The update in a reply, or the reason why there is none."""
@@ -282,26 +336,11 @@ class FederatedServer:
             }
         )
 
-    def _book_ignored(self, reply: Reply) -> None:
+    def _book_ignored(self, record: Mapping[str, Any]) -> None:
         """A reply that answers nothing: its bytes travelled, and that is all."""
-        bytes_up = 0 if reply.blob is None else len(reply.blob)
         self.traffic.ignored += 1
-        self.traffic.bytes_up += bytes_up
-        self._ledger.add_client(
-            {
-                "round": self.round,
-                "client": reply.client_id,
-                "exchange": "none",
-                "samples": 0,
-                "status": "ignored",
-                "reason": reply.reason,
-                "bytes_down": 0,
-                "bytes_up": bytes_up,
-                "seconds": reply.seconds.value,
-                "peak_bytes": reply.peak_bytes.value,
-                "retries": reply.retries,
-            }
-        )
+        self.traffic.bytes_up += record["bytes_up"]
+        self._ledger.add_client(record)
 
     # ---- checkpoints
     def state(self, next_round: int) -> Payload:
@@ -341,6 +380,30 @@ def on_cpu(weights: Weights) -> Weights:
         {name: tensor.cpu() for name, tensor in weights.values.items()},
         {name: tensor.cpu() for name, tensor in weights.dense.items()},
     )
+
+
+def _ignored(round: int, reply: Reply) -> dict[str, Any]:
+    """The record of a reply that answers nothing."""
+    return {
+        "round": round,
+        "client": reply.client_id,
+        "exchange": "none",
+        "samples": 0,
+        "status": "ignored",
+        "reason": reply.reason,
+        "bytes_down": 0,
+        "bytes_up": 0 if reply.blob is None else len(reply.blob),
+        "seconds": reply.seconds.value,
+        "peak_bytes": reply.peak_bytes.value,
+        "retries": reply.retries,
+    }
+
+
+def _in_another_slice(reply: Reply, clients: Sequence[int]) -> Reply:
+    """A stray reply; the reason of one whose client was asked, but not then, says so."""
+    if reply.client_id not in clients:
+        return reply
+    return replace(reply, reason="the client was asked in another part of this exchange")
 
 
 def _judge(check: Check, sent: Download, update: Update) -> None:
