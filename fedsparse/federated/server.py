@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from fedsparse import energy, wire
 from fedsparse.data import Dataset
@@ -16,6 +14,7 @@ from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.checkpoint import by_client
 from fedsparse.federated.engines.base import Engine, Reply, Request
+from fedsparse.federated.judging import check_fits, judge, not_finite
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.replies import by_request
@@ -23,7 +22,7 @@ from fedsparse.federated.uploads import Uploads
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
-from fedsparse.wire import Payload, SparseVector
+from fedsparse.wire import Payload
 
 __all__ = ["AT_ONCE", "FederatedServer", "Traffic"]
 
@@ -291,14 +290,14 @@ class FederatedServer:
         if message.weights is not None:
             wanted, method = self.weights if sent is None else sent, self._plan.method
             own_masks = method.client_masks and method.adjusts(self.round)
-            _check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
-        odd = _not_finite({"weights": message.weights, "extras": message.extras})
+            check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
+        odd = not_finite({"weights": message.weights, "extras": message.extras})
         if odd:
             raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
         samples = len(self._plan.data.clients[request.client_id])
         update = Update(request.client_id, samples, message.weights, message.extras)
         if asked.check is not None:
-            _judge(asked.check, asked.sent, update)
+            judge(asked.check, asked.sent, update)
         return update
 
     def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
@@ -404,55 +403,3 @@ def _in_another_slice(reply: Reply, clients: Sequence[int]) -> Reply:
     if reply.client_id not in clients:
         return reply
     return replace(reply, reason="the client was asked in another part of this exchange")
-
-
-def _judge(check: Check, sent: Download, update: Update) -> None:
-    """Whatever a method's check stumbles over is wrong with the upload: a client cannot end the run with it."""
-    try:
-        check(sent, update)
-    except FedsparseError:
-        raise
-    except Exception as error:
-        raise FedsparseError(f"the upload is not what the method expects: {type(error).__name__}: {error}") from error
-
-
-def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:
-    """Raises FedsparseError unless the upload is a state of the model sent, under masks that are allowed."""
-    sent.require_shapes(uploaded, here="the sent weights", there="the upload")
-    if uploaded.topology != sent.topology:
-        if not own_masks:
-            raise FedsparseError("the uploaded weights have another topology than the ones sent")
-        _check_masks(uploaded.topology, sent.topology, own_counts=own_counts)
-    wanted = dict(sent.items())
-    for name, tensor in uploaded.items():
-        if tensor.dtype != wanted[name].dtype:
-            raise FedsparseError(f"{name!r} was sent as {wanted[name].dtype}, the upload has {tensor.dtype}")
-
-
-def _check_masks(uploaded: Topology, sent: Topology, *, own_counts: bool) -> None:
-    """Raises FedsparseError unless the uploaded masks could take the place of those sent."""
-    if list(uploaded) != list(sent):
-        raise FedsparseError(f"the upload prunes {', '.join(uploaded) or 'nothing'}; sent were {', '.join(sent)}")
-    for name, pattern in uploaded.items():
-        if pattern.granularity != sent[name].granularity:
-            raise FedsparseError(
-                f"{name!r} was sent with granularity {sent[name].granularity}, the upload has {pattern.granularity}"
-            )
-        if not own_counts and pattern.nnz != sent[name].nnz:
-            raise FedsparseError(f"{name!r} was sent with {sent[name].nnz} kept weights, the upload has {pattern.nnz}")
-
-
-def _not_finite(section: object, path: str = "") -> str:
-    """Where in a message a number is NaN or infinite; empty when nowhere."""
-    if isinstance(section, Tensor):
-        return path if section.is_floating_point() and not bool(torch.isfinite(section).all()) else ""
-    if isinstance(section, float):
-        return path if not np.isfinite(section) else ""
-    if isinstance(section, SparseVector):
-        return _not_finite(section.values, path)
-    if isinstance(section, Weights):
-        return _not_finite(dict(section.items()), path)
-    if isinstance(section, Mapping) and not isinstance(section, Topology):
-        found = (_not_finite(part, f"{path}.{name}".lstrip(".")) for name, part in section.items())
-        return next((place for place in found if place), "")
-    return ""

@@ -12,7 +12,7 @@ from fedsparse import wire
 from fedsparse.errors import ClientError, FedsparseError, WireError
 from fedsparse.federated import seeds
 from fedsparse.federated.engines.base import Reply
-from fedsparse.federated.server import _check_masks
+from fedsparse.federated.judging import check_masks
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.base import Method
 from fedsparse.methods.fedavg import FedAvg
@@ -458,7 +458,7 @@ def test_masks_in_another_unit_are_refused():
     pattern = Pattern.from_flat((2, 4), torch.arange(4))
     sent, uploaded = Topology({"a": pattern}), Topology({"a": replace(pattern, granularity=Block())})
     with pytest.raises(FedsparseError) as raised:
-        _check_masks(uploaded, sent, own_counts=True)
+        check_masks(uploaded, sent, own_counts=True)
     assert str(raised.value) == "'a' was sent with granularity element, the upload has block:4"
 
 
