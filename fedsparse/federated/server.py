@@ -26,8 +26,9 @@ from fedsparse.wire import Payload
 
 __all__ = ["AT_ONCE", "FederatedServer", "Traffic"]
 
-# Clients asked at once: enough to keep the workers of one machine busy, and messages that fit into memory where 32
-# copies of the model do. The next ones are asked when all of these have answered, so engines wait for the slowest.
+# Clients asked at once, and updates held decoded: cohorts up to this size are one exchange and are decoded once. Each
+# costs the memory of a request, a reply and decoded weights. Larger cohorts cost a barrier every 32 clients, at which
+# workers and nodes wait for the slowest; more of these than 32 would not be kept busy.
 AT_ONCE = 32
 
 

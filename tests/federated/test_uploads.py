@@ -2,6 +2,8 @@
 
 import json
 import tracemalloc
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import fedsparse as fs
 from fedsparse import _native, wire
 from fedsparse.errors import CheckpointError, MethodError
+from fedsparse.federated import uploads as uploads_module
 from fedsparse.federated.engines.base import Reply
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.server import FederatedServer
@@ -62,10 +65,8 @@ def test_updates_come_back_as_they_were_in_any_order(recent, tmp_path):
 
 def test_an_update_without_weights_and_without_a_download_comes_back(tmp_path):
     uploads = Uploads(tmp_path, recent=1, most_bytes=MOST_BYTES)
-    stored = [
-        uploads.put(Update(c, 1, None, {"n": c}), wire.encode(Payload("count", 0, None, {"n": c})), None)
-        for c in (0, 1)
-    ]
+    blobs = [wire.encode(Payload("count", 0, None, {"n": number})) for number in range(2)]
+    stored = [uploads.put(Update(n, 1, None, {"n": n}), blob, None) for n, blob in enumerate(blobs)]
     assert [(update.weights, update.extras) for update in stored] == [(None, {"n": 0}), (None, {"n": 1})]
 
 
@@ -214,6 +215,51 @@ def test_memory_does_not_depend_on_the_number_of_clients(method, answers_of):
     assert max(few, more, many) < 1.3 * min(few, more, many), (few, more, many)
     # It is the slices that keep it so: without any, it grows with the clients.
     assert peak_of_a_round(method, answers_of, 100, 100) > 4 * more
+
+
+class Alive:
+    """Stands for `wire` where uploads are read back, and counts the messages of which something is still held.
+
+    Attributes:
+        most: at any moment.
+        opened: all together.
+    """
+
+    def __init__(self):
+        self._held = []
+        self.most = self.opened = 0
+
+    def decode(self, blob, **how):
+        message = wire.decode(blob, **how)
+        self._held = [leaves for leaves in self._held if any(leaf() is not None for leaf in leaves)]
+        tensors = [] if message.weights is None else [tensor for _, tensor in message.weights.items()]
+        self._held.append([weakref.ref(leaf) for leaf in (*tensors, *_leaves(message.extras))])
+        self.most, self.opened = max(self.most, len(self._held)), self.opened + 1
+        return message
+
+
+def _leaves(section):
+    """What of extras is as large as a layer: not the ten losses of a client."""
+    if isinstance(section, Mapping) and not isinstance(section, Topology):
+        return [leaf for part in section.values() for leaf in _leaves(part)]
+    small = isinstance(section, (int, float, str)) or (isinstance(section, torch.Tensor) and section.numel() <= 10)
+    return [] if small else [section]
+
+
+EVERY = (
+    "fedavg", "feddst", "fedmef", "fedpaq", "fedrandprune", "fedrts", "fedsgc", "fedtiny", "fedtiny_clean", "prunefl",
+    "prunefl_fixed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_methods_look_at_one_update_after_the_other(name, monkeypatch):
+    alive = Alive()
+    monkeypatch.setattr(uploads_module, "wire", alive)
+    go(small_plan(small_method(name), rounds=3, per_round=6), at_once=1)
+    assert alive.opened >= 3 * 5
+    # The one that is remembered, the one that a loop has gone on to, and the first, by which sums are made.
+    assert alive.most <= 3
 
 
 # ---- what slices change: nothing
