@@ -8,7 +8,7 @@ clients before round 0.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,23 +197,26 @@ def _memory(network: Sizes, work: Work, client: ClientSettings) -> dict[str, int
 
 
 # ---- a round
-def round_costs(network: Sizes, clients: Sequence[Work], settings: ClientSettings) -> dict[str, int]:
+def round_costs(network: Sizes, clients: Iterable[Work], settings: ClientSettings) -> dict[str, int]:
     """Modelled columns of a round: sums over the clients that answered, and the memory of the largest of them.
 
     Args:
         network: the dense network of the method.
-        clients: who answered, at least one.
+        clients: who answered, at least one; gone through once.
         settings: of local training.
     """
-    down = up = 0
+    down = up = exact = paper = 0
+    memory: dict[str, int] = {}
     for work in clients:
         weights = sparse_bytes(network, work.topology, value_bits=work.row.value_bits)
         down += weights * (1 + work.row.models_down)
         up += weights + 4 * work.row.numbers_up
-    memory = max((_memory(network, work, settings) for work in clients), key=lambda parts: sum(parts.values()))
+        exact += _exact_flops(network, work, settings)
+        paper += _paper_flops(network, work, settings)
+        memory = max(memory, _memory(network, work, settings), key=lambda parts: sum(parts.values()))
     return {
-        "flops_exact_modelled": sum(_exact_flops(network, work, settings) for work in clients),
-        "flops_paper_modelled": sum(_paper_flops(network, work, settings) for work in clients),
+        "flops_exact_modelled": exact,
+        "flops_paper_modelled": paper,
         "bytes_down_paper_modelled": down,
         "bytes_up_paper_modelled": up,
         **{f"memory_{part}_modelled": size for part, size in memory.items()},

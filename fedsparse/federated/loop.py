@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from fedsparse.federated.costs import Sizes, Work, round_costs, sizes
 from fedsparse.federated.engines.base import Engine
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
-from fedsparse.federated.server import FederatedServer
+from fedsparse.federated.server import AT_ONCE, FederatedServer
+from fedsparse.methods.base import Method
+from fedsparse.methods.roles import Update
 from fedsparse.nn import density, write_weights
-from fedsparse.pattern import Weights
+from fedsparse.pattern import Topology, Weights
 
 __all__ = ["Outcome", "run_rounds"]
+
+_UPLOADS = ".uploads"  # of the run's folder: what the clients of the present round answered
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,25 +54,29 @@ def run_rounds(
     on_round: Callable[[Mapping[str, object]], None],
     should_stop: Callable[[], bool],
     resume: bool = False,
+    at_once: int = AT_ONCE,
 ) -> Outcome:
     """Runs a plan, or goes on with it.
 
     Args:
         plan: what to run.
         engine: who runs the clients.
-        folder: where records and checkpoints go; None keeps everything in memory.
+        folder: where records and checkpoints go, and uploads while their round lasts; None writes no records, and
+            uploads to a temporary folder.
         on_round: called with each record.
         should_stop: asked after each round; a stop writes a checkpoint first.
         resume: go on from the newest checkpoint in `folder`, from the beginning where there is none. Records are
             those of an uninterrupted run, times and memory apart.
+        at_once: clients that the engine is asked for at a time; see `FederatedServer`.
 
     Raises:
         ClientError: fewer than `plan.min_clients` usable answers in an exchange; the last checkpoint stays.
-        CheckpointError: a checkpoint cannot be written, or none of those present can be read.
+        CheckpointError: a checkpoint or an upload cannot be written, or no checkpoint of those present can be read.
     """
     ledger = Ledger(folder)
     checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
-    server = FederatedServer(plan, engine, ledger)
+    uploads = None if folder is None else folder / _UPLOADS
+    server = FederatedServer(plan, engine, ledger, folder=uploads, at_once=at_once)
     state = checkpoints.newest() if checkpoints is not None and resume else None
     if state is None:
         if checkpoints is not None:
@@ -79,15 +88,16 @@ def run_rounds(
             engine.restore(checkpoints.clients(state.round))
     network = sizes(plan.network(), plan.data.test.batch(torch.tensor([0]))[0][0])
     next_round, stopped = 0 if state is None else state.round, False
-    while next_round < plan.rounds and not stopped:
-        record = _round(plan, server, ledger, network, next_round)
-        ledger.add_round(record)
-        on_round(record)
-        next_round += 1
-        stopped = next_round < plan.rounds and should_stop()
-        due = stopped or next_round % plan.checkpoint_every == 0 or next_round == plan.rounds
-        if checkpoints is not None and due:
-            checkpoints.save(server.state(next_round), engine.save)
+    with closing(server):
+        while next_round < plan.rounds and not stopped:
+            record = _round(plan, server, ledger, network, next_round)
+            ledger.add_round(record)
+            on_round(record)
+            next_round += 1
+            stopped = next_round < plan.rounds and should_stop()
+            due = stopped or next_round % plan.checkpoint_every == 0 or next_round == plan.rounds
+            if checkpoints is not None and due:
+                checkpoints.save(server.state(next_round), engine.save)
     model = plan.network()
     write_weights(model, server.weights)
     return Outcome(model, server.weights, ledger.rounds, stopped)
@@ -107,12 +117,6 @@ def _round(plan: Plan, server: FederatedServer, ledger: Ledger, network: Sizes, 
         weights_back=method.weights_back,
         check=method.check,
     )
-    # Clients that upload no weights have trained under the masks they were sent.
-    trained = [before if update.weights is None else update.weights.topology for update in updates]
-    works = [
-        Work(topology, update.num_samples, method.costs(topology, round))
-        for topology, update in zip(trained, updates, strict=True)
-    ]
     server.weights = method.aggregate(server, updates)
     topology = method.adjust(server, updates)
     if topology is not None:
@@ -120,8 +124,15 @@ def _round(plan: Plan, server: FederatedServer, ledger: Ledger, network: Sizes, 
     seconds = time.perf_counter() - start - server.traffic.exchange_seconds
     ledger.add_layers(round, server.weights.topology, before)
     masks_changed = server.weights.topology.changed_positions(before)
-    costs = round_costs(network, works, plan.client)
+    costs = round_costs(network, (_work(method, update, before, round) for update in updates), plan.client)
+    server.end()
     return _record(plan, server, masks_changed=masks_changed, seconds=seconds, costs=costs)
+
+
+def _work(method: Method, update: Update, sent: Topology, round: int) -> Work:
+    """What one client did; those that upload no weights have trained under the masks they were sent."""
+    topology = sent if update.weights is None else update.weights.topology
+    return Work(topology, update.num_samples, method.costs(topology, round))
 
 
 def _record(

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from fedsparse import energy, wire
 from fedsparse.data import Dataset
@@ -15,15 +14,22 @@ from fedsparse.errors import CheckpointError, ClientError, FedsparseError
 from fedsparse.federated import seeds, sgd
 from fedsparse.federated.checkpoint import by_client
 from fedsparse.federated.engines.base import Engine, Reply, Request
+from fedsparse.federated.judging import check_fits, judge, not_finite
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.replies import by_request
+from fedsparse.federated.uploads import Uploads
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
-from fedsparse.wire import Payload, SparseVector
+from fedsparse.wire import Payload
 
-__all__ = ["FederatedServer", "Traffic"]
+__all__ = ["AT_ONCE", "FederatedServer", "Traffic"]
+
+# Clients asked at once, and updates held decoded: cohorts up to this size are one exchange and are decoded once. Each
+# costs the memory of a request, a reply and decoded weights. Larger cohorts cost a barrier every 32 clients, at which
+# workers and nodes wait for the slowest; more of these than 32 would not be kept busy.
+AT_ONCE = 32
 
 
 @dataclass
@@ -81,6 +87,15 @@ class _Asked:
 class FederatedServer:
     """Holds the global model and asks clients; the `Server` of `methods.roles`.
 
+    It holds the messages of `at_once` clients and as many decoded updates at most, whatever the size of a cohort.
+
+    Args:
+        plan: the run.
+        engine: who runs the clients.
+        ledger: where each exchange is recorded.
+        folder: where the uploads of a round are until it ends, emptied now; a temporary folder if None.
+        at_once: clients of one call of the engine; results do not depend on it.
+
     Attributes:
         round: current round.
         weights: global model.
@@ -90,7 +105,9 @@ class FederatedServer:
         known: digest of the topology each client holds: the one it was last sent.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, ledger: Ledger) -> None:
+    def __init__(
+        self, plan: Plan, engine: Engine, ledger: Ledger, *, folder: Path | None = None, at_once: int = AT_ONCE
+    ) -> None:
         self._plan = plan
         self._engine = engine
         self._ledger = ledger
@@ -101,7 +118,9 @@ class FederatedServer:
         self.cohort: list[int] = []
         self.traffic = Traffic()
         self.known: dict[int, str] = {}
+        self._at_once = at_once
         self._most_bytes = plan.most_bytes()
+        self._uploads = Uploads(folder, recent=at_once, most_bytes=self._most_bytes)
         dense = read_weights(plan.build_model())
         self._dense_bytes = len(wire.encode(Payload("train", 0, dense), known={dense.topology.digest}))
 
@@ -111,6 +130,14 @@ class FederatedServer:
         self.traffic = Traffic()
         data = self._plan.data
         self.cohort = seeds.cohort(self._plan.seed, round, clients=len(data.clients), size=self._plan.per_round)
+
+    def end(self) -> None:
+        """Removes the uploads of the round; its updates are of no use any more."""
+        self._uploads.clear()
+
+    def close(self) -> None:
+        """Frees what lies on disk."""
+        self._uploads.close()
 
     # ---- what methods use
     @property
@@ -179,7 +206,27 @@ class FederatedServer:
         weights_back: bool,
         check: Check | None,
     ) -> list[Update]:
-        """The usable answers of `clients`, in their order."""
+        """The usable answers of `clients`, in their order, asked for in slices."""
+        found: list[Update] = []
+        ignored: list[dict[str, Any]] = []
+        for first in range(0, len(clients), self._at_once):
+            asked = self._encoded(clients[first : first + self._at_once], task, download, weights_back, check)
+            updates, stray = self._exchange_slice(asked)
+            found += updates
+            # On record after all answers; what they were is kept until then, not what they contained.
+            ignored += [_ignored(self.round, _in_another_slice(reply, clients)) for reply in stray]
+        for record in ignored:
+            self._book_ignored(record)
+        return found
+
+    def _encoded(
+        self,
+        clients: Sequence[int],
+        task: Callable[..., Extras],
+        download: Callable[[int], Download],
+        weights_back: bool,
+        check: Check | None,
+    ) -> list["_Asked"]:
         asked = []
         for client_id in clients:
             sent = download(client_id)
@@ -187,24 +234,27 @@ class FederatedServer:
             known = {self.known[client_id]} if client_id in self.known else set()
             request = Request(client_id, wire.encode(message, known=known), weights_back)
             asked.append(_Asked(task.__name__, sent, request, check))
+        return asked
+
+    def _exchange_slice(self, asked: Sequence["_Asked"]) -> tuple[list[Update], list[Reply]]:
+        """The usable answers to one call of the engine, put away, and the replies that answer nothing in it."""
         start, meter = time.perf_counter(), energy.Meter(self._plan.device)
         replies = self._engine.exchange([each.request for each in asked])
         self.traffic.exchange_seconds += time.perf_counter() - start
         self.traffic.add_joules(meter)
         of_request, stray = by_request([each.request for each in asked], replies)
         answers = [self._receive(each, mine) for each, mine in zip(asked, of_request, strict=True)]
-        for reply in stray:
-            self._book_ignored(reply)
-        return [update for update in answers if update is not None]
+        return [update for update in answers if update is not None], stray
 
     # ---- the replies of one client
     def _receive(self, asked: "_Asked", replies: Sequence[Reply]) -> Update | None:
-        """Books a client's replies and opens the first usable one; None, with the reason on record, without any."""
+        """Books a client's replies and puts the first usable one away; None, with the reason on record, without any."""
         opened = [self._tried(asked, reply) for reply in replies]
         chosen = next((i for i, (update, _) in enumerate(opened) if update is not None), 0)
         for i, (reply, (_, reason)) in enumerate(zip(replies, opened, strict=True)):
             if i != chosen:
-                self._book_ignored(replace(reply, reason=reason or "the client has answered already"))
+                reason = reason or "the client has answered already"
+                self._book_ignored(_ignored(self.round, replace(reply, reason=reason)))
         reply, (update, reason) = replies[chosen], opened[chosen]
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
@@ -212,7 +262,11 @@ class FederatedServer:
         elif asked.sent.weights is not None:
             self.known[reply.client_id] = asked.sent.weights.topology.digest
         self._book(asked, reply, update, reason)
-        return update
+        if update is None or reply.blob is None:
+            return None
+        return self._uploads.put(
+            update, reply.blob, None if asked.sent.weights is None else asked.sent.weights.topology
+        )
 
     def _tried(self, asked: "_Asked", reply: Reply) -> tuple[Update | None, str]:
         """The update in a reply, or the reason why there is none."""
@@ -237,14 +291,14 @@ class FederatedServer:
         if message.weights is not None:
             wanted, method = self.weights if sent is None else sent, self._plan.method
             own_masks = method.client_masks and method.adjusts(self.round)
-            _check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
-        odd = _not_finite({"weights": message.weights, "extras": message.extras})
+            check_fits(message.weights, wanted, own_masks=own_masks, own_counts=method.client_counts)
+        odd = not_finite({"weights": message.weights, "extras": message.extras})
         if odd:
             raise FedsparseError(f"the upload contains NaN or infinite numbers in {odd}")
         samples = len(self._plan.data.clients[request.client_id])
         update = Update(request.client_id, samples, message.weights, message.extras)
         if asked.check is not None:
-            _judge(asked.check, asked.sent, update)
+            judge(asked.check, asked.sent, update)
         return update
 
     def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
@@ -282,26 +336,11 @@ class FederatedServer:
             }
         )
 
-    def _book_ignored(self, reply: Reply) -> None:
+    def _book_ignored(self, record: Mapping[str, Any]) -> None:
         """A reply that answers nothing: its bytes travelled, and that is all."""
-        bytes_up = 0 if reply.blob is None else len(reply.blob)
         self.traffic.ignored += 1
-        self.traffic.bytes_up += bytes_up
-        self._ledger.add_client(
-            {
-                "round": self.round,
-                "client": reply.client_id,
-                "exchange": "none",
-                "samples": 0,
-                "status": "ignored",
-                "reason": reply.reason,
-                "bytes_down": 0,
-                "bytes_up": bytes_up,
-                "seconds": reply.seconds.value,
-                "peak_bytes": reply.peak_bytes.value,
-                "retries": reply.retries,
-            }
-        )
+        self.traffic.bytes_up += record["bytes_up"]
+        self._ledger.add_client(record)
 
     # ---- checkpoints
     def state(self, next_round: int) -> Payload:
@@ -343,53 +382,25 @@ def on_cpu(weights: Weights) -> Weights:
     )
 
 
-def _judge(check: Check, sent: Download, update: Update) -> None:
-    """Whatever a method's check stumbles over is wrong with the upload: a client cannot end the run with it."""
-    try:
-        check(sent, update)
-    except FedsparseError:
-        raise
-    except Exception as error:
-        raise FedsparseError(f"the upload is not what the method expects: {type(error).__name__}: {error}") from error
+def _ignored(round: int, reply: Reply) -> dict[str, Any]:
+    """The record of a reply that answers nothing."""
+    return {
+        "round": round,
+        "client": reply.client_id,
+        "exchange": "none",
+        "samples": 0,
+        "status": "ignored",
+        "reason": reply.reason,
+        "bytes_down": 0,
+        "bytes_up": 0 if reply.blob is None else len(reply.blob),
+        "seconds": reply.seconds.value,
+        "peak_bytes": reply.peak_bytes.value,
+        "retries": reply.retries,
+    }
 
 
-def _check_fits(uploaded: Weights, sent: Weights, *, own_masks: bool, own_counts: bool) -> None:
-    """Raises FedsparseError unless the upload is a state of the model sent, under masks that are allowed."""
-    sent.require_shapes(uploaded, here="the sent weights", there="the upload")
-    if uploaded.topology != sent.topology:
-        if not own_masks:
-            raise FedsparseError("the uploaded weights have another topology than the ones sent")
-        _check_masks(uploaded.topology, sent.topology, own_counts=own_counts)
-    wanted = dict(sent.items())
-    for name, tensor in uploaded.items():
-        if tensor.dtype != wanted[name].dtype:
-            raise FedsparseError(f"{name!r} was sent as {wanted[name].dtype}, the upload has {tensor.dtype}")
-
-
-def _check_masks(uploaded: Topology, sent: Topology, *, own_counts: bool) -> None:
-    """Raises FedsparseError unless the uploaded masks could take the place of those sent."""
-    if list(uploaded) != list(sent):
-        raise FedsparseError(f"the upload prunes {', '.join(uploaded) or 'nothing'}; sent were {', '.join(sent)}")
-    for name, pattern in uploaded.items():
-        if pattern.granularity != sent[name].granularity:
-            raise FedsparseError(
-                f"{name!r} was sent with granularity {sent[name].granularity}, the upload has {pattern.granularity}"
-            )
-        if not own_counts and pattern.nnz != sent[name].nnz:
-            raise FedsparseError(f"{name!r} was sent with {sent[name].nnz} kept weights, the upload has {pattern.nnz}")
-
-
-def _not_finite(section: object, path: str = "") -> str:
-    """Where in a message a number is NaN or infinite; empty when nowhere."""
-    if isinstance(section, Tensor):
-        return path if section.is_floating_point() and not bool(torch.isfinite(section).all()) else ""
-    if isinstance(section, float):
-        return path if not np.isfinite(section) else ""
-    if isinstance(section, SparseVector):
-        return _not_finite(section.values, path)
-    if isinstance(section, Weights):
-        return _not_finite(dict(section.items()), path)
-    if isinstance(section, Mapping) and not isinstance(section, Topology):
-        found = (_not_finite(part, f"{path}.{name}".lstrip(".")) for name, part in section.items())
-        return next((place for place in found if place), "")
-    return ""
+def _in_another_slice(reply: Reply, clients: Sequence[int]) -> Reply:
+    """A stray reply; the reason of one whose client was asked, but not then, says so."""
+    if reply.client_id not in clients:
+        return reply
+    return replace(reply, reason="the client was asked in another part of this exchange")

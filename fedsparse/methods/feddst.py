@@ -82,7 +82,7 @@ class FedDST(DynamicMethod):
         """The K_l largest |w| of each layer of the merged masks, in whole units by their root mean square."""
         if not self.adjusts(server.round):
             return None
-        sizes, merged = weights_of(updates)[0].topology, server.weights
+        sizes, merged = weights_of(updates[0]).topology, server.weights
         return Topology({name: _largest(merged, name, sizes[name]) for name in merged.topology})
 
 

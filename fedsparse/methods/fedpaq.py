@@ -9,7 +9,7 @@ exactly. Downloads are not quantised, as in the paper's algorithm; the cost tabl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -86,7 +86,7 @@ class FedPAQ(SparseMethod):
 
     def aggregate(self, server: Server, updates: Sequence[Update]) -> Weights:
         """W + sum_k p_k Q(W_k - W)."""
-        return mean([replace(update, weights=restored(server.weights, update.extras)) for update in updates])
+        return mean(updates, lambda update: restored(server.weights, update.extras))
 
 
 def quantised(

@@ -108,11 +108,13 @@ class FedRTS(DynamicMethod):
         swapped = self.swap_counts(topology, server.round) if adjusting else dict.fromkeys(topology, 0)
         posteriors, changed = self._remembered(server), {}
         generator = server.rng("posterior")
+        cores, proposed = self._pooled(topology, updates, server.round, [name for name in topology if swapped[name]])
         for name, pattern in topology.items():
             kept = pruning.kept_units(pattern)
-            posterior = self._observed(posteriors[name], kept, self._kept_outcomes(server, updates, name))
+            outcomes = self._kept_outcomes(server.weights.values[name], pattern, cores[name], server.round)
+            posterior = self._observed(posteriors[name], kept, outcomes)
             if swapped[name]:
-                pruned, votes = _votes(updates, name, pattern)
+                pruned, votes = _votes(proposed[name], pattern)
                 outcomes = self.aggregate_vote * _UNKNOWN + (1 - self.aggregate_vote) * votes
                 posterior = self._observed(posterior, pruned, outcomes)
                 choose = self._exchanged if self.two_step else self._chosen
@@ -123,16 +125,35 @@ class FedRTS(DynamicMethod):
         return topology.with_patterns(changed) if adjusting else None
 
     # ---- outcomes
-    def _kept_outcomes(self, server: Server, updates: Sequence[Update], name: str) -> Tensor:
+    def _pooled(
+        self, topology: Topology, updates: Sequence[Update], round: int, voted: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Shares of samples whose clients have a kept arm in their core, and whose clients propose a position.
+
+        Returns:
+            `(arms,)` float64 of each layer, and `(size,)` float64 of each layer that is voted on.
+        """
+        samples = sum(update.num_samples for update in updates)
+        kappas = {name: self._kappa(pattern, round) for name, pattern in topology.items()}
+        cores = {n: torch.zeros(len(pruning.kept_units(p)), dtype=torch.float64) for n, p in topology.items()}
+        proposed = {name: torch.zeros(topology[name].size, dtype=torch.float64) for name in voted}
+        for update in updates:
+            weights, share = weights_of(update), update.num_samples / samples
+            for name, pattern in topology.items():
+                sent = pruning.magnitudes(pattern, weights.values[name])
+                cores[name] += core(sent, kappas[name]) * share
+            for name, positions in proposed.items():
+                positions[cast(Mapping[str, IndexSet], update.extras[_VOTES])[name].indices] += share
+        return cores, proposed
+
+    def _kept_outcomes(self, values: Tensor, pattern: Pattern, clients: Tensor, round: int) -> Tensor:
         """X of kept arms, Eq. 3, `(arms,)`: whether they are of the core, by the aggregate and by each client."""
-        pattern, samples = server.weights.topology[name], sum(update.num_samples for update in updates)
-        own = pruning.magnitudes(pattern, server.weights.values[name])
-        kappa = len(own) - self._swapped(pattern, server.round)
-        clients = torch.zeros(len(own), dtype=torch.float64)
-        for update, weights in zip(updates, weights_of(updates), strict=True):
-            sent = pruning.magnitudes(pattern, weights.values[name])
-            clients += core(sent, kappa) * (update.num_samples / samples)
-        return self.aggregate_vote * core(own, kappa) + (1 - self.aggregate_vote) * clients
+        own = core(pruning.magnitudes(pattern, values), self._kappa(pattern, round))
+        return self.aggregate_vote * own + (1 - self.aggregate_vote) * clients
+
+    def _kappa(self, pattern: Pattern, round: int) -> int:
+        """kappa_l: arms of the core."""
+        return len(pruning.kept_units(pattern)) - self._swapped(pattern, round)
 
     def _swapped(self, pattern: Pattern, round: int) -> int:
         """K_l - kappa_l: kept arms outside the core, however many are pruned."""
@@ -203,16 +224,12 @@ def core(values: Tensor, kappa: int) -> Tensor:
     )
 
 
-def _votes(updates: Sequence[Update], name: str, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def _votes(proposed: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Pruned arms `(p,)` int64, and the share of samples whose clients propose each, `(p,)` float64."""
-    samples = sum(update.num_samples for update in updates)
-    votes = torch.zeros(pattern.size, dtype=torch.float64)
-    for update in updates:
-        votes[cast(Mapping[str, IndexSet], update.extras[_VOTES])[name].indices] += update.num_samples / samples
     arms = _arms(pattern)
     kept = torch.zeros(arms.count, dtype=torch.bool).index_fill_(0, pruning.kept_units(pattern), True)
     pruned = (~kept).nonzero().squeeze(1)
-    return pruned, arms.sums(votes)[pruned] / arms.sizes(pruned)
+    return pruned, arms.sums(proposed)[pruned] / arms.sizes(pruned)
 
 
 def _arms(pattern: Pattern) -> Tiling:

@@ -84,7 +84,7 @@ class FedTiny(DynamicMethod):
             lambda _: Download(None, {"pool": offer}),
             check=lambda _, update: _check_statistics(update, list(offer), wanted),
         )
-        pooled = [_pooled_statistics(adapted, c) for c in range(len(pool))]
+        pooled = _pooled_statistics(adapted, len(pool))
         replies = {_key(c): statistics for c, statistics in enumerate(pooled)}
         judged = server.ask(
             self.candidate_loss,
@@ -248,16 +248,19 @@ def _check_losses(update: Update, candidates: int) -> None:
         )
 
 
-def _pooled_statistics(updates: Sequence[Update], candidate: int) -> dict[str, Tensor]:
-    """Means of the clients' batch-norm statistics, weighted by development samples."""
-    sent = [cast(Mapping[str, Statistics], u.extras["statistics"])[_key(candidate)] for u in updates]
+def _pooled_statistics(updates: Sequence[Update], candidates: int) -> list[dict[str, Tensor]]:
+    """Means of the clients' batch-norm statistics for each candidate, weighted by development samples."""
     samples = torch.tensor([cast(int, u.extras["samples"]) for u in updates], dtype=torch.float64)
-    shares = samples / samples.sum()
-    pooled = {}
-    for name, first in sent[0].items():
-        stacked = torch.stack([statistics[name] for statistics in sent]).double()
-        pooled[name] = torch.einsum("k,k...->...", shares, stacked).to(first.dtype)
-    return pooled
+    sums: list[dict[str, Tensor]] = [{} for _ in range(candidates)]
+    dtypes: dict[str, torch.dtype] = {}
+    for update, share in zip(updates, samples / samples.sum(), strict=True):
+        sent = cast(Mapping[str, Statistics], update.extras["statistics"])
+        for candidate, found in enumerate(sums):
+            for name, tensor in sent[_key(candidate)].items():
+                dtypes[name] = tensor.dtype
+                term = share * tensor.double()
+                found[name] = found[name] + term if name in found else term
+    return [{name: tensor.to(dtypes[name]) for name, tensor in found.items()} for found in sums]
 
 
 def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

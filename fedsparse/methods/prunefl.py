@@ -25,7 +25,7 @@ from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.base import DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
-from fedsparse.methods.squares import Squares, all_gradients, check_squares, cost_row, total
+from fedsparse.methods.squares import Squares, all_gradients, check_squares, cost_row, totals
 from fedsparse.nn import SparseLayer, read_weights, sparse_layers
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.pruning.rounding import floor_share
@@ -162,7 +162,8 @@ class PruneFL(DynamicMethod):
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         if not self.adjusts(server.round):
             return None
-        weights = {name: total(updates, name, [1.0] * len(updates)) for name in server.weights.topology}
+        topology = server.weights.topology
+        weights = totals(updates, topology, topology, [1.0] * len(updates))
         squares = Squares(weights, sum(checks.extra(update.extras, "rest", float) for update in updates))
         uses, limit = cast(Mapping[str, int], server.memory["uses"]), cast(int, server.memory["limit"])
         return self.adjusted(server.weights, squares, uses=uses, limit=limit, round=server.round)

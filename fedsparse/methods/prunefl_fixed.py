@@ -20,7 +20,7 @@ from fedsparse import pruning
 from fedsparse.methods import regrow
 from fedsparse.methods.base import START_SCORES, DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
-from fedsparse.methods.squares import check_squares, cost_row, summed_gradients, total
+from fedsparse.methods.squares import check_squares, cost_row, summed_gradients, totals
 from fedsparse.nn import sparse_layers
 from fedsparse.pattern import Topology, Weights
 
@@ -81,11 +81,11 @@ class PruneFLFixed(DynamicMethod):
         topology, values = server.weights.topology, server.weights.values
         samples = sum(update.num_samples for update in updates)
         shares = [update.num_samples / samples for update in updates]
+        counts = {name: count for name, count in self.swap_counts(topology, server.round).items() if count}
         changed = {}
-        for name, count in self.swap_counts(topology, server.round).items():
-            if count:
-                pruned = (~topology[name].mask()).view(-1).nonzero().squeeze(1)
-                # Roots, because larger units go by the mean square of what they are given.
-                roots = total(updates, name, shares).view(-1)[pruned].sqrt()
-                changed[name] = pruning.swap(topology[name], values[name], pruned, scores=roots, count=count)
+        for name, squares in totals(updates, topology, counts, shares).items():
+            pruned = (~topology[name].mask()).view(-1).nonzero().squeeze(1)
+            # Roots, because larger units go by the mean square of what they are given.
+            roots = squares.view(-1)[pruned].sqrt()
+            changed[name] = pruning.swap(topology[name], values[name], pruned, scores=roots, count=counts[name])
         return topology.with_patterns(changed)

@@ -12,7 +12,7 @@ from fedsparse.methods.roles import Client, Download, Extras, Server, Update
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire.payload import IndexSet, SparseVector
 
-__all__ = ["ask", "asked", "check", "propose", "regrown", "sparse_mean"]
+__all__ = ["SparseMean", "ask", "asked", "check", "propose", "regrown"]
 
 _COUNTS, _TOP = "counts", "top"
 
@@ -56,24 +56,32 @@ def regrown(weights: Weights, updates: Sequence[Update], counts: Mapping[str, in
         counts: a_l; weights not named keep their masks.
     """
     samples = sum(update.num_samples for update in updates)
+    means = {name: SparseMean(weights.topology[name].size) for name, count in counts.items() if count}
+    for update in updates if means else ():
+        sent = cast(Mapping[str, SparseVector], update.extras[_TOP])
+        for name, mean in means.items():
+            mean.add(sent[name], update.num_samples / samples)
     changed: dict[str, Pattern] = {}
-    for name, count in counts.items():
-        if count:
-            sent = [(cast(Mapping[str, SparseVector], u.extras[_TOP])[name], u.num_samples) for u in updates]
-            candidates, gradients = sparse_mean(sent, samples)
-            pattern, values = weights.topology[name], weights.values[name]
-            changed[name] = pruning.swap(pattern, values, candidates, scores=gradients, count=count)
+    for name, mean in means.items():
+        candidates, gradients = mean.result()
+        pattern, values = weights.topology[name], weights.values[name]
+        changed[name] = pruning.swap(pattern, values, candidates, scores=gradients, count=counts[name])
     return weights.topology.with_patterns(changed)
 
 
-def sparse_mean(vectors: Sequence[tuple[SparseVector, int]], samples: int) -> tuple[Tensor, Tensor]:
-    """Mean of sparse vectors weighted by samples, entries that a client did not send counting as 0.
+class SparseMean:
+    """Mean of sparse vectors of one size, entries that a client did not send counting as 0; in dense memory."""
 
-    Returns:
-        Positions that arrived, `(c,)` int64 ascending, and their means `(c,)` float64.
-    """
-    if not vectors:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    positions, slot = torch.cat([v.indices for v, _ in vectors]).unique(return_inverse=True)
-    weighted = torch.cat([v.values.double() * (n / samples) for v, n in vectors])
-    return positions, torch.zeros(len(positions), dtype=torch.float64).index_add_(0, slot, weighted)
+    def __init__(self, size: int) -> None:
+        self._sums = torch.zeros(size, dtype=torch.float64)
+        self._arrived = torch.zeros(size, dtype=torch.bool)
+
+    def add(self, vector: SparseVector, share: float) -> None:
+        """The vector of one more client, which has that share of the samples."""
+        self._sums.index_add_(0, vector.indices, vector.values.double() * share)
+        self._arrived[vector.indices] = True
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Positions that arrived, `(c,)` int64 ascending, and their means `(c,)` float64."""
+        positions = self._arrived.nonzero().squeeze(1)
+        return positions, self._sums[positions]

@@ -1,9 +1,9 @@
 """All that a method sees of the system: the server's half, the client's half, and what passes between them."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class Download:
 @dataclass(frozen=True, eq=False)
 class Update:
     """What one client answered.
+
+    The updates of a large cohort lie on disk and are decoded when `weights` or `extras` are looked at, so a method goes
+    through them one at a time, as few times as it can, and keeps no list of what they contain.
 
     Attributes:
         client_id: which client.
@@ -139,6 +142,8 @@ class Server(Protocol):
         check: Check | None = None,
     ) -> list[Update]:
         """One exchange: every cohort member runs `task`, a `@client_task`, on `download(client_id)`.
+
+        Updates are in the order of client numbers; their content is there until the round ends.
 
         Args:
             check: called with what a client was sent and what it answered, before anyone else sees the answer. An
@@ -235,8 +240,8 @@ class Client(Protocol):
         ...
 
 
-def weights_of(updates: Sequence[Update]) -> list[Weights]:
-    """The trained weights of all updates, which must have been asked for."""
-    found: list[Any] = [update.weights for update in updates]
-    assert all(w is not None for w in found), "an exchange with weights_back=True delivers weights"
+def weights_of(update: Update) -> Weights:
+    """The trained weights of an update, which must have been asked for."""
+    found = update.weights
+    assert found is not None, "an exchange with weights_back=True delivers weights"
     return found

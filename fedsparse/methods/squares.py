@@ -14,9 +14,10 @@ from fedsparse.methods.roles import CostRow, Update
 from fedsparse.nn import SparseLayer, dense_gradients, sparse_layers
 from fedsparse.pattern import Topology
 
-__all__ = ["GradientSums", "Squares", "all_gradients", "check_squares", "cost_row", "summed_gradients", "total"]
+__all__ = ["GradientSums", "Squares", "all_gradients", "check_squares", "cost_row", "summed_gradients", "totals"]
 
 _EXTRA = "squares"
+_Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +120,11 @@ def cost_row(topology: Topology, names: Iterable[str], *, uploaded: bool) -> Cos
     return CostRow(probes=None, numbers_up=sum(sizes) if uploaded else 0, buffer_bytes=4 * (sum(sizes) + max(sizes)))
 
 
-def total(updates: Sequence[Update], name: str, shares: Sequence[float]) -> Tensor:
-    """Sum over clients of share times squares of one weight, dense-shaped float64."""
-    found = [checks.extra(checks.extra(update.extras, _EXTRA, dict), name, Tensor) for update in updates]
-    summed = torch.zeros(found[0].shape, dtype=torch.float64)
-    for squares, share in zip(found, shares, strict=True):
-        summed += squares.double() * share
+def totals(updates: Sequence[Update], topology: Topology, names: Iterable[str], shares: Sequence[float]) -> _Tensors:
+    """Sums over clients of share times squares of each named weight, dense-shaped float64, in one pass."""
+    summed = {name: torch.zeros(topology[name].shape, dtype=torch.float64) for name in names}
+    for update, share in zip(updates, shares, strict=True):
+        squares = checks.extra(update.extras, _EXTRA, dict) if summed else {}
+        for name, total in summed.items():
+            total += checks.extra(squares, name, Tensor).double() * share
     return summed

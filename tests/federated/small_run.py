@@ -15,6 +15,7 @@ from fedsparse.federated.engines.base import Engine, Reply, Request
 from fedsparse.federated.engines.inline import InlineEngine
 from fedsparse.federated.loop import Outcome, run_rounds
 from fedsparse.federated.plan import ClientSettings, Plan
+from fedsparse.federated.server import AT_ONCE
 from fedsparse.federated.store import Kept
 from fedsparse.methods.base import Method, SparseMethod, find
 from fedsparse.methods.roles import Client, Extras, Server, Update, client_task
@@ -193,6 +194,7 @@ def go(
     stop_after: int | None = None,
     resume: bool = False,
     on_round: Callable[[Mapping[str, object]], None] = lambda _: None,
+    at_once: int = AT_ONCE,
 ) -> Outcome:
     """Runs a plan; with `stop_after`, asks for a stop once that many rounds were finished by this call."""
     finished: list[object] = []
@@ -208,6 +210,7 @@ def go(
         on_round=finish,
         should_stop=lambda: stop_after is not None and len(finished) >= stop_after,
         resume=resume,
+        at_once=at_once,
     )
 
 

@@ -67,6 +67,7 @@ def fill(monkeypatch, suffix):
     [
         (".draft", r"/(\d\.memory|[0-9a-f]{32}\.topology)"),
         (".partial", r"/checkpoints/round-000004\.fsp"),
+        (".upload", r"/\.uploads/\d+\.upload"),
         ("metrics.jsonl", r"/metrics\.jsonl"),
         ("clients.jsonl", r"/clients\.jsonl"),
     ],
@@ -76,6 +77,7 @@ def test_the_run_ends_with_the_name_of_the_file_and_goes_on_when_there_is_room(p
         go(plan, folder=tmp_path, on_round=lambda record: record["round"] == 2 and fill(disk, suffix))
     assert raised.match(rf"{named} cannot be written: .*No space left on device; make room there, then go on")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == CHECKPOINT
+    assert not (tmp_path / ".uploads").exists()
     resumed = go(plan, folder=tmp_path, resume=True)
     assert same_bits(resumed, whole)
     assert exact(resumed.metrics) == exact(whole.metrics)

@@ -12,7 +12,7 @@ from fedsparse import wire
 from fedsparse.errors import ClientError, FedsparseError, WireError
 from fedsparse.federated import seeds
 from fedsparse.federated.engines.base import Reply
-from fedsparse.federated.server import _check_masks
+from fedsparse.federated.judging import check_masks
 from fedsparse.methods.aggregation import mean
 from fedsparse.methods.base import Method
 from fedsparse.methods.fedavg import FedAvg
@@ -277,6 +277,35 @@ def test_a_reply_that_is_lost_or_garbled(garble, reason, tmp_path):
     assert _is_complete(engine.exchanges[2][1][0].blob) == (garble is None)
 
 
+class Confused(SpyEngine):
+    """Delivers the first client's reply again with the last call of an exchange, and one of nobody with the first."""
+
+    def exchange(self, requests):
+        replies = super().exchange(requests)
+        first = self.exchanges[0][0][1]
+        strange = [replace(first, client_id=99)] if len(self.exchanges) == 1 else []
+        again = [first] if any(request.client_id == 4 for request in requests) else []
+        return [*strange, *again, *replies]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_replies_to_nothing_are_recorded_after_all_answers(at_once, tmp_path):
+    plan = small_plan(FedAvg(), rounds=1, sizes=(20, 30, 25, 22, 24), per_round=5)
+    outcome = go(plan, Confused(plan), folder=tmp_path, at_once=at_once)
+    assert outcome.metrics[0]["replies_ignored"] == 2
+    lines = records(tmp_path)
+    assert outcome.metrics[0]["bytes_up"] == sum(line["bytes_up"] for line in lines)
+    ignored = {line["client"]: line["reason"] for line in lines if line["status"] == "ignored"}
+    assert ignored[99] == "the client was not asked in this exchange"
+    if at_once == 5:  # asked together, it is the client's second answer
+        assert ignored[0] == "the client has answered already"
+        assert [line["client"] for line in lines] == [0, 0, 1, 2, 3, 4, 99]
+    else:
+        assert ignored[0] == "the client was asked in another part of this exchange"
+        assert [line["client"] for line in lines] == [0, 1, 2, 3, 4, 99, 0]
+    assert same_bits(outcome, go(plan))
+
+
 def test_fedtiny_survives_a_client_lost_in_the_middle_of_the_selection(tmp_path):
     plan = small_plan(small_method("fedtiny"), rounds=2, sizes=(20, 30, 25), per_round=3)
     for exchange in (0, 1):
@@ -458,7 +487,7 @@ def test_masks_in_another_unit_are_refused():
     pattern = Pattern.from_flat((2, 4), torch.arange(4))
     sent, uploaded = Topology({"a": pattern}), Topology({"a": replace(pattern, granularity=Block())})
     with pytest.raises(FedsparseError) as raised:
-        _check_masks(uploaded, sent, own_counts=True)
+        check_masks(uploaded, sent, own_counts=True)
     assert str(raised.value) == "'a' was sent with granularity element, the upload has block:4"
 
 

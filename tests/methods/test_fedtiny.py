@@ -151,7 +151,7 @@ def test_statistics_are_pooled_over_samples():
         Update(k, 1, None, {"samples": n, "statistics": {"0": {"norm.running_mean": torch.tensor([mean, 1.0])}}})
         for k, n, mean in ((0, 10, 0.0), (1, 30, 4.0))
     ]
-    assert _pooled_statistics(updates, 0)["norm.running_mean"].tolist() == [3.0, 1.0]
+    assert _pooled_statistics(updates, 1)[0]["norm.running_mean"].tolist() == [3.0, 1.0]
 
 
 def server_of(method, *, engine=None, **changed):

@@ -17,6 +17,8 @@
                                                   error that is no FedsparseError ends the run, with its traceback;
                                                   on `flower` a node is no worker of ours: see `flower.engine`)
     fewer usable answers than `min_clients`       ClientError; the run resumes from the last checkpoint
+    late or second answer in another part of an   ignored, on record
+    exchange with a large cohort
     disk full, or its folder not writable         CheckpointError that names the file; resumes from the last checkpoint
 
 A client that failed keeps its memory of before the exchange. `clients.jsonl` has a line with the reason for every
@@ -78,6 +80,9 @@ def unanswered(request: Request, reason: str, *, retries: int = 0) -> Reply:
 
 class Engine(Protocol):
     """Runs clients. Methods never see which one; all carry the same bytes and give the same bits.
+
+    A large cohort is asked in several exchanges, one after the other, so that the server never holds the messages of
+    all of it; see `server.AT_ONCE`. Workers and nodes that are done with theirs wait for the slowest of each.
 
     Results depend on the number of threads that torch computes with: a client has `plan.threads` of them in every
     engine.
