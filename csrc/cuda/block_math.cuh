@@ -142,8 +142,10 @@ struct Pixels {
   std::int32_t log_columns, mask, step_y, step_x;
 
   __device__ explicit Pixels(const csr16::Problem& p)
-      : log_columns(31 - __clz(p.tile.columns)), mask(p.tile.columns - 1),
-        step_y(p.grid.source_step_y * p.grid.halo_columns), step_x(p.grid.source_step_x) {}
+      : log_columns(0), mask(p.tile.columns - 1), step_y(p.grid.source_step_y * p.grid.halo_columns),
+        step_x(p.grid.source_step_x) {
+    log_columns = 31 - __clz(p.tile.columns);  // here, because nvcc gives initialisers to the host's compiler as well
+  }
 
   __device__ __forceinline__ std::int32_t row(std::int32_t pixel) const { return pixel >> log_columns; }
   __device__ __forceinline__ std::int32_t column(std::int32_t pixel) const { return pixel & mask; }
