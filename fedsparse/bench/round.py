@@ -163,7 +163,12 @@ def _case(settings: RoundSettings, name: str, clients: int) -> RoundRow:
     level = _reset_peak()
     with closing(_ENGINES[name](plan, settings)) as inner:
         engine, looks = _Timed(inner), _Looks(settings.rounds)
-        outcome = run_rounds(plan, engine, folder=None, on_round=looks.look, should_stop=lambda: False)
+
+        def ended(_: object) -> None:
+            looks.look()
+            engine.round_ended()
+
+        outcome = run_rounds(plan, engine, folder=None, on_round=ended, should_stop=lambda: False)
     counted = outcome.metrics[_WARMUP:]
     workers = min(plan.per_round, settings.workers) if name == "process" else 1
     peak = _status("VmHWM")
@@ -172,7 +177,7 @@ def _case(settings: RoundSettings, name: str, clients: int) -> RoundRow:
         clients=clients,
         per_round=plan.per_round,
         seconds=Timing.of([b - a for a, b in zip(looks.times[_WARMUP - 1 :], looks.times[_WARMUP:], strict=False)]),
-        exchange=Timing.of(engine.seconds[_WARMUP:]),
+        exchange=Timing.of(engine.seconds[_WARMUP:-1]),
         server=Timing.of([record["server_seconds"] for record in counted]),
         bare=Timing.of([record["client_seconds"] / workers for record in counted]),
         bytes_down=counted[-1]["bytes_down"],
@@ -183,16 +188,22 @@ def _case(settings: RoundSettings, name: str, clients: int) -> RoundRow:
 
 
 class _Timed:
-    """An engine, and how long each exchange took."""
+    """An engine, and how long it took in each round, the last of which has not ended.
+
+    A round may be several exchanges: the server asks large cohorts in parts.
+    """
 
     def __init__(self, inner: Engine) -> None:
         self._inner = inner
-        self.seconds: list[float] = []
+        self.seconds = [0.0]
+
+    def round_ended(self) -> None:
+        self.seconds.append(0.0)
 
     def exchange(self, requests: Sequence[Request]) -> list[Reply]:
         start = time.perf_counter()
         replies = self._inner.exchange(requests)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds[-1] += time.perf_counter() - start
         return replies
 
     def save(self, folder: Path) -> None:
@@ -213,7 +224,7 @@ class _Looks:
         self.times: list[float] = []
         self.memory: list[int] = []
 
-    def look(self, _: object) -> None:
+    def look(self) -> None:
         self.times.append(time.perf_counter())
         counted = len(self.times) - 1 - _WARMUP
         if counted >= 0 and counted % self._every == 0:
