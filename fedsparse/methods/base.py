@@ -22,7 +22,7 @@ from fedsparse.pattern import Granularity, Topology, Weights, parse
 from fedsparse.pruning.allocate import DISTRIBUTIONS
 from fedsparse.pruning.rounding import as_meant
 
-__all__ = ["START_SCORES", "DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
+__all__ = ["START_SCORES", "DrawnMethod", "DynamicMethod", "Method", "SparseMethod", "find", "methods", "register"]
 
 START_SCORES = ("magnitude", "random")  # by which first masks can be drawn
 
@@ -204,6 +204,24 @@ class DynamicMethod(SparseMethod):
     def swap_counts(self, topology: Topology, round: int) -> dict[str, int]:
         """a_l: weights to swap in each layer of `topology` in this round."""
         return pruning.swap_counts(topology, pruning.cosine_share(self.swap_fraction, round, self.adjust_until))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnMethod(SparseMethod):
+    """Settings of methods whose first masks are drawn in one step; to be named before `DynamicMethod` where both are.
+
+    Attributes:
+        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
+    """
+
+    score: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
+
+    def start(self, server: Server) -> Weights:
+        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
 
 
 # ---- finding methods by name

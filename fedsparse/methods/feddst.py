@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from fedsparse import pruning
 from fedsparse.methods.aggregation import masked_mean
-from fedsparse.methods.base import START_SCORES, DynamicMethod, register
+from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
 from fedsparse.methods.roles import Client, Extras, Server, Update, client_task, weights_of
 from fedsparse.nn import sparse_layers, topology
 from fedsparse.pattern import Pattern, Topology, Weights
@@ -26,11 +26,10 @@ __all__ = ["FedDST"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedDST(DynamicMethod):
+class FedDST(DrawnMethod, DynamicMethod):
     """In adjusting rounds each client swaps weights of its own; the largest of the merged ones stay.
 
     Attributes:
-        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
         epochs_before: local epochs before the swap; None is all but the last.
     """
 
@@ -40,16 +39,11 @@ class FedDST(DynamicMethod):
     adjust_every: int = 15
     adjust_until: int = 300
     swap_fraction: float = 0.01
-    score: str = "random"
     epochs_before: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
         self._require("epochs_before", self.epochs_before is None or self.epochs_before >= 0, "at least 0, or nothing")
-
-    def start(self, server: Server) -> Weights:
-        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
 
     # ---- clients
     @client_task

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedsparse import pruning
 from fedsparse.methods import regrow
-from fedsparse.methods.base import START_SCORES, DynamicMethod, register
+from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import GAMMA, prune_activations, sparse_layers, topology, without_batch_norm
 from fedsparse.pattern import Pattern, Topology, Weights
@@ -33,13 +33,12 @@ _MARKED, _OVERLAP = "marked", "overlap"
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedMef(DynamicMethod):
+class FedMef(DrawnMethod, DynamicMethod):
     """Weights about to be dropped are drained first; the largest activations alone are kept for the backward pass.
 
     Records of adjusting rounds have `marked_overlap`: the share of the a_l swaps that dropped a drained weight.
 
     Attributes:
-        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
         penalty: lambda of Eq. 2, times the sum of the squares of the marked weights; 0 is none.
         peak_lr: eta_0 of Eqs. 3-5, the rate with which marked weights of large norm are drained; None leaves the
             run's rate alone, as does any that is not above it.
@@ -52,7 +51,6 @@ class FedMef(DynamicMethod):
     """
 
     name: ClassVar[str] = "fedmef"
-    score: str = "random"
     penalty: float = 1e-4
     peak_lr: float | None = None
     drop: str = "magnitude"
@@ -62,7 +60,6 @@ class FedMef(DynamicMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
         self._require("penalty", 0 <= self.penalty < math.inf, "a number of at least 0")
         self._require("peak_lr", self.peak_lr is None or 0 < self.peak_lr < math.inf, "a rate above 0, or nothing")
         self._require("drop", self.drop in _DROPS, f"one of {', '.join(_DROPS)}")
@@ -71,9 +68,6 @@ class FedMef(DynamicMethod):
 
     def build(self, model: nn.Module) -> nn.Module:
         return without_batch_norm(model, gamma=self.gamma) if self.norm_free else model
-
-    def start(self, server: Server) -> Weights:
-        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
 
     def download(self, server: Server, client_id: int) -> Download:
         if not self.adjusts(server.round):

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsparse.errors import ClientError
 from fedsparse.methods import checks
 from fedsparse.methods.aggregation import mean
-from fedsparse.methods.base import START_SCORES, SparseMethod, register
+from fedsparse.methods.base import DrawnMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.nn import read_weights
 from fedsparse.pattern import Topology, Weights
@@ -31,7 +31,7 @@ _CODES = {8: torch.int8, 16: torch.int16}
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedPAQ(SparseMethod):
+class FedPAQ(DrawnMethod):
     """Clients upload Q(W_k - W), the server adds their mean to W. At densities below 1, on a fixed mask.
 
     Attributes:
@@ -48,12 +48,11 @@ class FedPAQ(SparseMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("bits", self.bits in _CODES, "8 or 16")
-        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
 
     def start(self, server: Server) -> Weights:
         if self.density == 1:
             return server.weights
-        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
+        return super().start(server)
 
     def costs(self, topology: Topology, round: int) -> CostRow:
         """Downloads and uploads at `bits`, as FedRTS's tables count this method."""

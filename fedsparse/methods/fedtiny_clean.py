@@ -13,33 +13,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsparse.methods import regrow
-from fedsparse.methods.base import START_SCORES, DynamicMethod, register
+from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
-from fedsparse.pattern import Topology, Weights
+from fedsparse.pattern import Topology
 
 __all__ = ["FedTinyClean"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedTinyClean(DynamicMethod):
-    """Drops the smallest weights of every layer and grows those of the largest mean gradient.
-
-    Attributes:
-        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
-    """
+class FedTinyClean(DrawnMethod, DynamicMethod):
+    """Drops the smallest weights of every layer and grows those of the largest mean gradient."""
 
     name: ClassVar[str] = "fedtiny_clean"
     adjust_until: int = 100
     swap_fraction: float = 0.2
     score: str = "magnitude"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
-
-    def start(self, server: Server) -> Weights:
-        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
 
     def asked(self, topology: Topology, round: int) -> dict[str, int]:
         """Gradients wanted of each client: those of all pruned weights, in layers that swap any."""

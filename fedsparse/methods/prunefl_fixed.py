@@ -18,33 +18,21 @@ import torch
 
 from fedsparse import pruning
 from fedsparse.methods import regrow
-from fedsparse.methods.base import START_SCORES, DynamicMethod, register
+from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.methods.squares import check_squares, cost_row, summed_gradients, totals
 from fedsparse.nn import sparse_layers
-from fedsparse.pattern import Topology, Weights
+from fedsparse.pattern import Topology
 
 __all__ = ["PruneFLFixed"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class PruneFLFixed(DynamicMethod):
-    """Drops the smallest weights of every layer and grows those whose gradients are largest in the mean square.
-
-    Attributes:
-        score: what the first masks keep: `random` positions, or the largest `magnitude` of the initial weights.
-    """
+class PruneFLFixed(DrawnMethod, DynamicMethod):
+    """Drops the smallest weights of every layer and grows those whose gradients are largest in the mean square."""
 
     name: ClassVar[str] = "prunefl_fixed"
-    score: str = "random"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("score", self.score in START_SCORES, f"one of {', '.join(START_SCORES)}")
-
-    def start(self, server: Server) -> Weights:
-        return server.weights.moved_to(self.initial_topology(server.model, self.score, server.rng("mask")))
 
     def download(self, server: Server, client_id: int) -> Download:
         if not self.adjusts(server.round):
