@@ -18,7 +18,7 @@ from torch import Tensor
 from .tuning import FUSION, autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
-__all__ = ["Tiles", "precision", "tile_product"]
+__all__ = ["Tiles", "bearable", "precision", "tile_product"]
 
 BLOCK_K = 16  # taps of one step: the width of a reduction, never tuned
 SHARED_LIMIT = 80 * 1024  # bytes; two programs fit a multiprocessor of sm_80 (164 KB) and of sm_90 (228 KB)
@@ -56,18 +56,23 @@ CONFIGS = [
 ]
 
 
-def fits(known: Mapping[str, Any]) -> bool:
-    """The rules that spare most configs their measurement.
+def bearable(step: int, block: int, known: Mapping[str, Any]) -> bool:
+    """Whether steps of `step` numbers along the sum, for tiles of ROWS x `block`, fit threads and memory.
 
     A thread gathers at most 16 numbers a step: each needs an address of two registers and a predicate, and with 32 the
     compiled kernels took 150 to 255 registers. It holds 4 to 32 sums: with fewer, addresses outweigh products. The
-    pipeline's buffers fit twice into shared memory. A tile of pixels is not over twice the pixels there are.
+    pipeline's buffers fit twice into shared memory.
     """
-    rows, block, warps = known["ROWS"], known["BLOCK_P"], known["num_warps"]
-    gathered, sums = BLOCK_K * block // (32 * warps), rows * block // (32 * warps)
-    buffers = known["num_stages"] * BLOCK_K * (rows + block) * known["source"].element_size()
-    fitting = gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT
-    return bool(fitting and block <= max(64, 2 * known["pixels"]))
+    rows, lanes = known["ROWS"], 32 * known["num_warps"]
+    gathered, sums = step * block // lanes, rows * block // lanes
+    buffers = known["num_stages"] * step * (rows + block) * known["source"].element_size()
+    return bool(gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT)
+
+
+def fits(known: Mapping[str, Any]) -> bool:
+    """The rules that spare most configs their measurement; a tile of pixels is not over twice the pixels there are."""
+    block = known["BLOCK_P"]
+    return bearable(BLOCK_K, block, known) and bool(block <= max(64, 2 * known["pixels"]))
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "ROWS", "KH", "KW", "SH", "SW", "TRANSPOSED"], fits)

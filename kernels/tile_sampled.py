@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tile_product import SHARED_LIMIT, Tiles, precision
+from .tile_product import Tiles, bearable, precision
 from .tuning import FUSION, autotuned, size_class, splits_for
 from .window import Window, gather, read_pixels, read_taps, split_pixels
 
@@ -28,14 +28,9 @@ CONFIGS = [
 
 
 def fits(known: Mapping[str, Any]) -> bool:
-    """The limits of `tile_product`: numbers gathered by a thread, its sums, and shared memory; and few taps are not
-    padded to over twice their number.
-    """
-    rows, block, warps = known["ROWS"], known["BLOCK_K"], known["num_warps"]
-    gathered, sums = BLOCK_P * block // (32 * warps), rows * block // (32 * warps)
-    buffers = known["num_stages"] * BLOCK_P * (rows + block) * known["source"].element_size()
-    fitting = gathered <= 16 and 4 <= sums <= 32 and buffers <= SHARED_LIMIT
-    return bool(fitting and block <= max(32, 2 * known["longest"]))
+    """The rules that spare most configs their measurement; few taps are not padded to over twice their number."""
+    block = known["BLOCK_K"]
+    return bearable(BLOCK_P, block, known) and bool(block <= max(32, 2 * known["longest"]))
 
 
 @autotuned(CONFIGS, ["pixel_class", "length_class", "ROWS", "KH", "KW", "SH", "SW"], fits)
