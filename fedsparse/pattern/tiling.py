@@ -67,16 +67,12 @@ class Tiling:
         if self.size == 1:
             return dense.reshape(-1)
         (a, b, c), (high, wide, deep) = self.tile, self.grid
-        missing = [g * t - n for g, t, n in zip(self.grid, self.tile, self.axes, strict=True)]
-        padded = F.pad(dense.reshape(self.axes), (0, missing[2], 0, missing[1], 0, missing[0]))
-        return padded.view(high, a, wide, b, deep, c).sum((1, 3, 5)).reshape(-1)
+        return self._whole(dense, 0).view(high, a, wide, b, deep, c).sum((1, 3, 5)).reshape(-1)
 
     def ranks(self, scores: Tensor) -> Tensor:
         """How many positions of its tile come before each one by falling score, ties by position; `(positions,)`."""
         (a, b, c), (high, wide, deep) = self.tile, self.grid
-        missing = [g * t - n for g, t, n in zip(self.grid, self.tile, self.axes, strict=True)]
-        pads = (0, missing[2], 0, missing[1], 0, missing[0])
-        padded = F.pad(scores.reshape(self.axes), pads, value=-math.inf)  # behind all that are there
+        padded = self._whole(scores, -math.inf)  # behind all that are there
         of_tiles = padded.view(high, a, wide, b, deep, c).permute(0, 2, 4, 1, 3, 5).reshape(self.count, self.size)
         order = of_tiles.sort(dim=1, descending=True, stable=True).indices
         ranks = torch.empty_like(order).scatter_(
@@ -96,6 +92,11 @@ class Tiling:
         tiles, place = self.of(flat).unique(return_inverse=True)
         found = torch.zeros(len(tiles), dtype=torch.float64, device=flat.device)
         return tiles, found.index_add_(0, place, entries.double()) / self.sizes(tiles)
+
+    def _whole(self, dense: Tensor, value: float) -> Tensor:
+        """A number per position, of shape `axes`, with `value` where tiles of the edge are broken off."""
+        missing = [g * t - n for g, t, n in zip(self.grid, self.tile, self.axes, strict=True)]
+        return F.pad(dense.reshape(self.axes), (0, missing[2], 0, missing[1], 0, missing[0]), value=value)
 
     # ---- from tiles to positions
     def spread(self, numbers: Tensor) -> Tensor:
