@@ -2,6 +2,7 @@
 
 from fedsparse.backends.base import Backend, Case, Geometry, Gradients, KeepsLists
 from fedsparse.backends.choose import backend, choose, explain, names, rewrite_lists
+from fedsparse.backends.lists import fit_in_place
 
 __all__ = [
     "Backend",
@@ -12,6 +13,7 @@ __all__ = [
     "backend",
     "choose",
     "explain",
+    "fit_in_place",
     "names",
     "rewrite_lists",
 ]

@@ -1,6 +1,6 @@
 """Lists that backends derive from patterns: built once, kept as long as the pattern, written anew in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -9,7 +9,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse.pattern import Pattern
 
-__all__ = ["PatternLists"]
+__all__ = ["PatternLists", "fit_in_place"]
 
 Lists = TypeVar("Lists", bound=tuple[Any, ...])
 
@@ -38,7 +38,7 @@ class PatternLists:
         """
         entries = [*self._of(column).values()]
         built = [entry.build(pattern) for entry in entries]
-        if not all(_alike(entry.lists, new) for entry, new in zip(entries, built, strict=True)):
+        if not all(fit_in_place(entry.lists, new) for entry, new in zip(entries, built, strict=True)):
             return False
         for entry, new in zip(entries, built, strict=True):
             for old, part in zip(entry.lists, new, strict=True):
@@ -63,11 +63,12 @@ class _Entry:
     build: Callable[[Pattern], tuple[Any, ...]]
 
 
-def _alike(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
-    """Whether the tensors of `new` fit where those of `old` lie, and all numbers are equal."""
-    return all(
-        (a.shape, a.dtype) == (b.shape, b.dtype)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-        else a is b or a == b
-        for a, b in zip(old, new, strict=True)
-    )
+def fit_in_place(old: Sequence[object], new: Sequence[object]) -> bool:
+    """Whether the tensors of `new` could be written where those of `old` lie, and everything else is equal."""
+
+    def fits(a: object, b: object) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return (a.shape, a.dtype) == (b.shape, b.dtype)
+        return a == b
+
+    return all(fits(a, b) for a, b in zip(old, new, strict=True))

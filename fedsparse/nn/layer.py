@@ -1,6 +1,6 @@
 """What all sparse layers share: compact values, their pattern, and how both change together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class SparseLayer(nn.Module):
     # ---- the pattern
     def _hold(self, pattern: Pattern) -> None:
         """Makes `pattern` this layer's. Its tensors are buffers, so they follow the module from device to device."""
-        fits = self._fixed and _alike(self.index, pattern.index)
+        fits = self._fixed and backends.fit_in_place(self.index, pattern.index)
         if fits and backends.rewrite_lists(self.get_buffer("column"), pattern):
             for buffer, tensor in zip(self.index, pattern.index, strict=True):
                 buffer.copy_(tensor)
@@ -234,11 +234,6 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         unit = f"granularity={self.granularity}, bias={self.bias is not None}"
         return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, {unit}"
-
-
-def _alike(buffers: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
-    """Whether the tensors could be written over the buffers."""
-    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(buffers, tensors, strict=True))
 
 
 def _placed(old: Tensor, new: Tensor) -> Tensor:
