@@ -60,6 +60,13 @@ class Context:
         if not torch.cuda.is_available():
             raise Unavailable("torch sees no CUDA device")
 
+    def device(self) -> str:
+        """Where a stage that has a dry run measures: `cpu` in that, else `cuda`; raises `Unavailable` without one."""
+        if self.cpu:
+            return "cpu"
+        self.needs_gpu()
+        return "cuda"
+
     def _append(self, entry: dict[str, object]) -> None:
         with self.lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

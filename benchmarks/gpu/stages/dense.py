@@ -24,10 +24,9 @@ _PRUNABLE = 11_164_352  # weights of ResNet-18's convolutions but the first
 
 def run(context: Context) -> None:
     """Every case in every precision and layout, then the optimiser and the search for the largest gradients."""
-    if not context.cpu:
-        context.needs_gpu()
+    device = context.device()
     torch.backends.cudnn.benchmark = True
-    sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
+    sweep(context, _jobs(sizes(cpu=context.cpu), device))
 
 
 def again(first: Row) -> float:

@@ -26,9 +26,8 @@ __all__ = ["again", "run"]
 
 def run(context: Context) -> None:
     """Density after density, so that a run that is short has all layers at the first ones."""
-    if not context.cpu:
-        context.needs_gpu()
-    sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
+    device = context.device()
+    sweep(context, _jobs(sizes(cpu=context.cpu), device))
 
 
 def again(first: Row) -> float:

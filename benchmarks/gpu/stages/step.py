@@ -49,10 +49,9 @@ class Contender:
 
 def run(context: Context) -> None:
     """The smaller batch first, then several clients at once; torch.compile last, which takes longest to start."""
-    if not context.cpu:
-        context.needs_gpu()
+    device = context.device()
     torch.backends.cudnn.benchmark = True
-    sweep(context, _jobs(sizes(cpu=context.cpu), "cpu" if context.cpu else "cuda"))
+    sweep(context, _jobs(sizes(cpu=context.cpu), device))
 
 
 def again(first: Row) -> float:
