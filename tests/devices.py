@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,3 +32,21 @@ def plain_products() -> Iterator[None]:
         yield
     finally:
         flags.enabled, flags.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class ComputesOnDevice:
+    """Takes operands in main memory and computes on the device, so that one check serves both."""
+
+    def refuse(self, case):
+        return super().refuse(replace(case, device="cuda"))
+
+    def forward(self, x, values, pattern, bias, case):
+        bias = None if bias is None else bias.cuda()
+        return super().forward(x.cuda(), values.cuda(), pattern.to("cuda:0"), bias, case).cpu()
+
+    def backward(self, grad, x, values, pattern, want, case):
+        found = super().backward(grad.cuda(), x.cuda(), values.cuda(), pattern.to("cuda:0"), want, case)
+        return type(found)(*(None if tensor is None else tensor.cpu() for tensor in found))
+
+    def topk_pruned(self, grad, x, pattern, k, case):
+        return tuple(t.cpu() for t in super().topk_pruned(grad.cuda(), x.cuda(), pattern.to("cuda:0"), k, case))

@@ -19,7 +19,7 @@ from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
 from tests.cuda import shim
 from tests.cuda.test_block import block, vector
-from tests.devices import kernels, plain_products
+from tests.devices import ComputesOnDevice, kernels, plain_products
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
@@ -230,22 +230,8 @@ def test_a_failed_launch_is_reported(backend, binding, monkeypatch):
 # ---- on a device
 
 
-class OnDevice(CudaBackend):
-    """Takes operands in main memory and computes on the device, so that one check serves both."""
-
-    def refuse(self, case):
-        return super().refuse(replace(case, device="cuda"))
-
-    def forward(self, x, values, pattern, bias, case):
-        bias = None if bias is None else bias.cuda()
-        return super().forward(x.cuda(), values.cuda(), pattern.to("cuda:0"), bias, case).cpu()
-
-    def backward(self, grad, x, values, pattern, want, case):
-        found = super().backward(grad.cuda(), x.cuda(), values.cuda(), pattern.to("cuda:0"), want, case)
-        return type(found)(*(None if tensor is None else tensor.cpu() for tensor in found))
-
-    def topk_pruned(self, grad, x, pattern, k, case):
-        return tuple(t.cpu() for t in super().topk_pruned(grad.cuda(), x.cuda(), pattern.to("cuda:0"), k, case))
+class OnDevice(ComputesOnDevice, CudaBackend):
+    pass
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from fedsparse.backends import triton as triton_module
 from fedsparse.backends.triton import TritonBackend
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, product_cases
+from tests.devices import ComputesOnDevice
 from tests.kernels.masks import block_mask, vector_mask
 
 CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
@@ -75,22 +76,8 @@ def test_channels_that_share_no_taps_are_united():
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-class OnDevice(TritonBackend):
-    """Takes operands in main memory and computes on the device, so that one check serves both."""
-
-    def refuse(self, case):
-        return super().refuse(replace(case, device="cuda"))
-
-    def forward(self, x, values, pattern, bias, case):
-        bias = None if bias is None else bias.cuda()
-        return super().forward(x.cuda(), values.cuda(), pattern.to("cuda:0"), bias, case).cpu()
-
-    def backward(self, grad, x, values, pattern, want, case):
-        found = super().backward(grad.cuda(), x.cuda(), values.cuda(), pattern.to("cuda:0"), want, case)
-        return type(found)(*(None if tensor is None else tensor.cpu() for tensor in found))
-
-    def topk_pruned(self, grad, x, pattern, k, case):
-        return tuple(t.cpu() for t in super().topk_pruned(grad.cuda(), x.cuda(), pattern.to("cuda:0"), k, case))
+class OnDevice(ComputesOnDevice, TritonBackend):
+    pass
 
 
 def structured(dtype=torch.float32):
