@@ -19,6 +19,8 @@ constexpr std::int64_t kL2Bytes = 640 * 1024;
 constexpr std::int64_t kEntriesForward = 12, kEntriesBackward = 20;
 // Where taps are told apart, a segment also pays for every change of tap.
 constexpr std::int64_t kEntriesTrimmed = 100;
+// Numbers of two cache lines, which processors fetch together: what threads count must not share them.
+constexpr std::int64_t kApart = 128 / sizeof(std::int32_t);
 
 template <typename F>
 void with_type(const Index& index, F&& f) {
@@ -131,7 +133,8 @@ Program forward_program(const Problem& problem, const Geometry& g, const float* 
   p.block_channels = blocks > 1 ? block_inputs : g.source.channels;
   p.trimmed = g.trimmed;
   Place* places = arena.take<Place>(inputs * taps);
-  std::int32_t* counts = arena.take<std::int32_t>(problem.threads * bins);
+  const std::int64_t own_bins = ceil_div(bins, kApart) * kApart;
+  std::int32_t* counts = arena.take<std::int32_t>(problem.threads * own_bins);
   if (!p.load) return p;
 
   for (std::int64_t j = 0; j < inputs; ++j)
@@ -145,7 +148,7 @@ Program forward_program(const Problem& problem, const Geometry& g, const float* 
     cut_rows(pattern, column, blocks, block_inputs * taps, problem.threads, p.segment);
 #pragma omp parallel num_threads(problem.threads)
     {
-      std::int32_t* const next = counts + rank_in_team() * bins;
+      std::int32_t* const next = counts + rank_in_team() * own_bins;
 #pragma omp for schedule(static)
       for (std::int64_t row = 0; row < rows; ++row) {
         const std::int64_t begin = pattern.row_start[row], end = pattern.row_start[row + 1];
