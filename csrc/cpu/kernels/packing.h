@@ -199,14 +199,32 @@ void pack_values(const Blocked& shape, const Held& x, const std::uint8_t* bits, 
 }
 
 // ---- both at once
-// Marked by a thread before it knows where their values go: in the cache until these are packed.
-constexpr std::int64_t kBlock = 32;  // chunks
+// Chunks that are marked before their values are packed: few enough to stay in the cache until then. Several threads
+// wait for each other at every block, so that theirs are larger.
+constexpr std::int64_t block_chunks(int threads) { return threads == 1 ? 8 : 64; }
 
-// Asks for a chunk, so that marking it later does not wait while nothing is written.
+// Blocks of a thread between the one it packs and the one it asks for, and activations, in bytes, that are asked for:
+// where caches hold all of them it only takes time.
+constexpr std::int64_t kAhead = 4, kFar = std::int64_t{8} << 20;
+
+// Asks for a chunk: reading it for its marks alone would leave the memory idle that writes.
 template <typename Number>
 void ask_for(const Number* numbers, std::int64_t c) {
   constexpr std::int64_t kLine = 64 / sizeof(Number);
   for (std::int64_t i = 0; i < Packed::kChunk; i += kLine) __builtin_prefetch(numbers + c * Packed::kChunk + i);
+}
+
+// Chunks [begin, end) where they are packed as they are; false where they are not. A copy of many chunks is faster than
+// that of their lines.
+template <typename Number, typename Value>
+bool copied_whole(const Held& x, const Number* numbers, const std::int32_t* starts, std::int64_t begin,
+                  std::int64_t end, Value* values) {
+  const std::int64_t count = starts[end] - starts[begin];
+  const bool plain = !x.term.scale && !x.term.shift && !x.term.relu && std::is_same_v<Number, float>;
+  if (!plain || !std::is_same_v<Value, float> || count < (end - begin) * Packed::kChunk) return false;
+  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(Value);
+  std::memcpy(values + starts[begin], numbers + begin * Packed::kChunk, bytes);
+  return true;
 }
 
 // Threads take blocks in turn; which values are before a block is known once the block before it is marked.
@@ -214,20 +232,23 @@ template <typename Value>
 std::int64_t mark_and_pack(const Blocked& shape, const Held& x, const Cuts& cuts, std::uint8_t* bits,
                            std::int32_t* starts, Value* values, std::int64_t room, int threads) {
   const Blocked walk = walked(shape, x.term);
-  const std::int64_t chunks = chunk_count(line_count(shape));
+  const std::int64_t chunks = chunk_count(line_count(shape)), block = block_chunks(threads);
   std::int64_t sum = 0;
   starts[0] = 0;
   with_numbers(x, [&](const auto* numbers) {
+    const bool far = chunks * Packed::kChunk * static_cast<std::int64_t>(sizeof *numbers) > kFar;
+    const std::int64_t ahead = far ? kAhead * block * threads : chunks;
 #pragma omp parallel for ordered num_threads(threads) schedule(static, 1)
-    for (std::int64_t begin = 0; begin < chunks; begin += kBlock) {
-      const std::int64_t end = std::min(begin + kBlock, chunks);
+    for (std::int64_t begin = 0; begin < chunks; begin += block) {
+      const std::int64_t end = std::min(begin + block, chunks);
       std::int64_t limit = 0;
       mark_chunks(shape, x, numbers, cuts, begin, end, bits, starts);
 #pragma omp ordered
       limit = sum = add_up(sum, begin, end, starts);
+      if (limit > room || copied_whole(x, numbers, starts, begin, end, values)) continue;
       for (std::int64_t c = begin; c < end; ++c) {
-        if (c + kBlock * threads < chunks - 1) ask_for(numbers, c + kBlock * threads);
-        if (limit <= room) pack_chunk(walk, x, numbers, bits, starts, c, limit, values);
+        if (c + ahead < chunks - 1) ask_for(numbers, c + ahead);
+        pack_chunk(walk, x, numbers, bits, starts, c, limit, values);
       }
     }
   });
