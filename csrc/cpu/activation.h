@@ -53,12 +53,13 @@ struct Choice {
 
 struct ActivationKernels {
   // Cuts that keep exactly the k largest magnitudes, ties to the lowest position (of the lowest image); NaN is above
-  // all. Workspace as in api.h.
+  // all. Returns how many elements stay: k each, or k, but for zeros. Workspace as in api.h.
   std::int64_t (*select)(const Blocked& shape, const Held& x, const Choice& choice, std::int32_t* key,
                          std::int32_t* last, void* workspace, int threads);
-  // Bits and starts of what stays; returns the number of values.
+  // Bits and starts of what stays; returns the number of values. In the same walk, values are packed, as `pack` does,
+  // where there is `room` for all of them; otherwise they are void.
   std::int64_t (*mark)(const Blocked& shape, const Held& x, const Cuts& cuts, std::uint8_t* bits, std::int32_t* starts,
-                       int threads);
+                       void* values, bool half, std::int64_t room, int threads);
   // The values that are marked.
   void (*pack)(const Blocked& shape, const Held& x, const std::uint8_t* bits, const std::int32_t* starts, void* values,
                bool half, int threads);

@@ -33,10 +33,11 @@ void bind_activation(py::module_& m) {
       release());
   m.def(
       "mark_activations",
-      [](const std::string& isa, const Sizes& sizes, const HeldView& x, const CutsView& stays, Address bits,
-         Address starts, int threads) {
-        return kernels_of(isa).mark(blocked(sizes), held(x), cuts(stays), at<std::uint8_t>(bits),
-                                    at<std::int32_t>(starts), threads);
+      [](const std::string& isa, const Sizes& sizes, const HeldView& x, const CutsView& stays, const PackedView& to,
+         std::int64_t room, int threads) {
+        return kernels_of(isa).mark(blocked(sizes), held(x), cuts(stays), at<std::uint8_t>(std::get<0>(to)),
+                                    at<std::int32_t>(std::get<1>(to)), at<void>(std::get<2>(to)), std::get<3>(to), room,
+                                    threads);
       },
       release());
   m.def(

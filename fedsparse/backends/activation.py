@@ -39,6 +39,7 @@ _RULES = ("tile", "global")
 _DTYPES = (None, torch.float32, torch.bfloat16)
 _CHUNK = 512  # elements
 _LIMIT = 1 << 31
+_WASTE = 1 / 16  # of the memory that packed values need, more than which must not lie idle
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ def select(x: Term, batch: int, pruning: Pruning) -> Cuts | None:
     native, threads = _native.extension(), torch.get_num_threads()
     arguments = (_isa(x), _sizes(x, batch), x.held_view, k, together, address(key), address(last), threads)
     workspace = torch.empty(native.select_activations(*arguments, 0), dtype=torch.uint8)
-    native.select_activations(*arguments, address(workspace))
-    return Cuts(key, last)
+    return Cuts(key, last, native.select_activations(*arguments, address(workspace)))
 
 
 def pack(x: Term, batch: int, dtype: torch.dtype | None = None) -> Packed:
@@ -98,16 +98,21 @@ def pack(x: Term, batch: int, dtype: torch.dtype | None = None) -> Packed:
     Raises:
         ShapeError: 2^31 values or more are left.
     """
-    bits, starts, count = _mark(x, batch)
-    values = torch.empty(count + x.data.shape[-1], dtype=dtype or torch.float32)
-    packed = Packed(bits, starts, values)
-    _native.extension().pack_activations(_isa(x), _sizes(x, batch), x.held_view, packed.view, torch.get_num_threads())
-    return packed
+    dtype, spare = dtype or torch.float32, x.data.shape[-1]
+    room = _expected(x, batch)
+    packed, count = _mark(x, batch, torch.empty(room + spare, dtype=dtype), room)
+    if count > room:
+        packed = packed._replace(values=torch.empty(count + spare, dtype=dtype))
+        _native.extension().pack_activations(
+            _isa(x), _sizes(x, batch), x.held_view, packed.view, torch.get_num_threads()
+        )
+    values = packed.values[: count + spare]
+    return packed._replace(values=values.clone() if room - count > _WASTE * count else values)
 
 
 def nonzero_bits(x: Term, batch: int) -> Tensor:
     """One bit for each element, set where the term is not zero: a ReLU's gate, as `norm_backward` takes it."""
-    return _mark(x, batch)[0]
+    return _mark(x, batch, torch.empty(0), 0)[0].bits
 
 
 def unpack(packed: Packed, shape: tuple[int, ...]) -> Tensor:
@@ -119,23 +124,37 @@ def unpack(packed: Packed, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _mark(x: Term, batch: int) -> tuple[Tensor, Tensor, int]:
+def _mark(x: Term, batch: int, values: Tensor, room: int) -> tuple[Packed, int]:
+    """Bits, starts and number of what is left; with the values, too, where there is room for them."""
     chunks = -(-x.data.numel() // _CHUNK)
     bits = torch.empty(chunks * _CHUNK // 8, dtype=torch.uint8)
-    starts = torch.empty(chunks + 1, dtype=torch.int32)
-    key, last = x.cuts or (None, None)
+    packed = Packed(bits, torch.empty(chunks + 1, dtype=torch.int32), values)
+    cuts = (0, 0) if x.cuts is None else (address(x.cuts.key), address(x.cuts.last))
     count: int = _native.extension().mark_activations(
-        _isa(x),
-        _sizes(x, batch),
-        x.held_view,
-        (address(key), address(last)),
-        address(bits),
-        address(starts),
-        torch.get_num_threads(),
+        _isa(x), _sizes(x, batch), x.held_view, cuts, packed.view, room, torch.get_num_threads()
     )
     if count >= _LIMIT:
         raise ShapeError(f"{count} values of one activation cannot be packed; the limit is {_LIMIT - 1}")
-    return bits, starts, count
+    return packed, count
+
+
+def _expected(x: Term, batch: int) -> int:
+    """Values to make room for before they are counted, 0 where that might waste memory.
+
+    Counting alone reads everything once more than a copy does. Cuts know their values; without cuts, a few channels of
+    the first images tell whether zeros are rare.
+    """
+    if x.cuts is not None and x.cuts.kept is not None:
+        return x.cuts.kept
+    some = -(-x.data.shape[1] // 16)
+    if x.cuts is not None or x.data.shape[1] < 2 * some:
+        return 0
+    scale, shift = (None if part is None else part[:some] for part in (x.scale, x.shift))
+    sample = Term(x.data[:1, :some], scale, shift, x.relu)
+    images, elements = min(batch, x.data.shape[-1]), prod(x.data.shape[1:-1])
+    sampled = images * elements // x.data.shape[1] * some
+    count = _mark(sample, images, torch.empty(0), 0)[1]
+    return batch * elements if (1 + _WASTE) * count >= sampled else 0
 
 
 def _isa(x: Term) -> str:

@@ -16,10 +16,12 @@ class Cuts(NamedTuple):
 
     Attributes:
         key, last: `(groups * lanes,)` int32.
+        kept: elements that stay, of all images together; None where nobody counted.
     """
 
     key: Tensor
     last: Tensor
+    kept: int | None = None
 
 
 class Term(NamedTuple):

@@ -170,7 +170,7 @@ def _taken_apart(form: Form) -> tuple[tuple[Tensor | None, ...], Callable[[Seque
     """The tensors of a form, and how it is made of them again."""
     if isinstance(form, Packed):
         return form, Packed._make
-    relu, (key, last) = form.relu, form.cuts or (None, None)
+    relu, (key, last) = form.relu, form.cuts[:2] if form.cuts else (None, None)
 
     def again(tensors: Sequence[Any]) -> Term:
         data, scale, shift, *cuts = tensors

@@ -105,9 +105,63 @@ def test_threads_change_nothing(isa, rule, generator):
         torch.set_num_threads(threads)
         cuts = select(Term(x), 33, Pruning(0.2, rule))
         packed = pack(Term(x, cuts=cuts), 33)
-        results.append((*cuts, packed.bits, packed.starts, packed.values[: -x.shape[-1]], unpack(packed, x.shape)))
+        results.append(
+            (cuts.key, cuts.last, packed.bits, packed.starts, packed.values[: -x.shape[-1]], unpack(packed, x.shape))
+        )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@every_set
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("size", [(33, 37), (7, 5, 9, 7), (40, 20, 24, 24)], ids=str)
+def test_one_walk_and_two_give_the_same_bits(isa, size, dtype, generator):
+    x = sample("tied", size, generator)
+    scale, shift = torch.randn((2, size[1]), generator=generator)
+    for seen in (Term(to_blocked(x, isa)), Term(to_blocked(x, isa), scale, shift)):
+        cuts = select(seen, len(x), Pruning(0.3))
+        found = []
+        for threads, kept in itertools.product((1, 3), (cuts.kept, cuts.kept - 1, None)):
+            torch.set_num_threads(threads)
+            packed = pack(seen._replace(cuts=cuts._replace(kept=kept)), len(x), dtype)
+            found.append((packed.bits, packed.starts, packed.values[: cuts.kept].float()))
+            assert packed.values.numel() == cuts.kept + seen.data.shape[-1]
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@every_set
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("zeros", [0.2, 0.8])
+def test_selection_counts_what_stays(isa, rule, zeros, generator):
+    x = torch.randn((33, 6, 7, 5), generator=generator)
+    x[torch.rand(x.shape, generator=generator) < zeros] = 0.0
+    x[5] = 0.0
+    for share in KEEPS[:-1]:
+        cuts = select(Term(fill_spare_lanes(to_blocked(x, isa), 33, 1e6)), 33, Pruning(share, rule))
+        assert cuts.kept == int(largest(x, rule, share).sum())
+
+
+# What is packed without cuts is guessed from a few channels of the first group; the guess must not show.
+@every_set
+@pytest.mark.parametrize("dense_first", [True, False])
+def test_wrong_guesses_cost_no_memory(isa, dense_first, generator):
+    x = torch.randn((40, 64, 6, 6), generator=generator)
+    zeros = slice(4, None) if dense_first else slice(0, 4)
+    x[:, zeros] = 0.0
+    found, packed = pruned(x, isa, Pruning(1.0))
+    assert torch.equal(found, x)
+    assert packed.values.untyped_storage().nbytes() == 4 * (x.count_nonzero() + _native.instruction_sets()[isa])
+
+
+@every_set
+def test_rare_zeros_are_left_out(isa, generator):
+    x = torch.randn((40, 64, 6, 6), generator=generator)
+    x[torch.rand(x.shape, generator=generator) < 0.01] = 0.0
+    for dtype, truth in ((None, x), (torch.bfloat16, x.bfloat16().float())):
+        found, packed = pruned(x, isa, Pruning(1.0, dtype=dtype))
+        assert torch.equal(found, truth)
+        assert packed.values.numel() == int((x != 0).sum()) + _native.instruction_sets()[isa]
 
 
 @every_set
@@ -245,4 +299,4 @@ def test_images_too_large_for_their_positions_are_refused():
     huge = torch.empty((), dtype=torch.float32).expand(1, 1 << 16, 1 << 8, 1 << 8, 4)
     with pytest.raises(ValueError, match="4294967296 elements an image"):
         select(Term(huge), 1, Pruning(0.3))
-    assert Cuts._fields == ("key", "last")
+    assert Cuts._fields == ("key", "last", "kept")

@@ -41,6 +41,16 @@ inline LaneBits bits_of(IntVec lanes) {
 #endif
 }
 
+// The lanes in which a is larger.
+inline LaneBits bits_above(IntVec a, IntVec b) {
+#if defined(__AVX512F__)
+  // Left alone, compilers make a register of the mask and a mask of that register.
+  return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+  return bits_of(a > b);
+#endif
+}
+
 inline int count(LaneBits bits) { return __builtin_popcount(bits); }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)

@@ -18,9 +18,17 @@ using fedsparse::Half;
 typedef std::uint32_t WordVec __attribute__((vector_size(kLanes * sizeof(std::uint32_t)), may_alias));
 typedef Half HalfVec __attribute__((vector_size(kLanes * sizeof(Half)), may_alias, aligned(2)));
 
+// Left alone, compilers widen the two halves of a register one after the other.
+inline WordVec words_of(HalfVec halves) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<WordVec>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(halves)));
+#else
+  return __builtin_convertvector(halves, WordVec);
+#endif
+}
+
 inline Vec load_loose(const Half* p) {
-  const WordVec words = __builtin_convertvector(*reinterpret_cast<const HalfVec*>(p), WordVec);
-  return reinterpret_cast<Vec>(words << 16);
+  return reinterpret_cast<Vec>(words_of(*reinterpret_cast<const HalfVec*>(p)) << 16);
 }
 
 // The low halves of words. Left alone, compilers move every one of them by itself.
@@ -39,8 +47,8 @@ inline HalfVec low_halves(WordVec words) {
 // To nearest, ties to even; NaN stays NaN.
 inline void store_loose(Half* p, Vec v) {
   const WordVec words = reinterpret_cast<WordVec>(v);
-  const WordVec rounded = (words + 0x7fffu + ((words >> 16) & 1u)) >> 16, quiet = (words >> 16) | 0x40u;
-  *reinterpret_cast<HalfVec*>(p) = low_halves((words & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  const WordVec rounded = words + 0x7fffu + ((words >> 16) & 1u), quiet = words | 0x400000u;
+  *reinterpret_cast<HalfVec*>(p) = low_halves((v != v ? quiet : rounded) >> 16);
 }
 
 // Lines of bfloat16 are narrower than a register: nothing is gained by knowing that they are aligned.

@@ -12,6 +12,9 @@
 
 namespace {
 
+// |v| as an integer; NaN is above all.
+inline IntVec magnitude(Vec v) { return reinterpret_cast<IntVec>(v) & std::numeric_limits<std::int32_t>::max(); }
+
 // The cuts of one group of images.
 struct GroupCuts {
   IntVec key = {}, last = IntVec{} - 1;
@@ -22,11 +25,18 @@ struct GroupCuts {
     std::memcpy(&last, cuts.last + group * kLanes, sizeof last);
   }
 
-  // The lanes that stay of a line at a position of its images.
-  IntVec operator()(Vec v, std::int64_t position) const {
-    const IntVec magnitude = reinterpret_cast<IntVec>(v) & std::numeric_limits<std::int32_t>::max();
-    return (magnitude > key) | ((magnitude == key) & (last >= static_cast<std::int32_t>(position)));
+  // What the magnitudes of a line that stay are above, at a position of its images.
+  IntVec floor(std::int64_t position) const { return key + (last >= static_cast<std::int32_t>(position)); }
+
+  // The first position behind `position` with another floor, or `end`.
+  std::int64_t floor_changes(std::int64_t position, std::int64_t end) const {
+    for (int i = 0; i < kLanes; ++i)
+      if (last[i] >= position) end = std::min<std::int64_t>(end, std::int64_t{last[i]} + 1);
+    return end;
   }
+
+  // The lanes that stay of a line.
+  IntVec operator()(Vec v, std::int64_t position) const { return magnitude(v) > floor(position); }
 };
 
 // Values before a line.
