@@ -111,12 +111,13 @@ int fedsparse_cuda_smallest(const float* values, std::int64_t layers, std::int64
                             const std::int64_t* number_start, std::int64_t* numbers, void* workspace, void* stream);
 
 // ---- pruned activations, as in csrc/cpu/activation.h but in the order of the ordinary tensor
-// Marks the k elements of x (n) with the largest magnitudes, ties to the lowest index, NaN above all; of these, exact
-// zeros are left out, so k == n marks what is not zero. Bit i of word w of `bits` (16 * groups) is element 32 w + i;
-// `starts` (groups + 1) counts the marked elements before each group of 512. groups = ceil(n / 512), n < 2^31.
-std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t n);
-int fedsparse_cuda_mark_largest(const void* x, std::int64_t n, std::int64_t dtype, std::int64_t k, std::uint32_t* bits,
-                                std::int32_t* starts, void* workspace, void* stream);
+// Marks the k elements of each row of x (rows, size) with the largest magnitudes, ties to the lowest index, NaN above
+// all; of these, exact zeros are left out, so k == size marks what is not zero. Bit i of word w of `bits` (16 * groups)
+// is element 32 w + i of the n = rows * size; `starts` (groups + 1) counts the marked elements before each group of
+// 512. groups = ceil(n / 512), n < 2^31. One row is spread over the device, of several each is found by one block.
+std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t rows, std::int64_t size);
+int fedsparse_cuda_mark_largest(const void* x, std::int64_t rows, std::int64_t size, std::int64_t dtype, std::int64_t k,
+                                std::uint32_t* bits, std::int32_t* starts, void* workspace, void* stream);
 
 // The marked elements in order, starts[groups] of them; and all n, zeros where nothing is marked.
 int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const std::uint32_t* bits,

@@ -49,7 +49,7 @@ def binding() -> ModuleType:
 @pytest.fixture
 def backend(binding, monkeypatch):
     monkeypatch.setattr(_native, "extension", lambda: binding)
-    monkeypatch.setattr(cuda_module, "_stream", lambda _: 0)
+    monkeypatch.setattr(_native, "_stream", lambda _: 0)
     binding.shim_seed(1)
     yield OnCpu()
     binding.shim_seed(0)

@@ -65,7 +65,7 @@ def test_packed_activations(target):
     n, k = x.numel(), Pruning(0.3, "global").count(x.numel())
     groups = -(-n // 512)
     bits, starts = target.empty(64 * groups, torch.uint8), target.empty(groups + 1, torch.int32)
-    target("cuda_mark_largest", x, n, 0, k, bits, starts, target.room("cuda_mark_largest_size", n))
+    target("cuda_mark_largest", x, 1, n, 0, k, bits, starts, target.room("cuda_mark_largest_size", 1, n))
     values, back = target.empty(int(starts[-1]), torch.bfloat16), torch.empty_like(x)
     target("cuda_pack", x, n, 0, bits, starts, values, 1)
     target("cuda_unpack", values, 1, n, bits, starts, back, 0)
