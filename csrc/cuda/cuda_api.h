@@ -17,6 +17,9 @@ extern "C" {
 // CUDA devices of this machine, 0 without a driver. Asked once, at the first call.
 int fedsparse_cuda_device_count();
 
+// Bytes of shared memory that a block of the current device may have when it asks for them; 0 without a device.
+std::int64_t fedsparse_cuda_shared_limit();
+
 // The sentence for a status; the text is static.
 const char* fedsparse_cuda_status_text(int status);
 
@@ -52,6 +55,9 @@ int fedsparse_cuda_from_lines(const void* lines, void* rows, std::int64_t batch,
 // A linear layer is a 1x1 convolution of one-pixel pictures. Activations are lines of 8 samples, aligned to 16 bytes;
 // in gradients, samples beyond the batch are zero. All arrays of a call have the same dtype, sums are float32. For
 // equal arguments the results are equal to the bit.
+
+// Bytes of shared memory that a block of these kernels asks for, whatever the product.
+std::int64_t fedsparse_csr16_shared_bytes();
 
 // Entries of `start` in the forward (backward: false) or backward list; 0 where these kernels cannot compute the
 // product, because the kernel's reach on one channel does not fit in shared memory.
@@ -148,8 +154,10 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 
 // ---- products with structured weights on tensor cores (block.h)
 // Operands and determinism as above. float32 operands are multiplied in three TF32 products each, which keeps float32's
-// accuracy, or with `tf32` in one, which rounds them to 11 bits; `tf32` changes nothing for other dtypes. Devices must
-// offer 122 KiB of shared memory to a block.
+// accuracy, or with `tf32` in one, which rounds them to 11 bits; `tf32` changes nothing for other dtypes.
+
+// Bytes of shared memory that a block of these kernels asks for, whatever the product.
+std::int64_t fedsparse_block_shared_bytes();
 
 // The widest strip (32, 16 or 8) of the pattern's structure: forward, the output channels that keep the same columns;
 // backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot

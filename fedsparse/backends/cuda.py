@@ -6,65 +6,30 @@ multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csr
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsparse import _native
-from fedsparse._native import STORED, address, check, launch, row_list
+from fedsparse._native import STORED, address, launch, row_list
 from fedsparse.backends.base import Backend, Case, Gradients
+from fedsparse.backends.cuda_lists import Strips, Taps, build, sizes_of
 from fedsparse.backends.lists import PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.pattern import Pattern
 
-__all__ = ["CudaBackend", "Strips", "Taps"]
+__all__ = ["CudaBackend"]
 
 _BATCH = 8  # samples of a line
-_CHUNK = 16  # lines
 _LIMIT = 1 << 27
-
-Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
-
-
-class Taps(NamedTuple):
-    """A list of taps on the device.
-
-    Attributes:
-        start: int32, first tap of each row and slab.
-        offset: `(nnz,)` uint16, distance of each tap inside its slab.
-        value: `(nnz,)` int32, which value each tap has.
-    """
-
-    start: Tensor
-    offset: Tensor
-    value: Tensor
-
-
-class Strips(NamedTuple):
-    """A list of lines that strips of channels keep, on the device.
-
-    Attributes:
-        width: channels of a strip, 8, 16 or 32.
-        chunks: of 16 lines.
-        start: int32, first chunk of each strip and slab.
-        offset: `(chunks * 16,)` uint16, distance of each line inside its slab.
-        value: `(chunks * 16 * width,)` int32, which value each packed number has, or -1.
-    """
-
-    width: int
-    chunks: int
-    start: Tensor
-    offset: Tensor
-    value: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class CudaBackend:
     """Gathers of batch-innermost lines from shared memory, on the caller's stream.
 
-    Lists are built on the host when a pattern is first met and live as long as its index tensors; where those are
-    overwritten, so are the lists.
+    Lists are built when a pattern is first met and live as long as its index tensors; where those are overwritten, so
+    are the lists.
 
     On tensor cores float32 operands keep their accuracy, in three TF32 products each, unless
     `torch.set_float32_matmul_precision` allows less than `"highest"`: then one product rounds them to 11 bits.
@@ -82,13 +47,16 @@ class CudaBackend:
             return f"cuda kernels store float32, bfloat16 or float16, the tensors are {_short(case.dtype)}"
         if max(*case.input, *case.shape) >= _LIMIT:
             return f"sizes must stay below 2^27, got an input of shape {case.input}"
-        native, sizes = _native.extension(), _sizes(case)
+        native, sizes = _native.extension(), sizes_of(case)
+        wanted, offered = native.csr16_shared_bytes(), native.cuda_shared_limit()
+        if offered < wanted:
+            return f"cuda kernels take {wanted >> 10} KiB of shared memory a block, the device has {offered >> 10}"
         if not all(native.csr16_start_size(sizes, backward, STORED[case.dtype]) for backward in (False, True)):
             return f"one channel of what a kernel of {case.shape[2:]} reaches does not fit in shared memory"
         return None
 
     def forward(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
-        kept, sizes, dtype = self._list(pattern, case, backward=False), _sizes(case), STORED[case.dtype]
+        kept, sizes, dtype = self._list(pattern, case, backward=False), sizes_of(case), STORED[case.dtype]
         lines, y = _to_lines(x), _empty_lines(x, case.output)
         index, numbers = (address(kept.start), address(kept.offset)), (address(lines), address(bias), address(y))
         if isinstance(kept, Strips):
@@ -107,7 +75,7 @@ class CudaBackend:
         return Gradients(grad_x, grad_values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        native, sizes = _native.extension(), _sizes(case)
+        native, sizes = _native.extension(), sizes_of(case)
         size = native.cuda_topk_pruned_size(sizes, case.nnz, k)
         if size == 0:  # 2^31 positions, terms of a sum or elements of an image
             return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
@@ -121,7 +89,7 @@ class CudaBackend:
         return positions, gradients.to(grad.dtype)
 
     def _grad_x(self, slope: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
-        kept, sizes, dtype = self._list(pattern, case, backward=True), _sizes(case), STORED[case.dtype]
+        kept, sizes, dtype = self._list(pattern, case, backward=True), sizes_of(case), STORED[case.dtype]
         grad_x = _empty_lines(slope, case.input)
         index, numbers = (address(kept.start), address(kept.offset)), (address(slope), address(grad_x))
         if isinstance(kept, Strips):
@@ -133,7 +101,7 @@ class CudaBackend:
 
     def _grad_values(self, slope: Tensor, x: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
         kept, lines, grad_values = self._list(pattern, case, backward=False), _to_lines(x), torch.empty_like(values)
-        native, sizes, dtype = _native.extension(), _sizes(case), STORED[case.dtype]
+        native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
         index, operands = (address(kept.start), address(kept.offset)), (address(slope), address(lines))
         if isinstance(kept, Strips):
             size = native.block_partial_size(sizes, dtype, kept.width, kept.chunks)
@@ -150,42 +118,14 @@ class CudaBackend:
             )  # fmt: skip
         return grad_values
 
-    def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> "Taps | Strips":
+    def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> Taps | Strips:
         """The list of a pattern, built at the first call; batches of every size share it."""
         key = (pattern.shape, case.input[2:], case.geometry, case.dtype, backward)
         device = pattern.column.device
-        return self._lists.get(pattern, key, lambda p: _build(p, case, backward, device))
+        return self._lists.get(pattern, key, lambda p: build(p, case, backward, device))
 
     def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
         return self._lists.rewrite(column, pattern)
-
-
-def _build(pattern: Pattern, case: Case, backward: bool, device: torch.device) -> Taps | Strips:
-    """Strips where the kept positions have a structure, whatever the pattern's granularity is called; else taps."""
-    host = pattern.to("cpu")
-    width = _native.extension().block_width(_sizes(case), backward, STORED[case.dtype], host.view)
-    return _strips(host, case, backward, width, device) if width else _taps(host, case, backward, device)
-
-
-def _taps(host: Pattern, case: Case, backward: bool, device: torch.device) -> Taps:
-    native, sizes, dtype = _native.extension(), _sizes(case), STORED[case.dtype]
-    start = torch.empty(native.csr16_start_size(sizes, backward, dtype), dtype=torch.int32)
-    offset, value = torch.empty(host.nnz, dtype=torch.uint16), torch.empty(host.nnz, dtype=torch.int32)
-    status = native.csr16_list(sizes, backward, dtype, host.view, address(start), address(offset), address(value))
-    check("csr16_list", status)
-    return Taps(*(index.to(device) for index in (start, offset, value)))
-
-
-def _strips(host: Pattern, case: Case, backward: bool, width: int, device: torch.device) -> Strips:
-    native, problem = _native.extension(), (_sizes(case), backward, STORED[case.dtype], width)
-    start = torch.empty(native.block_start_size(*problem), dtype=torch.int32)
-    check("block_start", native.block_start(*problem, host.view, address(start)))
-    chunks = int(start[-1])
-    offset = torch.empty(chunks * _CHUNK, dtype=torch.uint16)
-    value = torch.empty(chunks * _CHUNK * width, dtype=torch.int32)
-    status = native.block_list(*problem, host.view, address(start), address(offset), address(value))
-    check("block_list", status)
-    return Strips(width, chunks, *(index.to(device) for index in (start, offset, value)))
 
 
 def _packed(strips: Strips, values: Tensor) -> Tensor:
@@ -198,13 +138,6 @@ def _packed(strips: Strips, values: Tensor) -> Tensor:
 
 def _tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
-
-
-def _sizes(case: Case) -> Sizes:
-    if case.geometry is None:
-        return case.input[0], case.shape[1], 1, 1, case.shape[0], 1, 1, 1, 1, 0, 0, 1, 1, 1
-    g = case.geometry
-    return *case.input, case.shape[0], *case.shape[2:], *g.stride, *g.padding, *g.dilation, g.groups
 
 
 # ---- (batch, ...) and (ceil(batch / 8), ..., 8)
