@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 # torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
@@ -9,7 +10,17 @@ import torch
 
 from fedsparse.errors import BackendError
 
-__all__ = ["STORED", "address", "check", "extension", "instruction_sets", "launch", "on_device", "row_list"]
+__all__ = [
+    "STORED",
+    "address",
+    "check",
+    "extension",
+    "has_triton",
+    "instruction_sets",
+    "launch",
+    "on_device",
+    "row_list",
+]
 
 
 # A fork copies one thread: in the child OpenMP waits for the others for ever, in torch's functions as in ours. Alone
@@ -53,6 +64,12 @@ STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/c
 def on_device(tensor: torch.Tensor) -> bool:
     """Whether the CUDA kernels can take a tensor: it is on such a device, and they were built."""
     return tensor.device.type == "cuda" and bool(extension().built_with_cuda)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the Triton kernels can be imported."""
+    return find_spec("triton") is not None
 
 
 def launch(name: str, where: torch.Tensor, *arguments: object) -> None:

@@ -65,11 +65,12 @@ def _mark_kernel(x, thresholds, lasts, bits, counts, n, size, EVERYTHING: tl.con
     number = tl.load(x + at, mask=inside, other=0.0)
     kept = inside & (number != 0.0)
     if not EVERYTHING:
-        row = at // size
+        index = at.to(tl.int32)  # fewer than 2^31 are inside
+        row = index // size
         threshold = tl.load(thresholds + row, mask=inside, other=0)
         last = tl.load(lasts + row, mask=inside, other=0)
         key = _key(number)
-        kept = kept & ((key > threshold) | ((key == threshold) & (at - row * size <= last)))
+        kept = kept & ((key > threshold) | ((key == threshold) & (index - row * size <= last)))
     flags = kept.to(tl.int32)
     tl.store(counts + group, tl.sum(flags, axis=0))
     # Each bit is set once, so that adding them is or-ing them.

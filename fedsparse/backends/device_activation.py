@@ -8,9 +8,7 @@ captured, which gives room to all.
 """
 
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -99,7 +97,7 @@ def kernels_for(x: Tensor) -> Kernels | None:
         return None
     if _native.on_device(x):
         return CUDA
-    return TRITON if x.device.type == "cuda" and _has_triton() else None
+    return TRITON if x.device.type == "cuda" and _native.has_triton() else None
 
 
 def pack(kernels: Kernels, x: Tensor, rows: int, k: int, dtype: torch.dtype) -> DevicePacked:
@@ -127,11 +125,6 @@ def _empty_map(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for the bits and starts of a tensor."""
     groups = -(-x.numel() // _GROUP)
     return x.new_empty(groups * _GROUP // 32, dtype=torch.int32), x.new_empty(groups + 1, dtype=torch.int32)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _triton(name: str) -> Callable[..., Any]:

@@ -79,7 +79,7 @@ def test_main_memory_and_missing_kernels(monkeypatch):
 
     monkeypatch.setattr(_native, "on_device", lambda _: False)
     for installed, wanted in ((True, device_activation.TRITON), (False, None)):
-        monkeypatch.setattr(device_activation, "_has_triton", lambda installed=installed: installed)
+        monkeypatch.setattr(_native, "has_triton", lambda installed=installed: installed)
         assert device_activation.kernels_for(Elsewhere()) is wanted
 
 

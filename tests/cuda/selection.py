@@ -55,7 +55,7 @@ class Packed(NamedTuple):
     values: NDArray
 
 
-def pack_largest(shim: Shim, x: NDArray, dtype: int, k: int, value_dtype: int = FLOAT32, *, rows: int = 1) -> Packed:
+def pack_largest(shim: Shim, x: NDArray, dtype: int, k: int, value_dtype: int = FLOAT32, rows: int = 1) -> Packed:
     """The k largest of each of the rows of x, which is flat and as `as_stored` gives it."""
     n, groups, size = x.size, -(-x.size // 512), x.size // rows
     bits, starts = poisoned(16 * groups, np.uint32), poisoned(groups + 1, np.int32)
