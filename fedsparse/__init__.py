@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedsparse import functional, models, nn, wire
+from fedsparse import functional, models, nn, optim, wire
 from fedsparse.allocator import keep_freed_memory
 from fedsparse.errors import (
     BackendError,
@@ -65,6 +65,7 @@ __all__ = [
     "measure",
     "models",
     "nn",
+    "optim",
     "plan",
     "register",
     "resume",

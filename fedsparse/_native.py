@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 # torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
@@ -9,7 +10,17 @@ import torch
 
 from fedsparse.errors import BackendError
 
-__all__ = ["address", "extension", "instruction_sets"]
+__all__ = [
+    "STORED",
+    "address",
+    "check",
+    "extension",
+    "has_triton",
+    "instruction_sets",
+    "launch",
+    "on_device",
+    "row_list",
+]
 
 
 # A fork copies one thread: in the child OpenMP waits for the others for ever, in torch's functions as in ours. Alone
@@ -44,3 +55,47 @@ def instruction_sets() -> dict[str, int]:
 def address(tensor: torch.Tensor | None) -> int:
     """Data pointer of a tensor, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+# ---- kernels of a CUDA device
+STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/cuda/cuda_api.h
+
+
+def on_device(tensor: torch.Tensor) -> bool:
+    """Whether the CUDA kernels can take a tensor: it is on such a device, and they were built."""
+    return tensor.device.type == "cuda" and bool(extension().built_with_cuda)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the Triton kernels can be imported."""
+    return find_spec("triton") is not None
+
+
+def launch(name: str, where: torch.Tensor, *arguments: object) -> None:
+    """Queues a kernel on the current stream of a tensor's device.
+
+    Raises:
+        BackendError: the launch failed; the text is CUDA's own.
+    """
+    with torch.cuda.device_of(where):
+        check(name, getattr(extension(), name)(*arguments, _stream(where)))
+
+
+def check(name: str, status: int) -> None:
+    """Refuses the status of a function of the CUDA part, unless it is 0.
+
+    Raises:
+        BackendError: it is not.
+    """
+    if status != 0:
+        raise BackendError(f"{name} failed with status {status}: {extension().cuda_status_text(status)}")
+
+
+def row_list(row_start: torch.Tensor, column: torch.Tensor) -> tuple[int, int, bool]:
+    """A pattern's row list on the device, as the CUDA part of the extension takes it."""
+    return address(row_start), address(column), column.dtype == torch.int32
+
+
+def _stream(where: torch.Tensor) -> int:
+    return torch.cuda.current_stream(where.device).cuda_stream

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.devices import binding, where  # noqa: F401  fixtures
+
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:

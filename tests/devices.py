@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
 
 import pytest
 import torch
 
 from fedsparse import _native
+from tests.cuda import shim
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -20,6 +24,38 @@ def kernels(device: str) -> str:
     if device == "cuda" and not _native.extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
     return KERNELS[device]
+
+
+@pytest.fixture(scope="session")
+def binding() -> ModuleType:
+    """The compiled module with its CUDA part, every kernel of which runs on the CPU."""
+    if reason := shim.missing():
+        pytest.skip(reason)
+    pytest.importorskip("pybind11", reason="the binding needs pybind11")
+    path, whole = str(shim.build_binding()), ModuleType("with_cuda")
+    loader = ExtensionFileLoader("fedsparse_shim", path)
+    part = module_from_spec(spec_from_file_location("fedsparse_shim", path, loader=loader))
+    loader.exec_module(part)
+    whole.__dict__.update({**vars(_native.extension()), **vars(part)})
+    return whole
+
+
+def pretend(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the kernels of `native`, built for the CPU, take tensors in main memory for those of a device."""
+    monkeypatch.setattr(_native, "extension", lambda: native)
+    monkeypatch.setattr(_native, "_stream", lambda _: 0)
+    monkeypatch.setattr(_native, "on_device", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
+def where(request, monkeypatch) -> str:
+    """A device whose tensors the CUDA kernels take: a real one, or main memory, for which `binding` has to be there."""
+    if request.param == "cuda":
+        kernels("cuda")
+        return "cuda:0"
+    pretend(request.getfixturevalue("binding"), monkeypatch)
+    return "cpu"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.gpu import upkeep
 from benchmarks.gpu.cases import DENSITIES, sizes
 from benchmarks.gpu.kinds import of_device
 from benchmarks.gpu.ratios import Ratio, estimated, measured, network
@@ -39,8 +40,9 @@ def of_run(record: RunRecord) -> Iterator[str]:
     found = measured(record.rows("dense"), record.rows("ours"))
     yield from _ratio_tables(found)
     yield from _section("Wrong answers, not timed", ("case", "why"), _wrong(record.rows("ours")))
-    whole = [row for stage in ("dense", "ours") for row in record.rows(stage) if row["op"] in ("sgd", "topk")]
-    yield from _section("All weights of ResNet-18", ("what", "graph us", "eager us", "source"), map(_whole, whole))
+    others = ("sgd", "topk", *upkeep.OPS)
+    whole = [row for stage in ("dense", "ours") for row in record.rows(stage) if row["op"] in others]
+    yield from _section("Besides the products", ("what", "graph us", "eager us", "source"), map(_whole, whole))
     steps = record.rows("step")
     headings = ("step", "B", "graph ms", "eager ms", "graph to graph", "eager to eager", "MB above", "source")
     yield from _section("A whole training step of ResNet-18", headings, (_step(row, steps) for row in steps))

@@ -263,6 +263,8 @@ int correlate(const Correlation<typename A::Number>& c, std::int64_t blocks, voi
 
 using namespace fedsparse;
 
+std::int64_t fedsparse_block_shared_bytes() { return std::max(block::kMostBytes, 2 * block::kStageBytes); }
+
 std::int64_t fedsparse_block_partial_size(const ConvShape* shape, std::int64_t dtype, std::int64_t width,
                                           std::int64_t chunks) {
   csr16::Plan plan;

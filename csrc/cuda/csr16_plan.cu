@@ -209,6 +209,8 @@ int number_bytes(std::int64_t dtype) { return dtype == FEDSPARSE_FLOAT32 ? 4 : 2
 using namespace fedsparse;
 using namespace fedsparse::csr16;
 
+std::int64_t fedsparse_csr16_shared_bytes() { return csr16::kSlabBytes; }
+
 std::int64_t fedsparse_csr16_start_size(const ConvShape* shape, bool backward, std::int64_t dtype) {
   Plan plan;
   if (!make_plan(*shape, backward, number_bytes(dtype), plan)) return 0;

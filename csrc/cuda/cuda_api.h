@@ -17,6 +17,9 @@ extern "C" {
 // CUDA devices of this machine, 0 without a driver. Asked once, at the first call.
 int fedsparse_cuda_device_count();
 
+// Bytes of shared memory that a block of the current device may have when it asks for them; 0 without a device.
+std::int64_t fedsparse_cuda_shared_limit();
+
 // The sentence for a status; the text is static.
 const char* fedsparse_cuda_status_text(int status);
 
@@ -52,6 +55,9 @@ int fedsparse_cuda_from_lines(const void* lines, void* rows, std::int64_t batch,
 // A linear layer is a 1x1 convolution of one-pixel pictures. Activations are lines of 8 samples, aligned to 16 bytes;
 // in gradients, samples beyond the batch are zero. All arrays of a call have the same dtype, sums are float32. For
 // equal arguments the results are equal to the bit.
+
+// Bytes of shared memory that a block of these kernels asks for, whatever the product.
+std::int64_t fedsparse_csr16_shared_bytes();
 
 // Entries of `start` in the forward (backward: false) or backward list; 0 where these kernels cannot compute the
 // product, because the kernel's reach on one channel does not fit in shared memory.
@@ -111,12 +117,13 @@ int fedsparse_cuda_smallest(const float* values, std::int64_t layers, std::int64
                             const std::int64_t* number_start, std::int64_t* numbers, void* workspace, void* stream);
 
 // ---- pruned activations, as in csrc/cpu/activation.h but in the order of the ordinary tensor
-// Marks the k elements of x (n) with the largest magnitudes, ties to the lowest index, NaN above all; of these, exact
-// zeros are left out, so k == n marks what is not zero. Bit i of word w of `bits` (16 * groups) is element 32 w + i;
-// `starts` (groups + 1) counts the marked elements before each group of 512. groups = ceil(n / 512), n < 2^31.
-std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t n);
-int fedsparse_cuda_mark_largest(const void* x, std::int64_t n, std::int64_t dtype, std::int64_t k, std::uint32_t* bits,
-                                std::int32_t* starts, void* workspace, void* stream);
+// Marks the k elements of each row of x (rows, size) with the largest magnitudes, ties to the lowest index, NaN above
+// all; of these, exact zeros are left out, so k == size marks what is not zero. Bit i of word w of `bits` (16 * groups)
+// is element 32 w + i of the n = rows * size; `starts` (groups + 1) counts the marked elements before each group of
+// 512. groups = ceil(n / 512), n < 2^31. One row is spread over the device, of several each is found by one block.
+std::int64_t fedsparse_cuda_mark_largest_size(std::int64_t rows, std::int64_t size);
+int fedsparse_cuda_mark_largest(const void* x, std::int64_t rows, std::int64_t size, std::int64_t dtype, std::int64_t k,
+                                std::uint32_t* bits, std::int32_t* starts, void* workspace, void* stream);
 
 // The marked elements in order, starts[groups] of them; and all n, zeros where nothing is marked.
 int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const std::uint32_t* bits,
@@ -147,8 +154,10 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 
 // ---- products with structured weights on tensor cores (block.h)
 // Operands and determinism as above. float32 operands are multiplied in three TF32 products each, which keeps float32's
-// accuracy, or with `tf32` in one, which rounds them to 11 bits; `tf32` changes nothing for other dtypes. Devices must
-// offer 122 KiB of shared memory to a block.
+// accuracy, or with `tf32` in one, which rounds them to 11 bits; `tf32` changes nothing for other dtypes.
+
+// Bytes of shared memory that a block of these kernels asks for, whatever the product.
+std::int64_t fedsparse_block_shared_bytes();
 
 // The widest strip (32, 16 or 8) of the pattern's structure: forward, the output channels that keep the same columns;
 // backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot

@@ -32,7 +32,7 @@ struct Digit {
   }
 };
 
-constexpr int digits_of(int bits) { return (bits + kDigitBits - 1) / kDigitBits; }
+__host__ __device__ constexpr int digits_of(int bits) { return (bits + kDigitBits - 1) / kDigitBits; }
 
 // The bin in which the key number `rank`, counted from 1, falls, how many keys are in bins before it and in itself.
 struct Found {

@@ -115,6 +115,9 @@ void bind_csr16_products(py::module_& m) {
 void bind_cuda(py::module_& m) {
   m.attr("built_with_cuda") = true;
   m.def("cuda_device_count", &fedsparse_cuda_device_count);
+  m.def("cuda_shared_limit", &fedsparse_cuda_shared_limit);
+  m.def("csr16_shared_bytes", &fedsparse_csr16_shared_bytes);
+  m.def("block_shared_bytes", &fedsparse_block_shared_bytes);
   m.def("cuda_status_text", &fedsparse_cuda_status_text);
   bind_optimizer(m);
   bind_lines(m);

@@ -69,9 +69,9 @@ void bind_packing(py::module_& m) {
   m.def("cuda_mark_largest_size", &fedsparse_cuda_mark_largest_size);
   m.def(
       "cuda_mark_largest",
-      [](Address x, std::int64_t n, std::int64_t dtype, std::int64_t k, Address bits, Address starts,
-         Address workspace, Address stream) {
-        return fedsparse_cuda_mark_largest(at<const void>(x), n, dtype, k, at<std::uint32_t>(bits),
+      [](Address x, std::int64_t rows, std::int64_t size, std::int64_t dtype, std::int64_t k, Address bits,
+         Address starts, Address workspace, Address stream) {
+        return fedsparse_cuda_mark_largest(at<const void>(x), rows, size, dtype, k, at<std::uint32_t>(bits),
                                            at<std::int32_t>(starts), at<void>(workspace), at<void>(stream));
       },
       release());

@@ -4,7 +4,8 @@ The input x~ of the weight gradient holds the k = round(keep * n) elements of la
 (Huang et al., FedMef, arXiv 2403.14737). An input's *tile* is one image, or one row of a linear layer's input: `tile`
 keeps k of each, `global` k of the whole batch. Ties go to the lowest index of the ordinary, contiguous tensor; NaN
 counts as largest. Exact zeros are never stored. Two implementations with the same meaning stand here: the C++ kernels
-on blocked activations (csrc/cpu/activation.h), and plain PyTorch for any dtype and device.
+on blocked activations (csrc/cpu/activation.h), and plain PyTorch for any dtype and device. A third one, for tensors on
+a CUDA device, stands in device_activation.py.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from fedsparse import _native
 from fedsparse._native import address
+from fedsparse.backends import device_activation
 from fedsparse.backends.blocked import isa_of
 from fedsparse.backends.cpu import blocked_shape, from_blocked, lanes, to_blocked
+from fedsparse.backends.device_activation import DevicePacked, kernels_for
 from fedsparse.backends.term import Cuts, Packed, Term
 from fedsparse.errors import ConfigError, ShapeError
 
@@ -208,17 +211,23 @@ def _bits(flags: Tensor) -> Tensor:
 
 
 # ---- whichever fits a tensor
-def keep(x: Tensor, pruning: Pruning) -> Packed | PlainPacked:
-    """What is left of an ordinary tensor `(batch, ...)`, by the C++ kernels where they can."""
+def keep(x: Tensor, pruning: Pruning) -> Packed | DevicePacked | PlainPacked:
+    """What is left of an ordinary tensor `(batch, ...)`, by compiled kernels where they can."""
     x = x.detach()
+    kernels, stored = kernels_for(x), pruning.dtype or x.dtype
+    if kernels is not None:
+        rows = 1 if pruning.rule == "global" else len(x)
+        return device_activation.pack(kernels, x, rows, pruning.count(x.numel() // rows), stored)
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
         return plain_pack(x, pruning)
     term, batch = Term(to_blocked(x)), x.shape[0]
-    return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype or x.dtype)
+    return pack(term._replace(cuts=select(term, batch, pruning)), batch, stored)
 
 
-def restore(kept: Packed | PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def restore(kept: Packed | DevicePacked | PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The pruned tensor of `shape` and `dtype`."""
     if isinstance(kept, PlainPacked):
         return plain_unpack(kept, shape, dtype)
+    if isinstance(kept, DevicePacked):
+        return device_activation.unpack(kept, shape, dtype)
     return from_blocked(unpack(kept, blocked_shape(shape, lanes())), shape).to(dtype)

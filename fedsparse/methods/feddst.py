@@ -54,10 +54,13 @@ class FedDST(DrawnMethod, DynamicMethod):
         before, after = self.epochs_around(client)
         client.sgd(epochs=before)
         counts, layers = self.swap_counts(topology(client.model), client.round), sparse_layers(client.model)
-        swapped = {}
-        for name, top in client.top_pruned_gradients(counts).items():
-            pattern, values = layers[name].pattern, layers[name].values
-            swapped[name] = pruning.swap(pattern, values, top.indices, scores=top.values, count=counts[name])
+        largest = client.top_pruned_gradients(counts)
+        swapped = pruning.swap_all(
+            {name: layers[name].pattern for name in largest},
+            {name: layers[name].values for name in largest},
+            {name: (top.indices, top.values) for name, top in largest.items()},
+            counts,
+        )
         client.adopt(Topology(swapped))
         client.sgd(epochs=after)
         return {}

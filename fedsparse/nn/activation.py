@@ -31,8 +31,9 @@ def prune_activations(
     holds. Batch norms hold their input, whole, whatever `keep` is; with `dtype=torch.bfloat16` they hold it normalised
     in bfloat16, so that their gradients, and the inputs that layers behind them recompute, are of bfloat16 accuracy.
     Other dtypes and devices, and layers called by themselves, are pruned alike, but restore their own input for the
-    length of their backward pass, and torch's functions around them save what they always do. Dense layers are left
-    alone. Compiled models break their graph at each pruned layer.
+    length of their backward pass, and torch's functions around them save what they always do. On a CUDA device kernels
+    mark and pack; a step captured in a CUDA graph saves nothing with `keep=1.0`, as it cannot ask how much is zero.
+    Dense layers are left alone. Compiled models break their graph at each pruned layer.
 
     Deviations from the paper: `rule="tile"`, and k rounded to the nearest number where the paper's code takes the one
     below. To leave out a layer, the stem that reads raw pictures say, undo it there:

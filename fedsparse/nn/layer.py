@@ -125,6 +125,7 @@ class SparseLayer(nn.Module):
             optimizer: whose state of `values` follows (0 for grown weights).
             grown: value of grown weights.
         """
+        new = new.to(self.values.device)
         places = self.pattern.carry_to(new)
         state = {} if optimizer is None else optimizer.state.get(self.values, {})
         for key, entry in state.items():
@@ -133,7 +134,7 @@ class SparseLayer(nn.Module):
         self.values.grad = None
         values = self.values.detach()
         self.values.data = _placed(values, carried(values, places, grown))
-        self._hold(new.to(self.values.device))
+        self._hold(new)
 
     def effective_values(self) -> Tensor:
         """What inputs are multiplied with, `(nnz,)`: `values`, or what a layer derives from them."""

@@ -199,7 +199,7 @@ def set_masks(
         if tuple(mask.shape) != pattern.shape:
             raise PatternError(f"mask {name!r} has shape {tuple(mask.shape)}, the weight has {pattern.shape}")
         try:
-            new[name] = Pattern.from_mask(mask, pattern.granularity)
+            new[name] = Pattern.from_mask(mask, pattern.granularity, device=pattern.column.device)
         except PatternError as error:
             raise PatternError(f"mask {name!r}: {error}") from error
     for name, pattern in new.items():

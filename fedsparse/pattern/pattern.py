@@ -27,11 +27,10 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import address
 from fedsparse.errors import PatternError
+from fedsparse.pattern import device_lists
 from fedsparse.pattern.granularity import Element, Granularity, parse
 
 __all__ = ["Pattern", "carried"]
-
-_NARROW = 1 << 16
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -47,7 +46,7 @@ def _starts(lists: int) -> Tensor:
 
 
 def _index(size: int, largest: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint16 if largest < _NARROW else torch.int32)
+    return torch.empty(size, dtype=device_lists.narrowest(largest))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +83,16 @@ class Pattern:
         return cls(tuple(shape), row_start, column, column_start, entry, rank, granularity)
 
     @classmethod
-    def from_mask(cls, mask: Tensor, granularity: Granularity = Element()) -> "Pattern":
+    def from_mask(
+        cls, mask: Tensor, granularity: Granularity = Element(), *, device: torch.device | None = None
+    ) -> "Pattern":
         """Pattern of the True positions of a bool mask of a weight's dense shape.
+
+        Args:
+            mask: on any device.
+            granularity: unit of pruning.
+            device: of the index tensors, main memory unless given. Single positions of a mask that lies there are
+                listed there.
 
         Raises:
             PatternError: the mask is not boolean, has fewer than two axes, is too large for int32 positions, or keeps
@@ -94,6 +101,10 @@ class Pattern:
         if mask.dtype != torch.bool:
             raise PatternError(f"a mask must be a bool tensor, got {mask.dtype}; use `mask.bool()` or a comparison")
         _check_shape(tuple(mask.shape))
+        if device is not None and device.type != "cpu":
+            if isinstance(granularity, Element) and mask.device == device:
+                return cls.from_rows(tuple(mask.shape), *device_lists.rows_of_mask(mask), granularity)
+            return cls.from_mask(mask, granularity).to(device)
         mask = mask.detach().cpu().contiguous()
         if not isinstance(granularity, Element):
             granularity.check(mask.shape, mask.view(-1).nonzero().squeeze(1))
@@ -130,7 +141,10 @@ class Pattern:
     def from_rows(
         cls, shape: tuple[int, ...], row_start: Tensor, column: Tensor, granularity: Granularity
     ) -> "Pattern":
-        """Pattern from its row list alone; the transposed list is derived. The lists are trusted."""
+        """Pattern from its row list alone; the transposed list is derived, where that lies. The lists are trusted."""
+        if column.device.type != "cpu":
+            lists = (row_start, column, *device_lists.transposed(shape, row_start, column))
+            return cls.from_index(shape, lists, granularity)
         rows, inputs, taps = shape[0], shape[1], math.prod(shape[2:])
         longest = int((row_start[1:] - row_start[:-1]).max())
         column_start, threads = _starts(inputs), torch.get_num_threads()
@@ -152,8 +166,15 @@ class Pattern:
     def exchanged(self, dropped: Tensor, grown: Tensor) -> "Pattern":
         """Pattern without the values number `dropped` `(d,)` and with the flat positions `grown` `(g,)`.
 
-        Both are int64 and ascend without repetition; grown positions are not kept. This is trusted. On the CPU.
+        Both are int64 and ascend without repetition; grown positions are not kept. This is trusted. The new pattern
+        lies where this one does; both lists are moved there if need be.
         """
+        home = self.column.device
+        if _native.on_device(self.column):
+            dropped, grown = dropped.to(home).contiguous(), grown.to(home).contiguous()
+            rows = device_lists.exchanged_rows(self.shape, self.row_start, self.column, dropped, grown)
+            return Pattern.from_rows(self.shape, *rows, self.granularity)
+        dropped, grown = dropped.cpu().contiguous(), grown.cpu().contiguous()
         old, row_start = self.to("cpu"), _starts(self.shape[0])
         column = old.column.new_empty(self.nnz - dropped.numel() + grown.numel())
         _native.extension().exchange(
@@ -166,10 +187,12 @@ class Pattern:
             address(column),
             torch.get_num_threads(),
         )
-        return Pattern.from_rows(self.shape, row_start, column, self.granularity)
+        return Pattern.from_rows(self.shape, row_start, column, self.granularity).to(home)
 
     def first_kept(self, flat: Tensor) -> int | None:
         """The lowest of ascending, distinct flat positions `(n,)` int64 that this pattern keeps, or None."""
+        if flat.device.type != "cpu":
+            return device_lists.first_of(self.to(flat.device).flat, flat)
         arguments = (address(flat), flat.numel(), torch.get_num_threads())
         lowest: int = _native.extension().first_kept(self.to("cpu").view, *arguments)
         return None if lowest < 0 else lowest
@@ -285,9 +308,12 @@ class Pattern:
         """For each position kept by `new`, its index among this pattern's values, or -1: `(new.nnz,)` int32."""
         if new.shape != self.shape:
             raise PatternError(f"values cannot move from a weight of shape {self.shape} to one of shape {new.shape}")
+        home = self.column.device
+        if home.type != "cpu":
+            return device_lists.places(self.flat, new.to(home).flat)
         places = torch.empty(new.nnz, dtype=torch.int32)
-        _native.extension().carry(self.to("cpu").view, new.to("cpu").view, address(places), torch.get_num_threads())
-        return places.to(self.column.device)
+        _native.extension().carry(self.view, new.to("cpu").view, address(places), torch.get_num_threads())
+        return places
 
     def moved(self, values: Tensor, new: "Pattern", *, grown: float = 0.0) -> Tensor:
         """`values` carried over to pattern `new`; positions that only `new` keeps get `grown`."""
@@ -317,6 +343,8 @@ def carried(entries: Tensor, places: Tensor, grown: float) -> Tensor:
     """`entries[places]`, with `grown` where a place is -1 (see `Pattern.carry_to`)."""
     if entries.numel() == 0:
         return entries.new_full(places.shape, grown)
+    if _native.on_device(entries) and entries.element_size() == 4:
+        return device_lists.moved_words(entries.contiguous(), places.to(entries.device), grown)
     if _is_plain_words(entries) and places.device.type == "cpu":
         taken, fill, entries = entries.new_empty(places.shape), entries.new_tensor(grown), entries.contiguous()
         sizes = (places.numel(), address(fill), address(taken), torch.get_num_threads())

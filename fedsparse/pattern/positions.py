@@ -1,14 +1,16 @@
-"""Flat positions of one weight, chosen and put in order by the compiled loops. Main memory only."""
+"""Flat positions, chosen and put in order by the compiled loops: in main memory, unless said otherwise."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedsparse import _native
-from fedsparse._native import address
+from fedsparse._native import address, launch
 
-__all__ = ["Order", "ascending", "counted", "first_in_order", "selectable"]
+__all__ = ["Order", "ascending", "counted", "first_in_order", "selectable", "smallest_of_each"]
 
 # What comes first: the largest score, the largest |score| or the smallest |score|.
 Order = Literal["largest", "largest_magnitude", "smallest_magnitude"]
@@ -48,7 +50,13 @@ def first_in_order(scores: Tensor, k: int, candidates: int, among: Tensor | None
 
 
 def ascending(positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Int64 positions `(n,)` inside [0, `size`) in ascending order, and where each stood before, `(n,)` int64."""
+    """Int64 positions `(n,)` inside [0, `size`) in ascending order, and where each stood before, int64 as well.
+
+    On any device.
+    """
+    if positions.device.type != "cpu":
+        ordered = positions.sort()
+        return ordered.values, ordered.indices
     native = _native.extension()
     positions = positions.clone(memory_format=torch.contiguous_format)
     before = torch.empty_like(positions)
@@ -56,3 +64,25 @@ def ascending(positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
     workspace = torch.empty(native.sort_positions(*arguments, 0), dtype=torch.uint8)
     native.sort_positions(*arguments, address(workspace))
     return positions, before
+
+
+def smallest_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor] | None:
+    """Ascending numbers, int64, of the `counts[i]` entries of smallest magnitude of each layer, all in one launch.
+
+    Ties go to the lowest number, NaN comes last. None where no kernel can: of layers that are not all float32 on a CUDA
+    device, or that have 2^31 entries in all.
+    """
+    if not all(_native.on_device(layer) and layer.dtype == torch.float32 for layer in layers):
+        return None
+    flat = torch.cat([layer.reshape(-1) for layer in layers])
+    size = _native.extension().cuda_smallest_size(len(layers), flat.numel())
+    if size == 0:
+        return None
+    starts = flat.new_tensor([*accumulate((layer.numel() for layer in layers), initial=0)], dtype=torch.int64)
+    firsts = flat.new_tensor([*accumulate(counts, initial=0)], dtype=torch.int64)
+    numbers, workspace = starts.new_empty(sum(counts)), flat.new_empty(size, dtype=torch.uint8)
+    launch(
+        "cuda_smallest", flat, address(flat), len(layers), flat.numel(), address(starts), address(firsts),
+        address(numbers), address(workspace),
+    )  # fmt: skip
+    return list(numbers.split(list(counts)))

@@ -7,9 +7,9 @@ from fedsparse.pruning.gradual import gradually
 from fedsparse.pruning.masks import globally, layerwise
 from fedsparse.pruning.schedule import adjusts, cosine_share, density_path, swap_counts
 from fedsparse.pruning.score import magnitude, random
-from fedsparse.pruning.select import top
+from fedsparse.pruning.select import smallest, top
 from fedsparse.pruning.sensitivity import grasp, snip
-from fedsparse.pruning.swap import swap
+from fedsparse.pruning.swap import swap, swap_all
 from fedsparse.pruning.synflow import synflow
 from fedsparse.pruning.units import (
     exchange,
@@ -48,8 +48,10 @@ __all__ = [
     "random",
     "refilled",
     "replaceable",
+    "smallest",
     "snip",
     "swap",
+    "swap_all",
     "swap_counts",
     "synflow",
     "top",

@@ -1,12 +1,14 @@
 """Exact selection of the highest of some scores. Ties go to the lowest position."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.pattern.positions import Order, counted, first_in_order, selectable
+from fedsparse.pattern.positions import Order, counted, first_in_order, selectable, smallest_of_each
 
-__all__ = ["top"]
+__all__ = ["smallest", "top"]
 
 
 def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
@@ -36,6 +38,28 @@ def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "
         return _torch_top(_ranked(scores, order), k)
     positions = among.nonzero().squeeze(1)
     return positions[_torch_top(_ranked(scores[positions], order), k)]
+
+
+def smallest(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Of each layer the numbers of its `counts[i]` smallest |values|, as `top` gives them, in one launch on a device.
+
+    Args:
+        layers: of any shapes and any real dtypes.
+        counts: as many.
+
+    Raises:
+        PatternError: a count is negative or above the size of its layer, a value is NaN.
+    """
+    layers = [layer.detach() for layer in layers]
+    for layer, count in zip(layers, counts, strict=True):
+        _check(count, layer.numel(), 0)
+    found = smallest_of_each(layers, counts) if layers else []
+    if found is None:
+        return [top(layer, count, order="smallest_magnitude") for layer, count in zip(layers, counts, strict=True)]
+    nans = [layer.isnan().sum() for layer in layers]
+    for layer, number in zip(layers, torch.stack(nans).tolist() if nans else [], strict=True):
+        _check(0, layer.numel(), number)
+    return found
 
 
 def _check(k: int, candidates: int, nans: int) -> None:

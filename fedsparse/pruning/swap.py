@@ -1,15 +1,18 @@
 """Drop and regrow: exchange kept positions for pruned ones, their number unchanged."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Element, Pattern
 from fedsparse.pattern.positions import ascending
-from fedsparse.pruning.select import top
+from fedsparse.pruning.select import smallest, top
 from fedsparse.pruning.units import exchange, magnitudes, magnitudes_at, whole
 
-__all__ = ["swap"]
+__all__ = ["swap", "swap_all"]
 
 
 def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor, count: int) -> Pattern:
@@ -17,7 +20,8 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
 
     A dropped position cannot come back in the same swap, because only positions pruned at entry may be
     candidates. With fewer candidates, fewer are swapped; the last weight is never dropped. Ties go to the
-    lowest flat position. Runs on the CPU.
+    lowest flat position. Single positions are swapped where the pattern lies, larger units in main memory; the new
+    pattern lies where the old one does.
 
     Larger units are swapped whole, `count` being rounded to the closest number of them: by the root mean square of
     their values, and of their scores, a missing one being 0. A unit gives way to one of its own pool (see
@@ -31,20 +35,67 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
     Raises:
         PatternError: a candidate is kept, repeated or out of range, sizes disagree, a value or score is NaN.
     """
-    values, candidates, scores = values.detach().cpu(), candidates.cpu(), scores.detach().cpu()
+    return swap_all({"": pattern}, {"": values}, {"": (candidates, scores)}, {"": count})[""]
+
+
+def swap_all(
+    patterns: Mapping[str, Pattern],
+    values: Mapping[str, Tensor],
+    candidates: Mapping[str, tuple[Tensor, Tensor]],
+    counts: Mapping[str, int],
+) -> dict[str, Pattern]:
+    """`swap` of several weights, by name; on a CUDA device the values to drop of all of them are found in one launch.
+
+    Args:
+        patterns: of the weights to swap.
+        values: kept weights of each, as in `swap`.
+        candidates: positions and scores of each.
+        counts: of each.
+
+    Raises:
+        PatternError: as `swap`, before anything has been swapped.
+    """
+    orders = {name: _order(p, values[name], *candidates[name], counts[name]) for name, p in patterns.items()}
+    single = {name: o for name, o in orders.items() if isinstance(patterns[name].granularity, Element) and o.number}
+    drops = smallest([order.values for order in single.values()], [order.number for order in single.values()])
+    dropped = dict(zip(single, drops, strict=True))
+    swapped = {name: _units(patterns[name], order) for name, order in orders.items() if name not in single}
+    swapped |= {name: patterns[name].exchanged(dropped[name], _grown(order)) for name, order in single.items()}
+    return {name: swapped[name] for name in patterns}
+
+
+class _Order(NamedTuple):
+    """A swap that may be carried out: candidates ascend, and `number` positions give way to as many of them."""
+
+    values: Tensor
+    candidates: Tensor
+    scores: Tensor
+    number: int
+
+
+def _order(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> _Order:
+    single = isinstance(pattern.granularity, Element)
+    where = pattern.column.device if single else torch.device("cpu")
+    values, candidates, scores = values.detach().to(where), candidates.to(where), scores.detach().to(where)
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
     candidates, scores = _ascending(pattern, candidates, scores)
     _check_candidates(pattern, candidates)
-    if not isinstance(pattern.granularity, Element):
-        tiling = pattern.granularity.tiling(pattern.shape)
-        units, grow = magnitudes_at(tiling, candidates, scores)
-        return exchange(pattern, -magnitudes(pattern, values), units, grow, whole(count, tiling.size))
-    count = min(count, candidates.numel(), pattern.nnz - 1)
-    if count <= 0:
+    if single:
+        count = max(0, min(count, candidates.numel(), pattern.nnz - 1))
+    return _Order(values, candidates, scores, count)
+
+
+def _grown(order: _Order) -> Tensor:
+    return order.candidates[top(order.scores, order.number, order="largest_magnitude")]
+
+
+def _units(pattern: Pattern, order: _Order) -> Pattern:
+    """Whole units swapped; of single positions, none."""
+    if isinstance(pattern.granularity, Element):
         return pattern
-    grown = candidates[top(scores, count, order="largest_magnitude")]
-    dropped = top(values, count, order="smallest_magnitude")
-    return pattern.exchanged(dropped, grown)
+    tiling = pattern.granularity.tiling(pattern.shape)
+    units, grow = magnitudes_at(tiling, order.candidates, order.scores)
+    return exchange(pattern, -magnitudes(pattern, order.values), units, grow, whole(order.number, tiling.size))
 
 
 def _ascending(pattern: Pattern, candidates: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,6 @@
 
 import gc
 from dataclasses import replace
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,13 +10,13 @@ import torch
 from fedsparse import _native
 from fedsparse.backends import Case, Geometry
 from fedsparse.backends import cuda as cuda_module
-from fedsparse.backends.cuda import CudaBackend, Strips
+from fedsparse.backends.cuda import CudaBackend
+from fedsparse.backends.cuda_lists import Strips, Taps, build
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
-from tests.cuda import shim
 from tests.cuda.test_block import block, vector
-from tests.devices import ComputesOnDevice, kernels, plain_products
+from tests.devices import ComputesOnDevice, kernels, plain_products, pretend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CASE = Case((6, 4, 3, 3), (3, 4, 9, 8), 30, Geometry(padding=(1, 1)), device="cuda")
@@ -32,24 +29,9 @@ class OnCpu(CudaBackend):
         return super().refuse(replace(case, device="cuda"))
 
 
-@pytest.fixture(scope="module")
-def binding() -> ModuleType:
-    """The compiled module with its CUDA part, every kernel of which runs on the CPU."""
-    if reason := shim.missing():
-        pytest.skip(reason)
-    pytest.importorskip("pybind11", reason="the binding needs pybind11")
-    path, whole = str(shim.build_binding()), ModuleType("with_cuda")
-    loader = ExtensionFileLoader("fedsparse_shim", path)
-    part = module_from_spec(spec_from_file_location("fedsparse_shim", path, loader=loader))
-    loader.exec_module(part)
-    whole.__dict__.update({**vars(_native.extension()), **vars(part)})
-    return whole
-
-
 @pytest.fixture
 def backend(binding, monkeypatch):
-    monkeypatch.setattr(_native, "extension", lambda: binding)
-    monkeypatch.setattr(cuda_module, "_stream", lambda _: 0)
+    pretend(binding, monkeypatch)
     binding.shim_seed(1)
     yield OnCpu()
     binding.shim_seed(0)
@@ -140,8 +122,7 @@ def test_topk_too_large_for_the_kernel_is_computed_densely(backend, binding, mon
 
 def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     built = []
-    build = cuda_module._build
-    monkeypatch.setattr(cuda_module, "_build", lambda *arguments: built.append(arguments[1:]) or build(*arguments))
+    monkeypatch.setattr(cuda_module, "build", lambda *arguments: built.append(arguments[1:]) or build(*arguments))
     pattern = Pattern.from_mask(torch.ones(6, 4, 3, 3, dtype=torch.bool))
     case, values = replace(CASE, nnz=pattern.nnz), torch.ones(pattern.nnz)
     for batch in (3, 8, 3):
@@ -157,6 +138,44 @@ def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     del pattern
     gc.collect()
     assert len(backend._lists) == 0
+
+
+def taps_of(product, *, backward):
+    found = build(product.pattern, product.case, backward, torch.device("cpu"))
+    assert isinstance(found, Taps)
+    return [tensor.to(torch.int32).tolist() for tensor in found]
+
+
+def test_taps_are_listed_on_the_device(backend, binding, monkeypatch, rng):  # noqa: ARG001  kernels on the CPU
+    """As the host lists them, which is not asked."""
+    for product in product_cases(rng, 20):
+        for backward in (False, True):
+            listed = build(product.pattern, product.case, backward, torch.device("cpu"))
+            if isinstance(listed, Strips):
+                continue
+            with monkeypatch.context() as patch:
+                patch.setattr(binding, "csr16_list", None)
+                found = taps_of(product, backward=backward)
+            with monkeypatch.context() as patch:
+                patch.setattr(_native, "on_device", lambda _: False)
+                assert found == taps_of(product, backward=backward)
+
+
+def test_kernels_too_large_for_the_device_are_listed_on_the_host(backend, monkeypatch, binding):  # noqa: ARG001
+    monkeypatch.setattr(binding, "cuda_csr16_list", None)
+    pattern = Pattern.from_mask(torch.ones(3, 1, 65, 1, dtype=torch.bool))
+    case = Case(pattern.shape, (1, 1, 66, 2), pattern.nnz, Geometry(), torch.float16, "cuda")
+    assert len(build(pattern, case, False, torch.device("cpu")).offset) == 195
+
+
+def test_devices_of_little_memory(backend, binding, monkeypatch):
+    """99 KiB, as with compute capability 8.6, are enough for taps, 64 KiB, as with 7.5, for nothing."""
+    product = STRUCTURED["blocks"].product
+    monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 99 << 10)
+    assert isinstance(build(product.pattern, product.case, False, torch.device("cpu")), Taps)
+    check_backend(backend, product)
+    monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 64 << 10)
+    assert backend.refuse(CASE) == "cuda kernels take 90 KiB of shared memory a block, the device has 64"
 
 
 def test_lists_follow_an_index_that_is_overwritten(backend, generator):

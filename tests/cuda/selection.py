@@ -55,12 +55,12 @@ class Packed(NamedTuple):
     values: NDArray
 
 
-def pack_largest(shim: Shim, x: NDArray, dtype: int, k: int, value_dtype: int = FLOAT32) -> Packed:
-    """The k largest of x, flat and as `as_stored` gives it."""
-    n, groups = x.size, -(-x.size // 512)
+def pack_largest(shim: Shim, x: NDArray, dtype: int, k: int, value_dtype: int = FLOAT32, rows: int = 1) -> Packed:
+    """The k largest of each of the rows of x, which is flat and as `as_stored` gives it."""
+    n, groups, size = x.size, -(-x.size // 512), x.size // rows
     bits, starts = poisoned(16 * groups, np.uint32), poisoned(groups + 1, np.int32)
-    room = workspace(shim, "fedsparse_cuda_mark_largest_size", n)
-    shim("fedsparse_cuda_mark_largest", x, n, dtype, k, bits, starts, room, None)
+    room = workspace(shim, "fedsparse_cuda_mark_largest_size", rows, size)
+    shim("fedsparse_cuda_mark_largest", x, rows, size, dtype, k, bits, starts, room, None)
     values = poisoned(int(starts[-1]), STORAGE[value_dtype])
     shim("fedsparse_cuda_pack", x, n, dtype, bits, starts, values, value_dtype, None)
     return Packed(bits, starts, values)

@@ -41,6 +41,8 @@ REGISTERS = {
     "sum_counts_kernel": 40,
     "list_smallest_kernel": 40,
     "mark_kernel": 40,
+    "cut_rows_kernel": 40,
+    "mark_rows_kernel": 40,
     "sum_tiles_kernel": 32,
     "add_tiles_kernel": 32,
     "pack_kernel": 40,

@@ -98,6 +98,7 @@ def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
         for size in (1, 700, 9001):
             x = as_stored(rng.integers(-3, 4, size), dtype)
             calls.append(("pack_largest", (x, dtype, size // 3)))
+            calls.append(("pack_largest", (np.tile(x, 3), dtype, size // 3, FLOAT32, 3)))
             calls.append(("unpack", (selection.Packed(*packed_by_hand(x)), size, dtype)))
     return calls
 

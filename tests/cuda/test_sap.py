@@ -21,10 +21,10 @@ def kept_elements(x: np.ndarray, k: int) -> np.ndarray:
     return kept & (x != 0)
 
 
-def check(shim, stored: np.ndarray, dtype: int, k: int, value_dtype: int = FLOAT32) -> Packed:
+def check(shim, stored: np.ndarray, dtype: int, k: int, value_dtype: int = FLOAT32, *, rows: int = 1) -> Packed:
     x = as_float(stored, dtype)
-    kept = kept_elements(x, k)
-    packed = pack_largest(shim, stored, dtype, k, value_dtype)
+    kept = np.concatenate([kept_elements(row, k) for row in np.split(x, rows)])
+    packed = pack_largest(shim, stored, dtype, k, value_dtype, rows=rows)
     flags = np.unpackbits(packed.bits.view(np.uint8), bitorder="little").astype(bool)
     assert np.array_equal(flags[: x.size], kept), f"{k} of {x.size} elements"
     assert not flags[x.size :].any()
@@ -71,6 +71,25 @@ def test_ties_go_to_the_lowest_index(scheduled, rng):
 
 
 @pytest.mark.parametrize("name", DTYPES)
+def test_rows_of_all_sizes(scheduled, rng, name):
+    """Shorter than a warp, than a word's step, than a tile, across tiles; none, some or all of each row."""
+    for rows, size in ((40, 1), (9, 3), (3, 33), (5, 512), (20, 129), (2, TILE + 5)):
+        x = as_stored(rng.standard_normal(rows * size) * 3, DTYPES[name])
+        for k in {0, size // 3, size - 1, size} if size < TILE else (size // 10,):
+            check(scheduled, x, DTYPES[name], k, rows=rows)
+
+
+def test_ties_in_rows_go_to_the_lowest_index_of_each(scheduled, rng):
+    """Some rows take all of their ties and some do not; in the longest rows the last one lies in the second tile."""
+    for rows, size in ((6, 77), (2, TILE + 900)):
+        x = rng.choice([-2.0, -1.0, 0.0, 1.0, 2.0], (rows, size))
+        x[1] = 1.0
+        stored = as_stored(x.reshape(-1), FLOAT32)
+        for k in (size // 5, size // 2, size - 3):
+            check(scheduled, stored, FLOAT32, k, rows=rows)
+
+
+@pytest.mark.parametrize("name", DTYPES)
 def test_numbers_that_are_none(shim, rng, name):
     """NaN is kept first, whatever its bits, then infinities."""
     x = rng.standard_normal(900)
@@ -80,6 +99,8 @@ def test_numbers_that_are_none(shim, rng, name):
         stored.view(np.uint32)[600] = 0x7FC00001
     for k in (2, 3, 4, 6, 7, 500):
         check(shim, stored, DTYPES[name], k)
+    for k in (1, 3, 200):
+        check(shim, stored, DTYPES[name], k, rows=3)
 
 
 @pytest.mark.parametrize("values", DTYPES)
@@ -103,7 +124,10 @@ def test_means_what_plain_torch_does(shim, rng, keep):
 
 def test_refusals(shim):
     nothing = poisoned(4, np.float32)
-    assert shim.value("fedsparse_cuda_mark_largest_size", 1 << 31) == 0
-    for n, dtype, k in ((1 << 31, FLOAT32, 1), (4, FLOAT32, 5), (4, FLOAT32, -1), (4, 9, 2)):
-        arguments = (nothing, n, dtype, k, nothing, nothing, nothing, None)
+    assert shim.value("fedsparse_cuda_mark_largest_size", 1, 1 << 31) == 0
+    assert shim.value("fedsparse_cuda_mark_largest_size", 1 << 16, 1 << 15) == 0
+    for rows, size, dtype, k in (
+        (1, 1 << 31, FLOAT32, 1), (1 << 16, 1 << 15, FLOAT32, 1), (2, 2, FLOAT32, 3), (1, 4, FLOAT32, -1), (1, 4, 9, 2),
+    ):  # fmt: skip
+        arguments = (nothing, rows, size, dtype, k, nothing, nothing, nothing, None)
         assert shim.value("fedsparse_cuda_mark_largest", *arguments) == 1

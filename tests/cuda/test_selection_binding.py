@@ -11,7 +11,6 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse.backends.activation import Pruning, plain_pack
 from fedsparse.pattern import Pattern
-from tests.backends.test_cuda import binding  # noqa: F401  a fixture
 
 
 class Target(NamedTuple):
@@ -65,7 +64,7 @@ def test_packed_activations(target):
     n, k = x.numel(), Pruning(0.3, "global").count(x.numel())
     groups = -(-n // 512)
     bits, starts = target.empty(64 * groups, torch.uint8), target.empty(groups + 1, torch.int32)
-    target("cuda_mark_largest", x, n, 0, k, bits, starts, target.room("cuda_mark_largest_size", n))
+    target("cuda_mark_largest", x, 1, n, 0, k, bits, starts, target.room("cuda_mark_largest_size", 1, n))
     values, back = target.empty(int(starts[-1]), torch.bfloat16), torch.empty_like(x)
     target("cuda_pack", x, n, 0, bits, starts, values, 1)
     target("cuda_unpack", values, 1, n, bits, starts, back, 0)
@@ -84,7 +83,7 @@ def test_a_changed_pattern_and_its_lists(target):
         target.empty(size, dtype)
         for size, dtype in ((13, torch.int32), (wanted.nnz, torch.uint16), (wanted.nnz, torch.int32))
     )
-    old = [t.to(target.device) for t in (pattern.row_start, pattern.column, dropped, grown)]
+    old = [t.to(target.device).contiguous() for t in (pattern.row_start, pattern.column, dropped, grown)]
     rows = old[0].data_ptr(), old[1].data_ptr(), False
     target("cuda_exchange", 12, 90, rows, old[2], len(dropped), old[3], len(grown), row_start, column, places)
     assert torch.equal(row_start.cpu(), wanted.row_start)

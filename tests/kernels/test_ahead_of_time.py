@@ -8,6 +8,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
 
 from fedsparse.kernels import (  # noqa: E402
+    activation_rows,
     activation_tile,
     element_product,
     element_sampled,
@@ -78,7 +79,8 @@ def norm(kernel: Any, registers: int, **constants: int) -> Build:
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
 ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
 RELU = {"BLOCK": relu_bitmask.BLOCK}
-BITS = {"bits": "*i32"}
+BITS = {"bits": "*i32", "starts": "*i32"}
+ROWS = {"thresholds": "*i32", "lasts": "*i32", "counts": "*i32"}
 # By name and compute capability.
 BUILDS = {
     ("product bf16 16", 90): product(16, 128, NARROW, 96, "HMMA"),
@@ -99,6 +101,20 @@ BUILDS = {
         activation_tile._compress_kernel, {"TILE": 1024}, 128, others=BITS | {"values": "*bf16"}, warps=1
     ),
     ("expand", 90): Build(activation_tile._expand_kernel, {"TILE": 2048}, 64, others=BITS | {"values": "*bf16"}),
+    ("row cuts", 90): Build(activation_rows._cut_kernel, {"CHUNK": activation_rows.CHUNK}, 128, others=ROWS),
+    ("row marks", 80): Build(
+        activation_rows._mark_kernel,
+        {"EVERYTHING": False, "GROUP": activation_rows.GROUP},
+        64,
+        others=ROWS | BITS,
+        warps=2,
+    ),
+    ("row values", 90): Build(
+        activation_rows._pack_kernel, {"GROUP": activation_rows.GROUP}, 64, others=BITS | {"values": "*bf16"}, warps=2
+    ),
+    ("rows", 80): Build(
+        activation_rows._unpack_kernel, {"GROUP": activation_rows.GROUP}, 64, others=BITS | {"values": "*bf16"}, warps=2
+    ),
     ("relu", 80): Build(relu_bitmask._relu_kernel, RELU, 80, others=BITS),
     ("relu backward", 90): Build(relu_bitmask._relu_backward_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(norm_relu._moments_kernel, 64),

@@ -7,6 +7,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import upkeep
 from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import KINDS, Kind, of_device
@@ -51,6 +52,7 @@ def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
     if device == "cuda":
         yield Job("cuda_sgd_momentum", lambda: _cuda_optimizer(sizes))
         yield Job("Triton sgd_momentum_", lambda: _triton_optimizer(sizes))
+    yield from upkeep.jobs(sizes, device)
 
 
 @cache

@@ -13,7 +13,7 @@ from benchmarks.gpu.site import ROOT
 __all__ = ["files_with_gpu_tests", "outcome", "run"]
 
 _LINE = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)(?: \((.*)\))?")
-_MARKED = ("mark.gpu", "tests.devices")  # which marks tests that run on every device
+_MARKED = ("mark.gpu", "tests.devices", "(where")  # imports and the fixture of tests that run on every device
 _WRONG = ("FAILED", "ERROR", "XPASS")
 
 
