@@ -123,6 +123,8 @@ class EngineTable(Table):
             number, divided by `workers`. Given, it may be more than the cores can serve.
         timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
         min_clients: fewest usable answers in a round; with fewer the run fails, and can be resumed.
+        cohort_batch: clients that `inline` serves at a time; the networks of those with equal masks train as one, for
+            GPUs that a single one does not fill. Results differ by the order of sums.
         superlink: for `flower`, name of a connection in Flower's own configuration, to a SuperLink on this host; None
             simulates the nodes.
     """
@@ -132,4 +134,5 @@ class EngineTable(Table):
     threads: Count | None = None
     timeout_s: Positive = 600.0
     min_clients: Count = 1
+    cohort_batch: Count = 1
     superlink: Annotated[str, Field(min_length=1)] | None = None

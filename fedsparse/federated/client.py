@@ -1,6 +1,6 @@
 """The client's half of an exchange, the same in every engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
@@ -181,6 +181,10 @@ class ClientHost:
             peak = replace(peak, value=peak.value + standing)
         return Reply(request.client_id, blob, reason, reading.seconds, peak), kept
 
+    def serve_all(self, requests: Sequence[Request], kept: Sequence[Kept]) -> list[tuple[Reply, Kept]]:
+        """`serve` for each of several clients."""
+        return [self.serve(request, before) for request, before in zip(requests, kept, strict=True)]
+
     def _visit(
         self,
         request: Request,
@@ -198,12 +202,13 @@ class ClientHost:
             write_weights(model, message.weights)
             held = message.weights.topology
         client = host(self._plan, message, client_id=client_id, model=model, memory=memory)
-        with self._randomness(client, message):
+        with self._randomness(client, message.task):
             extras = self._task(message.task)(client)
         return Visit(client, message, extras, held)
 
-    def _randomness(self, client: HostedClient, message: Payload) -> AbstractContextManager[None]:
-        return seeds.network_randomness(client.rng(f"network in {message.task}"), self._plan.device)
+    def _randomness(self, client: HostedClient, task: str) -> AbstractContextManager[None]:
+        """Inside, what the network draws by itself is the client's own."""
+        return seeds.network_randomness(client.rng(f"network in {task}"), self._plan.device)
 
     def _encoded(self, request: Request, visit: Visit, model: nn.Module) -> bytes:
         """The encoded answer."""
