@@ -23,7 +23,7 @@ from fedsparse.federated.store import Kept, Topologies
 from fedsparse.federated.together import Training, train_together
 from fedsparse.measure import Reading, measure, resident_bytes
 from fedsparse.methods.roles import AroundStep, LearningRate, Memory, Penalty
-from fedsparse.nn import require_foldable
+from fedsparse.nn import Joint, require_foldable
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload, SparseVector
 
@@ -155,12 +155,13 @@ class CohortHost(ClientHost):
             self._train_alone(company[0], _NO_OTHER)
             return
         standing, reading = sum(resident_bytes(guest.network) for guest in company), measure(self._plan.device)
-        try:
-            with reading:
-                train_together(trainings)
-        except ConfigError as error:
+        with reading:
+            joint, reason = _joined([guest.network for guest in company])
+            if joint is not None:
+                train_together(trainings, joint)
+        if joint is None:
             for guest in company:
-                self._train_alone(guest, str(error))
+                self._train_alone(guest, reason)
             return
         samples, peak = sum(len(training.data) for training in trainings), reading.peak_bytes.value
         for guest, training in zip(company, trainings, strict=True):
@@ -260,10 +261,18 @@ def _companies(guests: Sequence[_Guest]) -> list[list[_Guest]]:
     return list(found.values())
 
 
+def _joined(networks: Sequence[nn.Module]) -> tuple[Joint | None, str]:
+    """The networks side by side, ready to be trained, or why they cannot be."""
+    try:
+        return Joint([network.train() for network in networks]), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
 def _refusal(plan: Plan, network: nn.Module) -> str:
     """Why networks of this run cannot be folded; empty if they can."""
-    train = plan.data.train
-    x, _ = train.batch(torch.arange(min(_SAMPLES, len(train))))
+    test = plan.data.test
+    x, _ = test.batch(torch.arange(min(_SAMPLES, len(test))))
     try:
         require_foldable(network, x.to(plan.device))
     except ConfigError as error:

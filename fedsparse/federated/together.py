@@ -57,17 +57,12 @@ class Training:
         return list(sgd.batches(len(self.data), self.settings.batch_size, self.generator, fewest=fewest))
 
 
-def train_together(trainings: Sequence[Training]) -> None:
-    """Runs trainings of equal epochs on networks that can be folded.
+def train_together(trainings: Sequence[Training], joint: Joint) -> None:
+    """Runs trainings of equal epochs, whose networks are joint, and parts these.
 
     One whose loss is no longer finite ends there, with the reason as its `failure`; the others never notice.
-
-    Raises:
-        ConfigError: the networks cannot be folded; nothing has been trained then.
     """
-    for training in trainings:
-        training.network.train()
-    joint, first = Joint([training.network for training in trainings]), trainings[0]
+    first = trainings[0]
     fewest = sgd.check_batch(first.network, first.data, first.settings.batch_size)
     for _ in range(first.epochs):
         epochs = [training.epoch(fewest) for training in trainings]

@@ -160,7 +160,7 @@ def require_foldable(network: nn.Module, x: Tensor) -> None:
     gpu = [x.device] if x.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=gpu):
         try:
-            alone = [copy.deepcopy(one)(mine) for one, mine in zip(pair, inputs, strict=True)]
+            alone = [one(mine) for one, mine in zip(pair, inputs, strict=True)]
             together = Joint(pair)(inputs)
             errors = [float((a - b).norm() / b.norm()) for a, b in zip(together, alone, strict=True)]
         except ConfigError:
@@ -228,9 +228,7 @@ def _require_simple(path: str, layer: nn.Module) -> None:
     if isinstance(layer, SparseLayer) and layer.activation_pruning is not None:
         raise ConfigError(f"{path} prunes its activations, which cannot be folded; undo it with prune_activations")
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
-        raise ConfigError(
-            f"{path} averages over all batches, which cannot be folded; give it a momentum"
-        )
+        raise ConfigError(f"{path} averages over all batches, which cannot be folded; give it a momentum")
 
 
 def _kind(module: nn.Module) -> str:
