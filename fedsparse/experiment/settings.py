@@ -115,8 +115,7 @@ class EngineTable(Table):
     """[engine]: what runs the clients of a round.
 
     Attributes:
-        kind: `inline` runs them in this process, `process` in workers on this host, `flower` on
-            the nodes of Flower.
+        kind: `inline` runs them in this process, `process` in workers on this host, `flower` on the nodes of Flower.
         workers: processes that share the clients of a round, with `superlink` the nodes that must be there; `inline`
             works in this one alone.
         threads: that a client computes with, in every engine, as results depend on it; None means this process's
