@@ -184,6 +184,7 @@ def _resolve(document: Document, origin: Origin) -> Config:
     for tracker in config.run.trackers:
         _check_name("run.trackers", tracker, trackers(), origin)
     _check_cohort(config, origin)
+    _check_cohort_batch(config.engine, origin)
     return config
 
 
@@ -203,3 +204,9 @@ def _check_cohort(config: Config, origin: Origin) -> None:
     if config.engine.min_clients > cohort:
         expected = f"at most {cohort}, the clients of a round"
         raise origin.wrong("engine.min_clients", config.engine.min_clients, expected)
+
+
+def _check_cohort_batch(engine: EngineTable, origin: Origin) -> None:
+    if engine.cohort_batch > 1 and engine.kind != "inline":
+        expected = f'1 with engine.kind = "{engine.kind}"; only "inline" serves several clients at a time'
+        raise origin.wrong("engine.cohort_batch", engine.cohort_batch, expected)

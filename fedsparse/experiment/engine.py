@@ -22,7 +22,7 @@ _FOLDER = ".clients"
 def engines() -> dict[str, str]:
     """What `engine.kind` may be, each with a sentence."""
     return {
-        "inline": "Clients one after the other in this process.",
+        "inline": "Clients one after the other in this process, or engine.cohort_batch at a time.",
         "process": "Clients shared by engine.workers processes on this host; the same bits as inline.",
         "flower": "Clients on Flower's nodes, simulated or on engine.superlink; needs fedsparse[flower].",
     }
@@ -47,8 +47,8 @@ def open_engine(table: EngineTable, plan: Plan, folder: Path) -> Engine:
     return _ENGINES[table.kind](table, plan, folder / _FOLDER)
 
 
-def _inline(_: EngineTable, plan: Plan, folder: Path) -> Engine:
-    return InlineEngine(plan, folder=folder)
+def _inline(table: EngineTable, plan: Plan, folder: Path) -> Engine:
+    return InlineEngine(plan, folder=folder, cohort_batch=table.cohort_batch)
 
 
 def _process(table: EngineTable, plan: Plan, folder: Path) -> Engine:

@@ -115,14 +115,16 @@ class EngineTable(Table):
     """[engine]: what runs the clients of a round.
 
     Attributes:
-        kind: `inline` runs them one after the other in this process, `process` in workers on this host, `flower` on
-            the nodes of Flower.
+        kind: `inline` runs them in this process, `process` in workers on this host, `flower` on the nodes of Flower.
         workers: processes that share the clients of a round, with `superlink` the nodes that must be there; `inline`
             works in this one alone.
         threads: that a client computes with, in every engine, as results depend on it; None means this process's
             number, divided by `workers`. Given, it may be more than the cores can serve.
         timeout_s: seconds after which a worker that has not answered is given up; `inline` waits.
         min_clients: fewest usable answers in a round; with fewer the run fails, and can be resumed.
+        cohort_batch: clients that `inline` serves at a time, of the 32 that the server asks at a time; the networks of
+            those with equal masks train as one, for GPUs that a single one does not fill. Results differ by the order
+            of sums.
         superlink: for `flower`, name of a connection in Flower's own configuration, to a SuperLink on this host; None
             simulates the nodes.
     """
@@ -132,4 +134,5 @@ class EngineTable(Table):
     threads: Count | None = None
     timeout_s: Positive = 600.0
     min_clients: Count = 1
+    cohort_batch: Count = 1
     superlink: Annotated[str, Field(min_length=1)] | None = None

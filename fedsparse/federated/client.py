@@ -1,8 +1,8 @@
 """The client's half of an exchange, the same in every engine."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Generator, Tensor, nn
@@ -30,7 +30,7 @@ from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, writ
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload, SparseVector
 
-__all__ = ["ClientHost", "HostedClient"]
+__all__ = ["ClientHost", "HostedClient", "Visit"]
 
 
 class HostedClient:
@@ -40,13 +40,17 @@ class HostedClient:
         self.id = client_id
         self.round = request.round
         self.epochs = plan.client.epochs
-        self.model = model
         self.data: Dataset = plan.data.client(client_id)
         self.extras: Extras = request.extras
         self.memory = memory
         self._plan = plan
+        self._network = model
         self._shuffling = self.rng("batches")
         self._steps: Optimizer | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self._network
 
     def rng(self, purpose: str) -> Generator:
         return seeds.generator(self._plan.seed, self.round, self.id, purpose)
@@ -60,23 +64,29 @@ class HostedClient:
         learning_rate: LearningRate | None = None,
         around_step: AroundStep | None = None,
     ) -> None:
-        settings = self._plan.client
-        if self._steps is None:
-            self._steps = sgd.optimizer(self.model, settings)
         sgd.train(
-            self.model,
-            self.data if samples is None else self.data.subset(samples),
-            settings,
+            self._network,
+            self._samples(samples),
+            self._plan.client,
             epochs=self.epochs if epochs is None else epochs,
             generator=self._shuffling,
-            steps=self._steps,
+            steps=self._optimizer(),
             penalty=penalty,
             learning_rate=learning_rate,
             around_step=around_step or nullcontext,
         )
 
+    def _samples(self, positions: Tensor | None) -> Dataset:
+        return self.data if positions is None else self.data.subset(positions)
+
+    def _optimizer(self) -> Optimizer:
+        """That of this exchange, made when it is first asked for."""
+        if self._steps is None:
+            self._steps = sgd.optimizer(self._network, self._plan.client)
+        return self._steps
+
     def adopt(self, topology: Topology) -> None:
-        layers = sparse_layers(self.model)
+        layers = sparse_layers(self._network)
         for name, pattern in topology.items():
             layers[name].repattern(pattern, optimizer=self._steps)
 
@@ -86,19 +96,19 @@ class HostedClient:
         """Gradients of the task loss alone, in training mode with the batch-norm statistics left as they are."""
         if not any(counts.values()):
             return {}
-        data, batch_size = self.data if samples is None else self.data.subset(samples), self._plan.client.batch_size
-        sgd.check_batch(self.model, data, batch_size)
+        data, batch_size = self._samples(samples), self._plan.client.batch_size
+        sgd.check_batch(self._network, data, batch_size)
         x, y = data.batch(next(sgd.batches(len(data), batch_size, self.rng("probe"))))
-        device = next(self.model.parameters()).device
-        layers = sparse_layers(self.model)
-        buffers = {buffer: buffer.clone() for buffer in _norm_buffers(self.model)}
-        self.model.train()
+        device = next(self._network.parameters()).device
+        layers = sparse_layers(self._network)
+        buffers = {buffer: buffer.clone() for buffer in _norm_buffers(self._network)}
+        self._network.train()
         with ExitStack() as stack:
             probes = {
                 name: stack.enter_context(topk_pruned_gradient(layers[name], k)) for name, k in counts.items() if k
             }
-            self.data.task.loss(self.model(x.to(device)), y.to(device)).backward()
-        self.model.zero_grad()
+            self.data.task.loss(self._network(x.to(device)), y.to(device)).backward()
+        self._network.zero_grad()
         for buffer, before in buffers.items():
             buffer.copy_(before)
         return {name: _sorted_vector(layers[name].pattern.size, probe) for name, probe in probes.items()}
@@ -113,6 +123,23 @@ def _norm_buffers(model: nn.Module) -> list[Tensor]:
 def _sorted_vector(size: int, probe: topk_pruned_gradient) -> SparseVector:
     indices, order = probe.indices.cpu().sort()
     return SparseVector(size, indices, probe.gradients.cpu()[order].float())
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A client's exchange after its task.
+
+    Attributes:
+        client: who ran it.
+        message: what it was sent.
+        extras: what the task returned.
+        held: the topology that the client holds from now on.
+    """
+
+    client: HostedClient
+    message: Payload
+    extras: Extras
+    held: Topology | None
 
 
 class ClientHost:
@@ -142,8 +169,9 @@ class ClientHost:
         try:
             held, memory = self._recalled(kept)
             with reading:
-                answer, received = self._answer(request, held, memory)
-            kept, blob = self._keep(received, memory), answer
+                visit = self._visit(request, held, memory, self._model)
+                answer = self._encoded(request, visit, self._model)
+            kept, blob = self._keep(visit.held, memory), answer
         except CheckpointError:
             raise
         except (ClientFailure, FedsparseError) as error:
@@ -153,23 +181,43 @@ class ClientHost:
             peak = replace(peak, value=peak.value + standing)
         return Reply(request.client_id, blob, reason, reading.seconds, peak), kept
 
-    def _answer(self, request: Request, held: Topology | None, memory: Memory) -> tuple[bytes, Topology | None]:
-        """The encoded answer, and the topology that the client holds from now on."""
+    def serve_all(self, requests: Sequence[Request], kept: Sequence[Kept]) -> list[tuple[Reply, Kept]]:
+        """`serve` for each of several clients."""
+        return [self.serve(request, before) for request, before in zip(requests, kept, strict=True)]
+
+    def _visit(
+        self,
+        request: Request,
+        held: Topology | None,
+        memory: Memory,
+        model: nn.Module,
+        host: Callable[..., HostedClient] = HostedClient,
+    ) -> Visit:
+        """Decodes a request and runs its task on `model`, by a client that `host` makes."""
         client_id = request.client_id
         message = wire.decode(request.blob, topologies={} if held is None else {held.digest: held})
         if len(self._plan.data.clients[client_id]) == 0:
             raise ClientFailure("the client has no samples")
         if message.weights is not None:
-            write_weights(self._model, message.weights)
+            write_weights(model, message.weights)
             held = message.weights.topology
-        client = HostedClient(self._plan, message, client_id=client_id, model=self._model, memory=memory)
-        with seeds.network_randomness(client.rng(f"network in {message.task}"), self._plan.device):
-            answer = self._task(message.task)(client)
+        client = host(self._plan, message, client_id=client_id, model=model, memory=memory)
+        with self._randomness(client, message.task):
+            extras = self._task(message.task)(client)
+        return Visit(client, message, extras, held)
+
+    def _randomness(self, client: HostedClient, task: str) -> AbstractContextManager[None]:
+        """Inside, what the network draws by itself is the client's own."""
+        return seeds.network_randomness(client.rng(f"network in {task}"), self._plan.device)
+
+    def _encoded(self, request: Request, visit: Visit, model: nn.Module) -> bytes:
+        """The encoded answer."""
+        message = visit.message
         if request.weights_back:
             sent = set() if message.weights is None else {message.weights.topology.digest}
-            payload = Payload(message.task, message.round, read_weights(self._model), answer)
-            return wire.encode(payload, known=sent), held
-        return wire.encode(Payload(message.task, message.round, extras=answer)), held
+            payload = Payload(message.task, message.round, read_weights(model), visit.extras)
+            return wire.encode(payload, known=sent)
+        return wire.encode(Payload(message.task, message.round, extras=visit.extras))
 
     # ---- what a client keeps; not part of its seconds, as a device of its own would have it at hand
     def _recalled(self, kept: Kept) -> tuple[Topology | None, Memory]:

@@ -165,6 +165,7 @@ def _record(
         "clients": traffic.answered,
         "clients_failed": traffic.failed,
         "clients_retried": traffic.retried,
+        "clients_folded": traffic.folded,
         "asks_failed": traffic.asks_failed,
         "replies_ignored": traffic.ignored,
         "diverged": diverged,

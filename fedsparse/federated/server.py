@@ -49,6 +49,7 @@ class Traffic:
         asks_failed: requests of other exchanges without a usable answer.
         retried: requests that the engine gave to another worker.
         ignored: replies that answer nothing: a client's second one, a late one, one of a client not asked.
+        folded: clients that took steps of a training together with others.
     """
 
     bytes_down: int = 0
@@ -65,6 +66,7 @@ class Traffic:
     asks_failed: int = 0
     retried: int = 0
     ignored: int = 0
+    folded: int = 0
 
     def add_joules(self, meter: energy.Meter) -> None:
         """The energy of one exchange."""
@@ -320,6 +322,7 @@ class FederatedServer:
         else:
             traffic.asks_failed += update is None
         traffic.retried += reply.retries
+        traffic.folded += reply.steps_folded > 0
         self._ledger.add_client(
             {
                 "round": self.round,
@@ -333,6 +336,8 @@ class FederatedServer:
                 "seconds": reply.seconds.value,
                 "peak_bytes": reply.peak_bytes.value,
                 "retries": reply.retries,
+                "steps_folded": reply.steps_folded,
+                "alone": reply.alone,
             }
         )
 
@@ -396,6 +401,8 @@ def _ignored(round: int, reply: Reply) -> dict[str, Any]:
         "seconds": reply.seconds.value,
         "peak_bytes": reply.peak_bytes.value,
         "retries": reply.retries,
+        "steps_folded": reply.steps_folded,
+        "alone": reply.alone,
     }
 
 

@@ -1,4 +1,4 @@
-"""The one loop over mini-batches."""
+"""The loop over mini-batches."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from fedsparse.federated.failure import ClientFailure
 from fedsparse.federated.plan import ClientSettings
 from fedsparse.methods.roles import AroundStep, LearningRate, Penalty
 
-__all__ = ["batches", "check_batch", "evaluate", "optimizer", "train"]
+__all__ = ["batches", "check_batch", "check_loss", "evaluate", "optimizer", "step", "train"]
 
 _OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], ClientSettings], torch.optim.Optimizer]] = {
     "sgd": lambda p, s: torch.optim.SGD(p, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
@@ -26,10 +26,10 @@ def optimizer(model: nn.Module, settings: ClientSettings) -> torch.optim.Optimiz
     return _OPTIMIZERS[settings.optimizer]((p for p in model.parameters() if p.requires_grad), settings)
 
 
-def batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled positions of one epoch, `size` at a time; the last batch may be smaller."""
+def batches(samples: int, size: int, generator: torch.Generator, *, fewest: int = 1) -> Iterator[Tensor]:
+    """Shuffled positions of one epoch, `size` at a time; the last batch may be smaller, down to `fewest`."""
     order = torch.randperm(samples, generator=generator)
-    yield from order.split(size) if samples else ()  # split() gives one empty part for no samples
+    yield from (part for part in order.split(size) if len(part) >= fewest)
 
 
 def check_batch(model: nn.Module, data: Dataset, batch_size: int) -> int:
@@ -73,7 +73,6 @@ def train(
     """
     if not epochs:
         return
-    device = next(model.parameters()).device
     fewest = check_batch(model, data, settings.batch_size)
     last = len(data) % settings.batch_size
     total = epochs * (len(data) // settings.batch_size + (last >= fewest))
@@ -81,24 +80,45 @@ def train(
     model.train()
     done = 0
     for _ in range(epochs):
-        for positions in batches(len(data), settings.batch_size, generator):
-            if len(positions) < fewest:
-                continue
+        for positions in batches(len(data), settings.batch_size, generator, fewest=fewest):
             if learning_rate is not None:
                 _set_rate(steps, learning_rate(done, total, settings.lr))
-            x, y = data.batch(positions)
-            steps.zero_grad()
-            with around_step():
-                loss = data.task.loss(model(x.to(device)), y.to(device))
-                if penalty is not None:
-                    loss = loss + penalty(model)
-                if not math.isfinite(loss.item()):
-                    raise ClientFailure(f"the training loss became {loss.item()}; a smaller learning rate may help")
-                loss.backward()
-            steps.step()
+            step(model, data, positions, steps, penalty=penalty, around_step=around_step)
             done += 1
     steps.zero_grad()  # gradients are not part of what a client keeps
     _set_rate(steps, settings.lr)
+
+
+def step(
+    model: nn.Module,
+    data: Dataset,
+    positions: Tensor,
+    steps: torch.optim.Optimizer,
+    *,
+    penalty: Penalty | None = None,
+    around_step: AroundStep = nullcontext,
+) -> None:
+    """One step of `train`, on the samples at `positions`.
+
+    Raises:
+        ClientFailure: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    x, y = data.batch(positions)
+    steps.zero_grad()
+    with around_step():
+        loss = data.task.loss(model(x.to(device)), y.to(device))
+        if penalty is not None:
+            loss = loss + penalty(model)
+        check_loss(loss.item())
+        loss.backward()
+    steps.step()
+
+
+def check_loss(loss: float) -> None:
+    """Raises ClientFailure unless a training loss is finite."""
+    if not math.isfinite(loss):
+        raise ClientFailure(f"the training loss became {loss}; a smaller learning rate may help")
 
 
 def _set_rate(steps: torch.optim.Optimizer, rate: float) -> None:

@@ -185,10 +185,12 @@ class Client(Protocol):
     id: int
     round: int
     epochs: int
-    model: nn.Module
     data: Dataset
     extras: Extras
     memory: Memory
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def sgd(
         self,

@@ -2,7 +2,7 @@
 
 from fedsparse.nn.activation import prune_activations
 from fedsparse.nn.conv2d import SparseConv2d
-from fedsparse.nn.fold import fold, side_by_side, unfold
+from fedsparse.nn.fold import Joint, fold, require_foldable, side_by_side, unfold
 from fedsparse.nn.gradients import dense_gradients
 from fedsparse.nn.graph import CapturedStep, capture_step
 from fedsparse.nn.layer import SparseLayer
@@ -28,6 +28,7 @@ __all__ = [
     "GAMMA",
     "CapturedStep",
     "Conversion",
+    "Joint",
     "NormalisedConv2d",
     "Plan",
     "PlannedLayer",
@@ -44,6 +45,7 @@ __all__ = [
     "plan",
     "prune_activations",
     "read_weights",
+    "require_foldable",
     "set_backend",
     "set_masks",
     "side_by_side",

@@ -87,3 +87,26 @@ def test_what_gives_the_same_numbers_may_change_between_start_and_resume(tmp_pat
         resume(folder)
     (folder / "config.toml").write_text(lines + "\n[engine]\ntimeout_s = 5.0\nmin_clients = 2\n")
     assert not resume(folder).stopped
+
+
+def test_several_clients_at_a_time_are_for_inline(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError) as raised:
+        load_config(TEXT, ["engine.cohort_batch=2", "engine.kind=process"])
+    assert str(raised.value) == (
+        'override: engine.cohort_batch = 2: expected 1 with engine.kind = "process"; only "inline" serves several '
+        "clients at a time; change it there or pass --set engine.cohort_batch=VALUE"
+    )
+    with pytest.raises(ConfigError, match=r"engine\.cohort_batch = 0: expected greater than or equal to 1; change it"):
+        load_config(TEXT, ["engine.cohort_batch=0"])
+    monkeypatch.chdir(tmp_path)
+    result = run(load_config(TEXT, ["engine.cohort_batch=2", "data.partition=iid"]))
+    assert [record["clients_folded"] for record in result.metrics] == [2, 2]  # of three clients
+
+
+def test_how_many_clients_train_together_may_not_change_before_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run(load_config(TEXT), should_stop=lambda: True).dir
+    lines = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(lines + "\n[engine]\ncohort_batch = 2\n")
+    with pytest.raises(CheckpointError, match=r"engine\.cohort_batch = 2, but the run was started with 1"):
+        resume(folder)

@@ -36,7 +36,8 @@ ROUNDS = 8
 KEYS = [
     *("round", "kind", "accuracy", "loss", "density", "nnz", "masks_changed", "bytes_down", "bytes_up"),
     *("bytes_down_dense", "bytes_up_dense", "client_seconds", "server_seconds", "peak_bytes", "flops_modelled"),
-    *("joules", "clients", "clients_failed", "clients_retried", "asks_failed", "replies_ignored", "diverged"),
+    *("joules", "clients", "clients_failed", "clients_retried", "clients_folded", "asks_failed", "replies_ignored"),
+    "diverged",
     *("flops_exact_modelled", "flops_paper_modelled"),
     *("bytes_down_paper_modelled", "bytes_up_paper_modelled", "memory_weights_modelled", "memory_gradients_modelled"),
     *("memory_optimizer_modelled", "memory_activations_modelled", "memory_adjustment_modelled"),

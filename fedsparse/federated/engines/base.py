@@ -62,6 +62,8 @@ class Reply:
         seconds: of the client's work, decoding and encoding included.
         peak_bytes: most memory at any moment of it, the network included.
         retries: how often the engine gave the client to another worker.
+        steps_folded: steps of its training that were taken together with other clients; see `cohort.CohortHost`.
+        alone: why none were, of a client that trained on an engine that folds.
     """
 
     client_id: int
@@ -70,6 +72,8 @@ class Reply:
     seconds: Reading
     peak_bytes: Reading
     retries: int = 0
+    steps_folded: int = 0
+    alone: str = ""
 
 
 def unanswered(request: Request, reason: str, *, retries: int = 0) -> Reply:
@@ -80,6 +84,8 @@ def unanswered(request: Request, reason: str, *, retries: int = 0) -> Reply:
 
 class Engine(Protocol):
     """Runs clients. Methods never see which one; all carry the same bytes and give the same bits.
+
+    The one exception is `inline` with a `cohort_batch` above 1, whose numbers differ by the order of sums.
 
     A large cohort is asked in several exchanges, one after the other, so that the server never holds the messages of
     all of it; see `server.AT_ONCE`. Workers and nodes that are done with theirs wait for the slowest of each.
