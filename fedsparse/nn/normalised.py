@@ -133,17 +133,19 @@ class SparseNormalisedConv2d(SparseConv2d):
     def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
         index, shape, geometry, backend = weight
         (sh, sw, ph, pw), others = geometry[:4], geometry[4:]
+        grad, x = self.ordinary(grad, x)
         slope, offset, _ = self._pruned_line(grad, x, weight)
         # dL/dw_p = slope dL/dw^_p + offset, by row. One more image makes the offset part of the product's gradient:
         # all ones, with the offsets as its output's gradient at one pixel. Padding is written out, as ones see none.
-        grad, x = grad * slope.view(-1, 1, 1), F.pad(x, (pw, pw, ph, ph))
-        more = torch.zeros_like(grad[:1]) if len(grad) else grad.new_zeros(1, *grad.shape[1:])
-        more[0, :, 0, 0] = offset
-        x = torch.cat([x, x.new_ones(1, *x.shape[1:])])
+        grad = F.pad(grad, (0, 0, 0, 0, 0, 0, 0, 1)).mul_(slope.view(-1, 1, 1))
+        grad[-1, :, 0, 0] = offset
+        x = F.pad(x, (pw, pw, ph, ph, 0, 0, 0, 1))
+        x[-1] = 1
         weight = (index, shape, (sh, sw, 0, 0, *others), backend)
-        return super().top_pruned_gradient(torch.cat([grad, more]), x, k, weight)
+        return super().top_pruned_gradient(grad, x, k, weight)
 
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
+        grad, x = self.ordinary(grad, x)
         slope, offset, kept = self._pruned_line(grad, x, weight)
         gradient = super().dense_gradient(grad, x, weight)
         gradient = gradient * slope.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)

@@ -5,8 +5,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from fedsparse.blocked import plain
 from fedsparse.errors import PatternError
-from fedsparse.nn.layer import Operand, SparseLayer
+from fedsparse.nn.layer import SparseLayer, Use
+from fedsparse.ops.held import Catch
 
 __all__ = ["topk_pruned_gradient"]
 
@@ -77,22 +79,25 @@ class topk_pruned_gradient:
             raise PatternError("there is no result before backward() has run inside topk_pruned_gradient")
         return self._found
 
-    def _watch(self, x: Tensor, output: Tensor, weight: Operand) -> None:
+    def _watch(self, use: Use) -> Catch:
         self._uses += 1
-        if self._uses > 1 and len(self._layer.pattern.shape) > 2:
+        if self._uses > 1 and use.case.geometry is not None:
             raise PatternError(
                 "the convolution ran twice inside topk_pruned_gradient; only linear layers can be shared"
             )
-        if not output.requires_grad:
+        if self._found is not None:
+            raise PatternError("the layer ran again after backward() inside topk_pruned_gradient; it searches one pass")
+        if not use.recorded:
             raise PatternError("no gradient is being recorded inside topk_pruned_gradient; remove torch.no_grad()")
 
-        def catch(grad: Tensor) -> None:
-            self._caught.append((grad, x.detach()))
+        def catch(grad: Tensor, x: Tensor) -> None:
+            self._caught.append((grad, x))
             if len(self._caught) == self._uses:
                 # The gradients of linear products sum up like those of one product with all their rows.
                 grads, inputs = (
-                    torch.cat(parts) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
+                    torch.cat(plain(parts)) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
                 )
-                self._found = self._layer.top_pruned_gradient(grads, inputs, self._k, weight)
+                self._caught.clear()
+                self._found = self._layer.top_pruned_gradient(grads, inputs, self._k, use.weight)
 
-        output.register_hook(catch)
+        return catch
