@@ -128,12 +128,25 @@ class CpuBackend:
         native.backward(problem, *arguments, address(workspace))
         return Gradients(grad_x, None if grad_values is None else grad_values.to(dtype))
 
-    def topk_pruned_blocked(self, grad: Tensor, x: Term, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        """`topk_pruned` of a blocked gradient and a term of its dtype, uncut; gradients float32."""
+    def topk_pruned_blocked(
+        self,
+        grad: Tensor,
+        x: Term,
+        pattern: Pattern,
+        k: int,
+        case: Case,
+        lines: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`topk_pruned` of a blocked gradient and a term of its dtype, uncut; gradients float32.
+
+        With `lines`, slope and offset `(out,)` float32, of `slope * gradient + offset` by row.
+        """
         native, problem = _native.extension(), self._problem(pattern, case)
         positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
+        slope, offset = lines or (None, None)
         view = x.view
-        arguments = (address(grad), view[:3], view[3], k, address(positions), address(gradients))
+        by_row = (address(slope), address(offset))
+        arguments = (address(grad), view[:3], view[3], by_row, k, address(positions), address(gradients))
         workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
         native.topk_pruned(problem, *arguments, address(workspace))
         return positions, gradients

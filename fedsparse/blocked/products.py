@@ -9,7 +9,6 @@ from torch import Tensor
 from fedsparse import backends
 from fedsparse.backends import Case
 from fedsparse.backends.activation import Pruning
-from fedsparse.backends.blocked import isa_of
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.term import Term
 from fedsparse.blocked.functions import CatchForm, Enter, Product, apply
@@ -23,7 +22,7 @@ from fedsparse.ops.held import Catch
 from fedsparse.ops.products import check_parameters, read_case, remembered_case
 from fedsparse.pattern import Pattern
 
-__all__ = ["blocked_product", "blocked_topk_pruned"]
+__all__ = ["blocked_product"]
 
 
 def blocked_product(
@@ -92,20 +91,6 @@ def _showing(catch: Catch, case: Case, pruning: Pruning | None) -> CatchForm:
         return pruned_form(whole, form if isinstance(form, Term) else None, case.input[0], pruning)
 
     return show
-
-
-def blocked_topk_pruned(
-    grad: Tensor, x: Tensor, k: int, index: Sequence[Tensor], shape: Sequence[int], geometry: Sequence[int]
-) -> tuple[Tensor, Tensor] | None:
-    """`ops.topk_pruned` of two blocked tensors, without a conversion; gradients are float32. None for ordinary ones."""
-    nodes = [t.node if isinstance(t, Blocked) else None for t in (grad, x)]
-    if nodes[0] is None or nodes[1] is None:
-        return None
-    pattern = Pattern.from_index(tuple(shape), index)
-    case = read_case(x, shape, pattern.nnz, geometry)
-    batch, (_, term) = case.input[0], operand(nodes[1], case.input[0])
-    engine, k = CpuBackend(isa_of(term.data.shape[-1])), min(k, pattern.size - pattern.nnz)
-    return engine.topk_pruned_blocked(store(nodes[0], batch), term, pattern, k, case)
 
 
 def _cast(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,8 @@ from fedsparse import backends, ops
 from fedsparse.backends import Case
 from fedsparse.backends.activation import Pruning
 from fedsparse.blocked import plain
-from fedsparse.blocked.products import blocked_product, blocked_topk_pruned
+from fedsparse.blocked.caught import blocked_topk_pruned
+from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
 from fedsparse.ops.held import Catch
 from fedsparse.ops.products import read_case
@@ -188,7 +189,7 @@ class SparseLayer(nn.Module):
         """
         index, shape, geometry, _ = weight
         tiling = self.granularity.tiling(shape)
-        found = blocked_topk_pruned(grad, x, k, index, shape, geometry) if tiling.size == 1 else None
+        found = blocked_topk_pruned(grad, x, k, weight) if tiling.size == 1 else None
         if found is not None:
             return found[0], found[1].to(self.values.dtype)
         grad, x = self.ordinary(grad, x)
