@@ -9,7 +9,8 @@ activations next, a convolution or one fused pass over memory, computes them on 
     Sum        of two of Stored or Normed: a residual connection on its way to its ReLU
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ __all__ = [
     "operand",
     "relu",
     "requires_grad",
+    "sources",
     "store",
+    "with_sources",
 ]
 
 
@@ -135,6 +138,34 @@ def form(node: Node, term: Term, batch: int, pruning: Pruning) -> Form:
 def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     """A node as an ordinary tensor of `shape`."""
     return apply(Leave, store(node, shape[0]), shape)
+
+
+def sources(node: Node) -> tuple[Tensor | None, ...]:
+    """The tensors whose gradients a node's gradient leads to."""
+    match node:
+        case Sum(left, right):
+            return *sources(left), *sources(right)
+        case Normed(data, norm):
+            return data, norm.weight, norm.bias
+        case Stored(data) | Activated(data):
+            return (data,)
+
+
+def with_sources(node: Stored | Normed | Sum, tensors: Iterator[Tensor | None]) -> Node:
+    """The node with other sources, equal in numbers, taken from `tensors` in order."""
+    match node:
+        case Sum(left, right):
+            return Sum(_addend_of(left, tensors), _addend_of(right, tensors))
+        case Normed() | Stored():
+            return _addend_of(node, tensors)
+
+
+def _addend_of(node: Stored | Normed, tensors: Iterator[Tensor | None]) -> Stored | Normed:
+    data = next(tensors)
+    assert data is not None
+    if isinstance(node, Stored):
+        return Stored(data)
+    return Normed(data, replace(node.norm, weight=next(tensors), bias=next(tensors)))
 
 
 def dtype_of(node: Node) -> torch.dtype:

@@ -12,7 +12,6 @@ from fedsparse.backends.activation import Pruning
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.term import Term
 from fedsparse.blocked.functions import CatchForm, Enter, Product, apply
-from fedsparse.blocked.history import check
 from fedsparse.blocked.nodes import Activated, Stored, dtype_of, form, operand, store
 from fedsparse.blocked.region import autocast, inside
 from fedsparse.blocked.saving import Form, pruned_form, restored, unpruned
@@ -60,10 +59,8 @@ def blocked_product(
     entered = node is None
     if node is None:
         node = Stored(apply(Enter, x.to(case.dtype), engine.isa))
-    else:
-        check(node)
-        if dtype_of(node) != case.dtype:
-            node = Stored(store(node, batch).to(case.dtype))
+    elif dtype_of(node) != case.dtype:
+        node = Stored(store(node, batch).to(case.dtype))
     data, term = operand(node, batch)
     check_parameters(data, values, bias, pattern.index, pattern.shape[0], autocast=autocast() is not None)
     trace = current()
