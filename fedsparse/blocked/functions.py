@@ -20,6 +20,7 @@ from fedsparse.backends.cpu import CpuBackend, from_blocked, to_blocked
 from fedsparse.backends.term import Cuts, Packed, Term
 from fedsparse.blocked.saving import Form
 from fedsparse.errors import DoubleBackwardError
+from fedsparse.ops.held import alias
 from fedsparse.pattern import Pattern
 
 __all__ = ["Activate", "CatchForm", "Combine", "Enter", "Leave", "Norm", "Product", "Read", "apply", "final"]
@@ -70,11 +71,6 @@ class Norm:
             return Term(held, self.scale, self.shift, relu=True)
         weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
         return Term(held, weight, bias, relu=True)
-
-
-def alias(data: Tensor) -> Tensor:
-    """Another tensor on the same memory, with a history of its own."""
-    return data.new_empty(0).set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:

@@ -14,8 +14,9 @@ from torch.autograd import Function
 
 from fedsparse.backends.blocked import isa_of
 from fedsparse.backends.cpu import from_blocked, to_blocked
-from fedsparse.blocked.functions import alias, apply, final
+from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.nodes import Node, Normed, Sum, requires_grad, sources, store, with_sources
+from fedsparse.ops.held import alias
 
 __all__ = ["carried", "settled", "standing"]
 

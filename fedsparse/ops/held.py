@@ -10,13 +10,18 @@ from torch.autograd import Function
 from fedsparse.backends.activation import Pruning, keep, restore
 from fedsparse.ops.products import product
 
-__all__ = ["Catch", "held_product"]
+__all__ = ["Catch", "alias", "held_product"]
 
 # (index, shape, geometry, backend), as `product` takes them.
 _Weight = tuple[Any, ...]
 # Called in the backward pass of one product with the gradient of its output and its input, unpruned. Activations in the
 # layout of the cpu kernels may come as `fedsparse.blocked.Blocked`.
 Catch = Callable[[Tensor, Tensor], None]
+
+
+def alias(data: Tensor) -> Tensor:
+    """Another tensor on the same memory, with a history of its own; no view, so it may be changed in place."""
+    return data.new_empty(0).set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
 
 
 class _HeldProduct(Function):
@@ -38,7 +43,7 @@ class _HeldProduct(Function):
             kept = keep(x, pruning)
             ctx.form = type(kept)._make
             ctx.save_for_backward(values, *kept)
-        return product(x, values, bias, *weight)
+        return alias(product(x, values, bias, *weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
