@@ -58,7 +58,7 @@ class _Settle(Function):
 
 def standing(make: Callable[[], Tensor], node: Node, batch: int) -> Tensor:
     """What `make` makes, to stand for `node` wherever its history is looked for."""
-    if torch.is_grad_enabled() and requires_grad(node):
+    if requires_grad(node):
         own = sources(node)
         assert own[0] is not None
         return apply(_Stand, make, node, batch, isa_of(own[0].shape[-1]), *own)

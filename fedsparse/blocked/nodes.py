@@ -36,6 +36,7 @@ __all__ = [
     "sources",
     "store",
     "with_sources",
+    "without_history",
 ]
 
 
@@ -151,21 +152,23 @@ def sources(node: Node) -> tuple[Tensor | None, ...]:
             return (data,)
 
 
-def with_sources(node: Stored | Normed | Sum, tensors: Iterator[Tensor | None]) -> Node:
+def with_sources(node: Node, tensors: Iterator[Tensor | None]) -> Node:
     """The node with other sources, equal in numbers, taken from `tensors` in order."""
-    match node:
-        case Sum(left, right):
-            return Sum(_addend_of(left, tensors), _addend_of(right, tensors))
-        case Normed() | Stored():
-            return _addend_of(node, tensors)
-
-
-def _addend_of(node: Stored | Normed, tensors: Iterator[Tensor | None]) -> Stored | Normed:
+    if isinstance(node, Sum):
+        left, right = with_sources(node.left, tensors), with_sources(node.right, tensors)
+        assert isinstance(left, Stored | Normed)
+        assert isinstance(right, Stored | Normed)
+        return Sum(left, right)
     data = next(tensors)
     assert data is not None
-    if isinstance(node, Stored):
-        return Stored(data)
-    return Normed(data, replace(node.norm, weight=next(tensors), bias=next(tensors)))
+    if isinstance(node, Normed):
+        return Normed(data, replace(node.norm, weight=next(tensors), bias=next(tensors)))
+    return replace(node, data=data)
+
+
+def without_history(node: Node) -> Node:
+    """The node without gradients."""
+    return with_sources(node, (None if s is None else s.detach() for s in sources(node)))
 
 
 def dtype_of(node: Node) -> torch.dtype:
@@ -175,14 +178,7 @@ def dtype_of(node: Node) -> torch.dtype:
 
 def requires_grad(node: Node) -> bool:
     """Whether gradients flow through a node; nothing is computed to tell."""
-    match node:
-        case Sum(left, right):
-            return requires_grad(left) or requires_grad(right)
-        case Normed(data, norm):
-            learned = any(t is not None and t.requires_grad for t in _learned(norm))
-            return data.requires_grad or (learned and torch.is_grad_enabled())
-        case Stored(data) | Activated(data):
-            return data.requires_grad
+    return any(s is not None and s.requires_grad for s in sources(node))
 
 
 def _addend(node: Node, batch: int) -> Stored | Normed:

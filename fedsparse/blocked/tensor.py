@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fedsparse.blocked.history import carried, settled, standing
-from fedsparse.blocked.nodes import Node, Stored, dtype_of, leave, requires_grad, store
+from fedsparse.blocked.nodes import Node, Stored, dtype_of, leave, requires_grad, store, without_history
 from fedsparse.blocked.trace import ASKED, current
 from fedsparse.errors import BackendError
 
@@ -44,6 +44,9 @@ class Blocked(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, shape: Sequence[int]) -> "Blocked":
+        if not torch.is_grad_enabled():  # what is put off must not be recorded then either
+            node = without_history(node)
+
         def make() -> Tensor:
             made: Tensor = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=dtype_of(node))
             return made

@@ -94,7 +94,8 @@ class Between(nn.Module):
 
     def __init__(self, middle: "Middle") -> None:
         super().__init__()
-        self.first, self.inner, self.last = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.first, self.inner = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8))
+        self.last: nn.Module = nn.Conv2d(8, 8, 3, padding=1)
         self.norm, self.gain = nn.BatchNorm2d(8), nn.Parameter(torch.tensor(1.5))
         self.middle = middle
 
@@ -182,6 +183,24 @@ def test_functions_of_others_do_what_they_do_between_ordinary_layers(name: str, 
         torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(model(x), ordinary(x), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_recorded_that_nobody_wants() -> None:
+    """Neither a norm nor a sum that is put off and computed where gradients are on again."""
+    seen: list[bool] = []
+
+    def middle(model: Between, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = [model.norm(x), x + x, F.relu(F.relu(model.norm(x))), x.relu() + model.norm(x)]
+        seen.extend(t.requires_grad or t.cumsum(1).requires_grad for t in found)
+        return model.norm(x)
+
+    model = sparse(middle)
+    model.last = nn.Identity()
+    assert model(torch.randn(5, 3, 9, 9)).requires_grad
+    assert seen == [False] * 4
+    with torch.no_grad():
+        assert not model(torch.randn(5, 3, 9, 9)).requires_grad
 
 
 def test_what_rules_cover_stays_in_the_layout() -> None:
