@@ -18,7 +18,8 @@ class topk_pruned_gradient:
 
     Run one forward and backward pass of the loss inside it. The dense gradient is streamed, never held: extra memory
     is O(k) beside one chunk of positions; of a layer used several times also a copy of what enters and comes back at
-    each use. The result equals a stable sort of the dense gradient's pruned entries.
+    each use. A network that keeps its activations blocked keeps them so. The result equals a stable sort of the dense
+    gradient's pruned entries, of the whole input where activations are pruned.
 
     Of a layer pruned in larger units than single weights (see `sparsify`) it finds whole units: those of the largest
     root mean square of dL/dw, as long as their positions fit into k.
@@ -37,7 +38,8 @@ class topk_pruned_gradient:
         gradients: `(k,)` signed gradients at `indices`.
 
     Raises:
-        PatternError: `layer` is not sparse, k is negative, it was not used at all, or is a convolution used twice.
+        PatternError: `layer` is not sparse, k is negative, it was not used at all, or is a convolution used twice; or
+            it ran without gradients, or once more after the backward pass.
     """
 
     def __init__(self, layer: SparseLayer, k: int) -> None:
