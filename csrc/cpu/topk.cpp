@@ -154,10 +154,16 @@ void offer_row(const PatternView& pattern, std::int64_t row, std::int64_t column
   }
 }
 
+void follow_line(const RowLines& lines, std::int64_t row, std::int64_t columns, float* gradient) {
+  if (!lines.slope) return;
+  const float slope = lines.slope[row], offset = lines.offset[row];
+  for (std::int64_t i = 0; i < columns; ++i) gradient[i] = slope * gradient[i] + offset;
+}
+
 }  // namespace
 
-std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, std::int64_t k,
-                                 std::int64_t* positions, float* gradients, void* workspace) {
+std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, const RowLines& lines,
+                         std::int64_t k, std::int64_t* positions, float* gradients, void* workspace) {
   const ConvShape& shape = problem.shape;
   const PatternView& pattern = problem.pattern;
   const WeightGradientKernels& kernels = problem.kernels->weight_gradient;
@@ -174,8 +180,11 @@ std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term&
   for (std::int64_t first = 0; first < pattern.rows; first += chunk_rows) {
     const std::int64_t last = std::min(first + chunk_rows, pattern.rows);
     kernels.rows(shape, problem.half, grad_y, x, first, last, chunk, scratch, problem.threads);
-    for (std::int64_t row = first; row < last; ++row)
-      offer_row(pattern, row, columns, chunk + (row - first) * columns, best);
+    for (std::int64_t row = first; row < last; ++row) {
+      float* const gradient = chunk + (row - first) * columns;
+      follow_line(lines, row, columns, gradient);
+      offer_row(pattern, row, columns, gradient, best);
+    }
   }
   best.finish(positions, gradients);
   return arena.used();

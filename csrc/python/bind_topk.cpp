@@ -36,9 +36,10 @@ void bind_topk(py::module_& m) {
       release());
   m.def(
       "topk_pruned",
-      [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu, std::int64_t k,
-         Address positions, Address gradients, Address workspace) {
-        return topk_pruned(problem, at<const void>(grad_y), term(x, relu), k, at<std::int64_t>(positions),
+      [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu,
+         const std::array<Address, 2>& lines, std::int64_t k, Address positions, Address gradients, Address workspace) {
+        const RowLines by_row{at<const float>(lines[0]), at<const float>(lines[1])};
+        return topk_pruned(problem, at<const void>(grad_y), term(x, relu), by_row, k, at<std::int64_t>(positions),
                            at<float>(gradients), at<void>(workspace));
       },
       release());

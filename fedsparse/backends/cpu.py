@@ -97,13 +97,8 @@ class CpuBackend:
         return Gradients(None if found.x is None else from_blocked(found.x, case.input), found.values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        native, problem = _native.extension(), self._problem(pattern, case)
-        blocked_grad, blocked_x = to_blocked(grad, self.isa), to_blocked(x, self.isa)
-        positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
-        view = Term(blocked_x).view
-        arguments = (address(blocked_grad), view[:3], view[3], k, address(positions), address(gradients))
-        workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
-        native.topk_pruned(problem, *arguments, address(workspace))
+        blocked_grad, term = to_blocked(grad, self.isa), Term(to_blocked(x, self.isa))
+        positions, gradients = self.topk_pruned_blocked(blocked_grad, term, pattern, k, case)
         return positions, gradients.to(grad.dtype)
 
     # ---- blocked activations
@@ -132,6 +127,29 @@ class CpuBackend:
         workspace = _workspace(native.backward(problem, *arguments, 0))
         native.backward(problem, *arguments, address(workspace))
         return Gradients(grad_x, None if grad_values is None else grad_values.to(dtype))
+
+    def topk_pruned_blocked(
+        self,
+        grad: Tensor,
+        x: Term,
+        pattern: Pattern,
+        k: int,
+        case: Case,
+        lines: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`topk_pruned` of a blocked gradient and a term of its dtype, uncut; gradients float32.
+
+        With `lines`, slope and offset `(out,)` float32, of `slope * gradient + offset` by row.
+        """
+        native, problem = _native.extension(), self._problem(pattern, case)
+        positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
+        slope, offset = lines or (None, None)
+        view = x.view
+        by_row = (address(slope), address(offset))
+        arguments = (address(grad), view[:3], view[3], by_row, k, address(positions), address(gradients))
+        workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
+        native.topk_pruned(problem, *arguments, address(workspace))
+        return positions, gradients
 
     def _problem(self, pattern: Pattern, case: Case) -> object:
         native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()

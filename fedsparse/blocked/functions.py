@@ -20,9 +20,14 @@ from fedsparse.backends.cpu import CpuBackend, from_blocked, to_blocked
 from fedsparse.backends.term import Cuts, Packed, Term
 from fedsparse.blocked.saving import Form
 from fedsparse.errors import DoubleBackwardError
+from fedsparse.ops.held import alias
 from fedsparse.pattern import Pattern
 
-__all__ = ["Activate", "Combine", "Enter", "Leave", "Norm", "Product", "Read", "apply", "final"]
+__all__ = ["Activate", "CatchForm", "Combine", "Enter", "Leave", "Norm", "Product", "Read", "apply", "final"]
+
+
+# Gets the gradient of a product and what is saved of its input; returns what the values' gradient is of.
+CatchForm = Callable[[Tensor, Form], Form]
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,6 @@ class Norm:
             return Term(held, self.scale, self.shift, relu=True)
         weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
         return Term(held, weight, bias, relu=True)
-
-
-def alias(data: Tensor) -> Tensor:
-    """Another tensor on the same memory, with a history of its own."""
-    return data.new_empty(0).set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:
@@ -130,7 +130,8 @@ class Leave(Function):
 class Product(Function):
     """Product of a term of `data` with a sparse weight; the gradient of `data` is that of the term.
 
-    The values' gradient is that of `form`, what is saved of the term.
+    The values' gradient is that of `form`, what is saved of the term. `catch`, if given, gets the product's gradient
+    and that form when the backward pass begins, and says of which form the values' gradient is.
     """
 
     @staticmethod
@@ -144,11 +145,12 @@ class Product(Function):
         pattern: Pattern,
         case: Case,
         engine: CpuBackend,
+        catch: CatchForm | None,
     ) -> Tensor:
         tensors, ctx.form = _taken_apart(form)
         ctx.save_for_backward(values, *tensors)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.pattern, ctx.case, ctx.engine = pattern, case, engine
+        ctx.pattern, ctx.case, ctx.engine, ctx.catch = pattern, case, engine, catch
         return engine.forward_blocked(term, values, pattern, bias, case)
 
     @staticmethod
@@ -157,13 +159,17 @@ class Product(Function):
         want_data, want_values, want_bias = ctx.needs_input_grad[:3]
         grad = grad.contiguous()
         grad_data = grad_values = grad_bias = None
+        form = ctx.form(tensors)
+        if ctx.catch is not None:
+            with torch.no_grad():
+                form = ctx.catch(grad.detach(), form)
         if want_data or want_values:
-            form = ctx.form(tensors) if want_values else None
-            found = ctx.engine.backward_blocked(grad, form, values, ctx.pattern, want_data, ctx.case)
+            seen = form if want_values else None
+            found = ctx.engine.backward_blocked(grad, seen, values, ctx.pattern, want_data, ctx.case)
             grad_data, grad_values = found
         if ctx.bias_dtype is not None and want_bias:
             grad_bias = channel_sums(grad, ctx.case.input[0]).to(ctx.bias_dtype)
-        return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None, None
+        return final(grad_data), final(grad_values), final(grad_bias), None, None, None, None, None, None
 
 
 def _taken_apart(form: Form) -> tuple[tuple[Tensor | None, ...], Callable[[Sequence[Any]], Form]]:

@@ -1,42 +1,76 @@
-"""Where the history of blocked activations would get lost, and says so."""
+"""The history of blocked activations as torch's own code sees it.
 
-import sys
-from contextvars import ContextVar
+Gradients run from node to node (`fedsparse.blocked.nodes`). Some code of torch, as `torch.autograd.Function`, takes the
+history of its arguments before any Python of theirs is asked, and finds what a blocked tensor carries itself.
+`standing` leads from that into the layout, `settled` from the layout to what such code has made of a tensor.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import Function
 
-from fedsparse.blocked.nodes import Node, requires_grad
-from fedsparse.errors import BackendError
+from fedsparse.backends.blocked import isa_of
+from fedsparse.backends.cpu import from_blocked, to_blocked
+from fedsparse.blocked.functions import apply, final
+from fedsparse.blocked.nodes import Node, Normed, Sum, requires_grad, sources, store, with_sources
+from fedsparse.ops.held import alias
 
-__all__ = ["begin", "check"]
-
-_recording: ContextVar[bool] = ContextVar("fedsparse_blocked_recording", default=False)
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-
-
-def begin() -> None:
-    """Called where a network begins: whether its gradients are wanted is known here."""
-    _recording.set(torch.is_grad_enabled())
+__all__ = ["carried", "settled", "standing"]
 
 
-def check(node: Node) -> None:
-    """Refuses activations that somebody's `torch.autograd.Function` has been given.
+class _Stand(Function):
+    """The tensor that `make` makes, with the history of a node's sources; its gradient is an ordinary tensor."""
 
-    Such a function takes the history of its arguments before any Python code of theirs is asked, and that of a tensor
-    which only stands for others is empty: the network would train on without the gradients of everything before it.
-    Inside its forward gradients are off; elsewhere that is the caller's wish.
+    @staticmethod
+    def forward(ctx: Any, make: Callable[[], Tensor], node: Node, batch: int, isa: str, *_: Tensor | None) -> Tensor:
+        ctx.isa, ctx.batch = isa, batch
+        # A node that is not computed yet must be, to have gradients.
+        ctx.node = node if isinstance(node, Normed | Sum) else None
+        return make()
 
-    Raises:
-        BackendError: a custom function, or torch's reentrant checkpoint, is running.
-    """
-    if torch.is_grad_enabled() or not _recording.get() or not requires_grad(node):
-        return
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code is _APPLY:
-            raise BackendError(
-                "a torch.autograd.Function was given activations that a sparse network keeps in its own layout, and "
-                "would lose their gradients (torch.utils.checkpoint with use_reentrant=True is one, too); call "
-                "fedsparse.blocked.leave_blocked(model) to give every layer ordinary tensors"
-            )
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = to_blocked(grad, ctx.isa)
+        if ctx.node is None:
+            return None, None, None, None, final(grad)
+        own = [None if s is None else s.detach().requires_grad_() for s in sources(ctx.node)]
+        with torch.enable_grad():
+            z = store(with_sources(ctx.node, iter(own)), ctx.batch)
+        found = iter(torch.autograd.grad(z, [s for s in own if s is not None], grad))
+        return None, None, None, None, *(None if s is None else final(next(found)) for s in own)
+
+
+class _Settle(Function):
+    """The numbers of `x`, ordinary ones or in the layout where `sizes` are given, with the history that x carries."""
+
+    @staticmethod
+    def forward(ctx: Any, _x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+        ctx.sizes = sizes
+        return alias(numbers)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        return final(grad if ctx.sizes is None else from_blocked(grad.contiguous(), ctx.sizes)), None, None
+
+
+def standing(make: Callable[[], Tensor], node: Node, batch: int) -> Tensor:
+    """What `make` makes, to stand for `node` wherever its history is looked for."""
+    if requires_grad(node):
+        own = sources(node)
+        assert own[0] is not None
+        return apply(_Stand, make, node, batch, isa_of(own[0].shape[-1]), *own)
+    return make()
+
+
+def carried(x: Tensor) -> Any:
+    """The history that a blocked tensor carries itself."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.grad_fn
+
+
+def settled(x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+    """`numbers`, ordinary or, with `sizes`, in the layout, with the history that the blocked tensor x carries."""
+    return apply(_Settle, x, numbers.detach(), sizes)

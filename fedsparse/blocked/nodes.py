@@ -9,7 +9,8 @@ activations next, a convolution or one fused pass over memory, computes them on 
     Sum        of two of Stored or Normed: a residual connection on its way to its ReLU
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ __all__ = [
     "operand",
     "relu",
     "requires_grad",
+    "sources",
     "store",
+    "with_sources",
+    "without_history",
 ]
 
 
@@ -137,6 +141,36 @@ def leave(node: Node, shape: tuple[int, ...]) -> Tensor:
     return apply(Leave, store(node, shape[0]), shape)
 
 
+def sources(node: Node) -> tuple[Tensor | None, ...]:
+    """The tensors whose gradients a node's gradient leads to."""
+    match node:
+        case Sum(left, right):
+            return *sources(left), *sources(right)
+        case Normed(data, norm):
+            return data, norm.weight, norm.bias
+        case Stored(data) | Activated(data):
+            return (data,)
+
+
+def with_sources(node: Node, tensors: Iterator[Tensor | None]) -> Node:
+    """The node with other sources, equal in numbers, taken from `tensors` in order."""
+    if isinstance(node, Sum):
+        left, right = with_sources(node.left, tensors), with_sources(node.right, tensors)
+        assert isinstance(left, Stored | Normed)
+        assert isinstance(right, Stored | Normed)
+        return Sum(left, right)
+    data = next(tensors)
+    assert data is not None
+    if isinstance(node, Normed):
+        return Normed(data, replace(node.norm, weight=next(tensors), bias=next(tensors)))
+    return replace(node, data=data)
+
+
+def without_history(node: Node) -> Node:
+    """The node without gradients."""
+    return with_sources(node, (None if s is None else s.detach() for s in sources(node)))
+
+
 def dtype_of(node: Node) -> torch.dtype:
     """What the numbers of a node are stored as, or would be."""
     return dtype_of(node.left) if isinstance(node, Sum) else node.data.dtype
@@ -144,14 +178,7 @@ def dtype_of(node: Node) -> torch.dtype:
 
 def requires_grad(node: Node) -> bool:
     """Whether gradients flow through a node; nothing is computed to tell."""
-    match node:
-        case Sum(left, right):
-            return requires_grad(left) or requires_grad(right)
-        case Normed(data, norm):
-            learned = any(t is not None and t.requires_grad for t in _learned(norm))
-            return data.requires_grad or (learned and torch.is_grad_enabled())
-        case Stored(data) | Activated(data):
-            return data.requires_grad
+    return any(s is not None and s.requires_grad for s in sources(node))
 
 
 def _addend(node: Node, batch: int) -> Stored | Normed:

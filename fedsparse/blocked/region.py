@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fedsparse.blocked import history
 from fedsparse.blocked.tensor import plain
 from fedsparse.blocked.trace import END
 
@@ -66,8 +65,6 @@ def _enter(_module: nn.Module, _args: Any) -> None:
 
 
 def _begin() -> None:
-    if not _depth.get():
-        history.begin()
     _depth.set(_depth.get() + 1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsparse.backends.blocked import Window, moments
 from fedsparse.blocked.functions import Norm, apply
 from fedsparse.blocked.layers import AveragePool, GroupNorm, MaxPool
-from fedsparse.blocked.nodes import Normed, Stored, add, dtype_of, relu, requires_grad, store
+from fedsparse.blocked.nodes import Normed, Stored, add, dtype_of, relu, requires_grad
 from fedsparse.blocked.tensor import Blocked, rule, sizes_of
 
 __all__: list[str] = []
@@ -19,14 +19,6 @@ __all__: list[str] = []
 
 def _batch(x: Blocked) -> int:
     return x.sizes[0]
-
-
-def _data(x: Blocked) -> Tensor:
-    """The numbers of a tensor that has not left the layout."""
-    assert x.node is not None
-    stored = store(x.node, _batch(x))
-    x.become(Blocked(Stored(stored), x.sizes))  # computed once for all users
-    return stored
 
 
 def _stays(*tensors: Any) -> bool:
@@ -50,7 +42,7 @@ def _batch_norm(
     count = math.prod(x.sizes) // x.sizes[1] if _stays(x) else 0
     if count < 2 or not _fit(x, running_mean, running_var, weight, bias):
         return NotImplemented
-    data, weight, bias = _data(x), _wide(weight), _wide(bias)
+    data, weight, bias = x.stored(), _wide(weight), _wide(bias)
     if training:
         mean, variance = moments(data.detach(), _batch(x))
         if running_mean is not None and running_var is not None:
@@ -109,7 +101,7 @@ def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Any]:
         others = [a for a in args if isinstance(a, Tensor) and not isinstance(a, Blocked)]
         if others or not blocked or not _stays(*blocked) or any(b.sizes != blocked[0].sizes for b in blocked):
             return NotImplemented
-        data = [_data(a) if isinstance(a, Blocked) else a for a in args]
+        data = [a.stored() if isinstance(a, Blocked) else a for a in args]
         return Blocked(Stored(function(*data, **kwargs)), blocked[0].sizes)
 
     return carry_out
@@ -142,7 +134,7 @@ for _function, _names in _SMOOTH.items():
 def _flatten(x: Blocked, start_dim: int = 0, end_dim: int = -1) -> Any:
     if not _stays(x) or start_dim != 1 or end_dim not in (-1, len(x.sizes) - 1):
         return NotImplemented
-    data = _data(x)
+    data = x.stored()
     features = data[0, ..., 0].numel()
     return Blocked(Stored(data.reshape(data.shape[0], features, 1, 1, data.shape[-1])), (_batch(x), features))
 
@@ -163,7 +155,7 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
     first, channels = tensors[0], sum(t.sizes[1] for t in tensors)
     if any(t.sizes[0] != first.sizes[0] or t.sizes[2:] != first.sizes[2:] for t in tensors):
         return NotImplemented
-    return Blocked(Stored(torch.cat([_data(t) for t in tensors], 1)), (_batch(first), channels, *first.sizes[2:]))
+    return Blocked(Stored(torch.cat([t.stored() for t in tensors], 1)), (_batch(first), channels, *first.sizes[2:]))
 
 
 @rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
@@ -205,7 +197,7 @@ def _max_pool2d(
     window = _window(x, kernel_size, stride, padding, dilation) if _stays(x) and len(x.sizes) == 4 else None
     if window is None or ceil_mode or return_indices or window.kernel[0] * window.kernel[1] > 256:
         return NotImplemented
-    return _pooled(x, window, apply(MaxPool, _data(x), window, _batch(x)))
+    return _pooled(x, window, apply(MaxPool, x.stored(), window, _batch(x)))
 
 
 @rule(F.avg_pool2d)
@@ -222,7 +214,7 @@ def _avg_pool2d(
     if window is None or ceil_mode or divisor_override is not None:
         return NotImplemented
     divisor = window.kernel[0] * window.kernel[1] if count_include_pad else 0
-    return _pooled(x, window, apply(AveragePool, _data(x), window, divisor, _batch(x)))
+    return _pooled(x, window, apply(AveragePool, x.stored(), window, divisor, _batch(x)))
 
 
 @rule(F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
@@ -256,5 +248,5 @@ def _group_norm(
     fits = _stays(x) and num_groups > 0 and x.sizes[1] % num_groups == 0 and _fit(x, weight, bias)
     if not fits or math.prod(x.sizes) // (x.sizes[0] * num_groups) < 2:
         return NotImplemented
-    z = apply(GroupNorm, _data(x), _wide(weight), _wide(bias), num_groups, eps, _batch(x))
+    z = apply(GroupNorm, x.stored(), _wide(weight), _wide(bias), num_groups, eps, _batch(x))
     return Blocked(Stored(z), x.sizes)

@@ -3,20 +3,23 @@
 A product holds the largest elements of its input (`fedsparse.backends.activation`). A norm needs its own input for its
 gradients; a product that reads that norm's ReLU shares it and holds two numbers an image, the cuts. A ReLU without a
 norm in front and the ReLU of a residual sum hold one bit for each element. With `dtype=torch.bfloat16` norms hold their
-normalised input in bfloat16.
+normalised input in bfloat16. A product whose gradient somebody catches holds its whole input, packed without the exact
+zeros or shared with a norm as above, and prunes it when the backward pass begins.
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fedsparse.backends.activation import Pruning, nonzero_bits, pack, select
+from fedsparse.backends import Case
+from fedsparse.backends.activation import Pruning, nonzero_bits, pack, select, unpack
+from fedsparse.backends.cpu import blocked_shape
 from fedsparse.backends.term import Packed, Term
 
-__all__ = ["Form", "gate_bits", "hold_pruned", "hold_whole", "pruned_form", "pruning"]
+__all__ = ["Form", "gate_bits", "hold_pruned", "hold_whole", "pruned_form", "pruning", "restored", "unpruned"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 # One entry for each model or part of one that is running, the innermost last.
@@ -72,6 +75,18 @@ def pruned_form(term: Term, held: Term | None, batch: int, pruning: Pruning) -> 
     if held is not None:
         return held._replace(cuts=select(held, batch, pruning))
     return pack(term._replace(cuts=select(term, batch, pruning)), batch, pruning.dtype or term.data.dtype)
+
+
+def unpruned(pruning: Pruning) -> Pruning:
+    """How a product keeps its input that is to be pruned in the backward pass only: exact zeros are left out."""
+    return replace(pruning, keep=1.0, dtype=None)
+
+
+def restored(form: Form, case: Case, lanes: int) -> Term:
+    """The input of a product that an uncut form was made of, of the product's dtype."""
+    if isinstance(form, Term):
+        return form._replace(data=form.data.to(case.dtype))
+    return Term(unpack(form, blocked_shape(case.input, lanes)).to(case.dtype))
 
 
 def gate_bits(term: Term, batch: int) -> Tensor | None:

@@ -35,6 +35,11 @@ def prune_activations(
     mark and pack; a step captured in a CUDA graph saves nothing with `keep=1.0`, as it cannot ask how much is zero.
     Dense layers are left alone. Compiled models break their graph at each pruned layer.
 
+    A search for gradients at pruned positions (`topk_pruned_gradient`, `dense_gradients`) sees whole inputs all the
+    same: weights are chosen by the gradient of the network itself; the paper does not say which it takes. A layer that
+    is searched holds its input without the exact zeros, or shares it with its norm as above (then in bfloat16, if norms
+    hold that), and prunes it when its backward pass begins.
+
     Deviations from the paper: `rule="tile"`, and k rounded to the nearest number where the paper's code takes the one
     below. To leave out a layer, the stem that reads raw pictures say, undo it there:
     `prune_activations(model.conv1, None)`.

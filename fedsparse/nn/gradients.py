@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.nn.layer import Operand, SparseLayer, Watcher
+from fedsparse.nn.layer import SparseLayer, Use, Watcher
+from fedsparse.ops.held import Catch
 
 __all__ = ["dense_gradients"]
 
@@ -43,10 +44,10 @@ def dense_gradients(layers: Mapping[str, SparseLayer], receive: Receiver) -> Ite
 def _watcher(name: str, layer: SparseLayer, receive: Receiver) -> Watcher:
     waiting = False
 
-    def watch(x: Tensor, output: Tensor, weight: Operand) -> None:
+    def watch(use: Use) -> Catch | None:
         nonlocal waiting
-        if not output.requires_grad:  # an evaluation
-            return
+        if not use.recorded:  # an evaluation
+            return None
         if waiting:
             raise PatternError(
                 f"{name!r} ran twice before a backward pass inside dense_gradients; "
@@ -54,11 +55,11 @@ def _watcher(name: str, layer: SparseLayer, receive: Receiver) -> Watcher:
             )
         waiting = True
 
-        def catch(grad: Tensor) -> None:
+        def catch(grad: Tensor, x: Tensor) -> None:
             nonlocal waiting
             waiting = False
-            receive(name, layer.dense_gradient(grad, x.detach(), weight))
+            receive(name, layer.dense_gradient(grad, x, use.weight))
 
-        output.register_hook(catch)
+        return catch
 
     return watch

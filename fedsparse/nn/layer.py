@@ -1,6 +1,7 @@
 """What all sparse layers share: compact values, their pattern, and how both change together."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,21 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import backends, ops
+from fedsparse.backends import Case
 from fedsparse.backends.activation import Pruning
 from fedsparse.blocked import plain
+from fedsparse.blocked.caught import blocked_topk_pruned
 from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
+from fedsparse.ops.held import Catch
+from fedsparse.ops.products import read_case
 from fedsparse.pattern import Granularity, Pattern, carried
 
-__all__ = ["Operand", "SparseLayer", "Watcher"]
+__all__ = ["Operand", "SparseLayer", "Use", "Watcher"]
 
 _KEPT = "kept"
 
 
 # Of a product's weight: index, shape, geometry and backend.
 Operand = tuple[Any, ...]
-# Told of each product: its input, its output, and its weight.
-Watcher = Callable[[Tensor, Tensor, Operand], None]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One product that a layer is about to compute.
+
+    Attributes:
+        case: what is asked of the backend; under autocast the dtype may still change.
+        weight: its weight.
+        recorded: whether a gradient can come back.
+    """
+
+    case: Case
+    weight: Operand
+    recorded: bool
+
+
+# Asked before each product: who catches the gradient of its output, and its input, in the backward pass, if anybody.
+Watcher = Callable[[Use], Catch | None]
 
 
 class SparseLayer(nn.Module):
@@ -35,7 +57,7 @@ class SparseLayer(nn.Module):
         values: `(nnz,)` parameter, in the order of flat positions.
         bias: `(out,)` parameter, or None.
         backend: who computes; `auto` decides by case.
-        watcher: called after each product; see `topk_pruned_gradient`.
+        watcher: asked before each product; see `topk_pruned_gradient`.
         activation_pruning: what is saved of the input in training; None: all. See `prune_activations`.
     """
 
@@ -143,22 +165,24 @@ class SparseLayer(nn.Module):
     def product(self, x: Tensor, geometry: tuple[int, ...]) -> Tensor:
         """Product of a batched input with the weight; `geometry` as in `ops.product`."""
         values = self.effective_values()
+        weight: Operand = (self.index, self._pattern.shape, geometry, self.backend)
         saves = self.training and torch.is_grad_enabled() and self.values.requires_grad
         pruning = self.activation_pruning if saves else None
-        if self.watcher is None:
-            blocked = blocked_product(x, values, self.bias, self.pattern, geometry, self.backend, pruning)
-            if blocked is not None:
-                return blocked
-        x, weight = plain(x), (self.index, self._pattern.shape, geometry, self.backend)
-        if pruning is None:
-            y = ops.product(x, values, self.bias, *weight)
-        else:
-            y = ops.pruned_product(x, values, self.bias, weight, pruning)
-        if self.watcher is not None:
-            self.watcher(x, y, weight)
+        catch = None if self.watcher is None else self.watcher(self._use(x, values, weight))
+        blocked = blocked_product(x, values, self.bias, self.pattern, geometry, self.backend, pruning, catch)
+        if blocked is not None:
+            return blocked
+        if pruning is None and catch is None:
+            return ops.product(plain(x), values, self.bias, *weight)
+        y: Tensor = ops.held_product(plain(x), values, self.bias, weight, pruning, catch)
         return y
 
-    # ---- gradients at pruned positions, from what a watcher sees: output's gradient, input and weight of a product
+    def _use(self, x: Tensor, values: Tensor, weight: Operand) -> Use:
+        recorded = any(t is not None and t.requires_grad for t in (x, values, self.bias))
+        case = read_case(x, self._pattern.shape, values.numel(), weight[2])
+        return Use(case, weight, recorded and torch.is_grad_enabled())
+
+    # ---- gradients at pruned positions, from what is caught: output's gradient, input and weight of a product
     def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
         """Flat positions and signed dL/dw of the (at most) k pruned weights of largest |dL/dw|, streamed.
 
@@ -166,6 +190,10 @@ class SparseLayer(nn.Module):
         """
         index, shape, geometry, _ = weight
         tiling = self.granularity.tiling(shape)
+        found = blocked_topk_pruned(grad, x, k, weight) if tiling.size == 1 else None
+        if found is not None:
+            return found[0], found[1].to(self.values.dtype)
+        grad, x = self.ordinary(grad, x)
         if tiling.size == 1:
             return ops.topk_pruned(grad, x, k, *weight)
         return ops.topk_pruned_units(grad, x, k, tiling, index, shape, geometry)
@@ -173,7 +201,12 @@ class SparseLayer(nn.Module):
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
         """dL/dw at every position, in dense shape."""
         _, shape, geometry, _ = weight
+        grad, x = self.ordinary(grad, x)
         return ops.weight_gradient(grad, x, shape, geometry)
+
+    def ordinary(self, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What was caught as ordinary tensors of the values' dtype, which is wider than autocast's."""
+        return plain(grad).to(self.values.dtype), plain(x).to(self.values.dtype)
 
     def to_dense(self) -> nn.Module:
         """The torch layer that computes the same function."""

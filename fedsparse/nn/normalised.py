@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fedsparse import ops
+from fedsparse.blocked.caught import blocked_topk_pruned, blocked_values_gradient
 from fedsparse.errors import ShapeError
 from fedsparse.nn.conv2d import SparseConv2d
 from fedsparse.nn.layer import Operand
@@ -131,17 +132,23 @@ class SparseNormalisedConv2d(SparseConv2d):
 
     # ---- gradients at pruned positions
     def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
+        slope, offset, _ = self._pruned_line(grad, x, weight)
+        # dL/dw_p = slope dL/dw^_p + offset, by row.
+        if self.granularity.tiling(self._pattern.shape).size == 1:
+            found = blocked_topk_pruned(grad, x, k, weight, (slope.float(), offset.float()))
+            if found is not None:
+                return found[0], found[1].to(self.values.dtype)
+        # One more image makes the offset part of the product's gradient: all ones, with the offsets as its output's
+        # gradient at one pixel. Padding is written out, as ones see none.
         index, shape, geometry, backend = weight
         (sh, sw, ph, pw), others = geometry[:4], geometry[4:]
-        slope, offset, _ = self._pruned_line(grad, x, weight)
-        # dL/dw_p = slope dL/dw^_p + offset, by row. One more image makes the offset part of the product's gradient:
-        # all ones, with the offsets as its output's gradient at one pixel. Padding is written out, as ones see none.
-        grad, x = grad * slope.view(-1, 1, 1), F.pad(x, (pw, pw, ph, ph))
-        more = torch.zeros_like(grad[:1]) if len(grad) else grad.new_zeros(1, *grad.shape[1:])
-        more[0, :, 0, 0] = offset
-        x = torch.cat([x, x.new_ones(1, *x.shape[1:])])
+        grad, x = self.ordinary(grad, x)
+        grad = F.pad(grad, (0, 0, 0, 0, 0, 0, 0, 1)).mul_(slope.view(-1, 1, 1))
+        grad[-1, :, 0, 0] = offset
+        x = F.pad(x, (pw, pw, ph, ph, 0, 0, 0, 1))
+        x[-1] = 1
         weight = (index, shape, (sh, sw, 0, 0, *others), backend)
-        return super().top_pruned_gradient(torch.cat([grad, more]), x, k, weight)
+        return super().top_pruned_gradient(grad, x, k, weight)
 
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
         slope, offset, kept = self._pruned_line(grad, x, weight)
@@ -153,13 +160,16 @@ class SparseNormalisedConv2d(SparseConv2d):
     def _pruned_line(self, grad: Tensor, x: Tensor, weight: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """Slope and offset `(out,)` that take dL/dw^ of a pruned position to dL/dw, and dL/dw of the kept ones."""
         with torch.no_grad():
-            (row_start, fan_in), scale = self._rows, self.gamma * self.gain
-            kept = ops.values_gradient(grad, x, self.effective_values(), *weight)
+            (row_start, fan_in), scale, values = self._rows, self.gamma * self.gain, self.effective_values()
+            kept = blocked_values_gradient(grad, x, values, weight)
+            if kept is None:
+                kept = ops.values_gradient(*self.ordinary(grad, x), values, *weight)
             mean, inverse, curve = _statistics(self.values, row_start, fan_in)
             found = _backward(kept, self.values, scale, row_start, fan_in, _Statistics(mean, inverse, curve))
-        slope = scale * inverse * (1 - 1 / fan_in - curve * mean.square())
-        offset = scale * inverse * (curve * mean * found.moment - found.sum / fan_in)
-        return slope.to(grad.dtype), offset.to(grad.dtype), found.values.to(grad.dtype)
+            slope = scale * inverse * (1 - 1 / fan_in - curve * mean.square())
+            offset = scale * inverse * (curve * mean * found.moment - found.sum / fan_in)
+        dtype = self.values.dtype
+        return slope.to(dtype), offset.to(dtype), found.values.to(dtype)
 
 
 # ---- the normalisation of kept values

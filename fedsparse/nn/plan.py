@@ -18,9 +18,8 @@ from fedsparse.blocked.nodes import Stored, operand
 from fedsparse.blocked.region import inside, network
 from fedsparse.blocked.trace import ASKED, Conversion, Trace, traced
 from fedsparse.errors import ConfigError
-from fedsparse.nn.layer import SparseLayer, Watcher
+from fedsparse.nn.layer import SparseLayer, Use
 from fedsparse.nn.surgery import sparse_layers
-from fedsparse.ops.products import read_case
 
 __all__ = ["Conversion", "Plan", "PlannedLayer", "plan"]
 
@@ -274,12 +273,10 @@ def _case_of(layer: SparseLayer, x: Tensor) -> Case:
     """The product that a layer asks for when it gets the ordinary tensor x."""
     found: list[Case] = []
 
-    def watch(x: Tensor, _output: Tensor, weight: tuple[list[Tensor], tuple[int, ...], tuple[int, ...], str]) -> None:
-        index, shape, geometry, _backend = weight
-        found.append(read_case(x, shape, index[1].numel(), geometry))
+    def watch(use: Use) -> None:
+        found.append(use.case)
 
-    watcher: Watcher = watch
-    layer.watcher = watcher
+    layer.watcher = watch
     try:
         with torch.no_grad():
             layer(x)

@@ -5,8 +5,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from fedsparse.blocked import plain
 from fedsparse.errors import PatternError
-from fedsparse.nn.layer import Operand, SparseLayer
+from fedsparse.nn.layer import SparseLayer, Use
+from fedsparse.ops.held import Catch
 
 __all__ = ["topk_pruned_gradient"]
 
@@ -16,7 +18,8 @@ class topk_pruned_gradient:
 
     Run one forward and backward pass of the loss inside it. The dense gradient is streamed, never held: extra memory
     is O(k) beside one chunk of positions; of a layer used several times also a copy of what enters and comes back at
-    each use. The result equals a stable sort of the dense gradient's pruned entries.
+    each use. A network that keeps its activations blocked keeps them so. The result equals a stable sort of the dense
+    gradient's pruned entries, of the whole input where activations are pruned.
 
     Of a layer pruned in larger units than single weights (see `sparsify`) it finds whole units: those of the largest
     root mean square of dL/dw, as long as their positions fit into k.
@@ -35,7 +38,8 @@ class topk_pruned_gradient:
         gradients: `(k,)` signed gradients at `indices`.
 
     Raises:
-        PatternError: `layer` is not sparse, k is negative, it was not used at all, or is a convolution used twice.
+        PatternError: `layer` is not sparse, k is negative, it was not used at all, or is a convolution used twice; or
+            it ran without gradients, or once more after the backward pass.
     """
 
     def __init__(self, layer: SparseLayer, k: int) -> None:
@@ -77,22 +81,25 @@ class topk_pruned_gradient:
             raise PatternError("there is no result before backward() has run inside topk_pruned_gradient")
         return self._found
 
-    def _watch(self, x: Tensor, output: Tensor, weight: Operand) -> None:
+    def _watch(self, use: Use) -> Catch:
         self._uses += 1
-        if self._uses > 1 and len(self._layer.pattern.shape) > 2:
+        if self._uses > 1 and use.case.geometry is not None:
             raise PatternError(
                 "the convolution ran twice inside topk_pruned_gradient; only linear layers can be shared"
             )
-        if not output.requires_grad:
+        if self._found is not None:
+            raise PatternError("the layer ran again after backward() inside topk_pruned_gradient; it searches one pass")
+        if not use.recorded:
             raise PatternError("no gradient is being recorded inside topk_pruned_gradient; remove torch.no_grad()")
 
-        def catch(grad: Tensor) -> None:
-            self._caught.append((grad, x.detach()))
+        def catch(grad: Tensor, x: Tensor) -> None:
+            self._caught.append((grad, x))
             if len(self._caught) == self._uses:
                 # The gradients of linear products sum up like those of one product with all their rows.
                 grads, inputs = (
-                    torch.cat(parts) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
+                    torch.cat(plain(parts)) if self._uses > 1 else parts[0] for parts in zip(*self._caught, strict=True)
                 )
-                self._found = self._layer.top_pruned_gradient(grads, inputs, self._k, weight)
+                self._caught.clear()
+                self._found = self._layer.top_pruned_gradient(grads, inputs, self._k, use.weight)
 
-        output.register_hook(catch)
+        return catch

@@ -77,7 +77,7 @@ def topk(isa, product: ProductCase, grad, x, k, scale=None, shift=None, relu=Fal
     grad, x = blocked(grad, isa, 0.0), blocked(x, isa, 3.0)
     positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
     term = address(x), address(scale), address(shift)
-    arguments = problem, address(grad), term, relu, k, address(positions), address(gradients)
+    arguments = problem, address(grad), term, relu, (0, 0), k, address(positions), address(gradients)
     workspace = torch.empty(native.topk_pruned(*arguments, 0), dtype=torch.uint8)
     native.topk_pruned(*arguments, address(workspace))
     return positions, gradients
@@ -247,7 +247,7 @@ def test_topk_memory_does_not_grow_with_the_weight(isa):
 
     def bytes_for(rows: int, k: int) -> int:
         product = kept_at(0.1, (rows, 128, 3, 3), (16, 128, 4, 4))
-        return native.topk_pruned(problem_of(isa, product), 0, (0, 0, 0), False, k, 0, 0, 0)
+        return native.topk_pruned(problem_of(isa, product), 0, (0, 0, 0), False, (0, 0), k, 0, 0, 0)
 
     assert bytes_for(100, 100) == bytes_for(400, 100)
     assert bytes_for(400, 60_000) - bytes_for(400, 10_000) == 2 * 16 * 50_000

@@ -205,6 +205,20 @@ def test_watched_layers_see_the_whole_input():
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["convolution", "linear"])
+def test_watched_layers_prune_in_the_backward_pass(name, backend):
+    layer, x = layers()[name]
+    layer.set_backend(backend)
+    prune_activations(layer, 0.2)
+    grad = torch.ones_like(layer(x))
+    found = gradients(layer, x, grad)
+    with fs.topk_pruned_gradient(layer, 5):
+        watched = gradients(layer, x, grad)
+    assert found.keys() == watched.keys()
+    assert all(torch.equal(watched[key], found[key]) for key in found)
+
+
 def test_what_is_refused():
     layer, _ = layers()["linear"]
     with pytest.raises(fs.ConfigError, match=r"in \(0, 1\]; got 0"):

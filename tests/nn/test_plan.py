@@ -81,7 +81,7 @@ def test_nothing_to_plan(net):
 def test_looking_changes_nothing(net, training, size):
     model = nn.Sequential(fs.sparsify(net(), 0.3, exclude="none"), nn.Dropout(0.5)).train(training)
 
-    def watcher(_x, _output, _weight):
+    def watcher(_use):
         raise AssertionError("a plan is no run to watch")
 
     model[0].out.watcher = watcher

@@ -126,6 +126,10 @@ def test_misuse(layer):
     with pytest.raises(PatternError, match="convolution ran twice"), fs.topk_pruned_gradient(conv, 1):
         (conv(picture) + conv(picture)).sum().backward()
     assert conv.watcher is None
+    with fs.topk_pruned_gradient(layer, 1):
+        layer(x).sum().backward()
+        with pytest.raises(PatternError, match="ran again after backward"):
+            layer(x)
     top = fs.topk_pruned_gradient(layer, 1)
     with pytest.raises(PatternError, match="no result before backward"):
         _ = top.indices
@@ -140,3 +144,11 @@ def test_an_error_inside_comes_through(layer):
 def test_no_gradients_at_all(layer):
     with pytest.raises(PatternError), fs.topk_pruned_gradient(layer, 1), torch.no_grad():
         layer(torch.ones(3, 8))
+
+
+def test_outputs_may_be_changed_in_place(layer, generator):
+    x = integers((3, 8), generator)
+    with fs.topk_pruned_gradient(layer, 4) as top:
+        torch.relu_(layer(x)).sum().backward()
+    positions, _ = stable_top(dense_gradient(layer, x, (layer(x) > 0).float()), layer.mask, 4)
+    assert torch.equal(top.indices, positions)

@@ -51,11 +51,17 @@ std::int64_t forward(const Problem& problem, const Term& x, const float* values,
 std::int64_t backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values, void* grad_x,
                       float* grad_values, void* workspace);
 
+// What takes the gradients of a row to those that are ranked, `slope[row] * gradient + offset[row]`; null: themselves.
+struct RowLines {
+  const float* slope = nullptr;
+  const float* offset = nullptr;
+};
+
 // The k pruned positions with the largest |dL/dw|, larger first, ties to the lower flat position, NaN before all: flat
 // positions and signed gradients (k each). k must not exceed the number of pruned positions. The dense gradient is never
 // held: memory grows with k, not with the weight.
-std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, std::int64_t k,
-                         std::int64_t* positions, float* gradients, void* workspace);
+std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, const RowLines& lines,
+                         std::int64_t k, std::int64_t* positions, float* gradients, void* workspace);
 
 // Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* rows,
