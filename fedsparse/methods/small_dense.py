@@ -49,7 +49,7 @@ class SmallDense(Method):
         if not fits:
             fewest = parameters(too_wide)
             raise InfeasibleDensityError(
-                f"small_dense: one channel a layer makes {fewest} parameters, density {self.density} of {full} is "
+                f"small_dense: the narrowest network makes {fewest} parameters, density {self.density} of {full} is "
                 f"{most}; raise the density to {fewest / full:.4g} or more",
                 smallest=fewest / full,
             )
