@@ -38,7 +38,7 @@ class SmallDense(Method):
         self._require("density", 0 < self.density <= 1, "a share in (0, 1]")
 
     def width(self, parameters: Callable[[float], int]) -> float:
-        """By bisection: the parameters grow with the share of channels, in steps of whole channels, or of one a head."""
+        """By bisection: the parameters grow with the share of channels, in steps of one channel or one a head."""
         full = parameters(1.0)
         most = floor_share(self.density, full)
         if most >= full:

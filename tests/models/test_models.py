@@ -317,9 +317,7 @@ def test_all_channels_are_the_model_as_it_is(name):
 @pytest.mark.parametrize(("share", "hidden"), [(1.0, 256), (0.5, 128), (0.34, 80), (0.01, 16)])
 def test_heads_stay_and_share_what_is_left_of_the_width(share, hidden):
     assert narrowed("gpt2", {"layers": 1}, share) == {"layers": 1, "hidden": hidden}  # 16 heads by default
-    model = build(
-        "gpt2", in_shape=(8,), num_classes=5, options=narrowed("gpt2", {"layers": 1}, share), tokens=True
-    )
+    model = build("gpt2", in_shape=(8,), num_classes=5, options=narrowed("gpt2", {"layers": 1}, share), tokens=True)
     assert (model.h[0].attn.heads, model.hidden) == (16, hidden)
 
 
