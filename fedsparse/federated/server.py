@@ -18,62 +18,19 @@ from fedsparse.federated.judging import check_fits, judge, not_finite
 from fedsparse.federated.ledger import Ledger
 from fedsparse.federated.plan import Plan
 from fedsparse.federated.replies import by_request
+from fedsparse.federated.traffic import Traffic, ignored, settled
 from fedsparse.federated.uploads import Uploads
 from fedsparse.methods.roles import Check, Download, Extras, Memory, Update
 from fedsparse.nn import read_weights, write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.wire import Payload
 
-__all__ = ["AT_ONCE", "FederatedServer", "Traffic"]
+__all__ = ["AT_ONCE", "FederatedServer"]
 
 # Clients asked at once, and updates held decoded: cohorts up to this size are one exchange and are decoded once. Each
 # costs the memory of a request, a reply and decoded weights. Larger cohorts cost a barrier every 32 clients, at which
 # workers and nodes wait for the slowest; more of these than 32 would not be kept busy.
 AT_ONCE = 32
-
-
-@dataclass
-class Traffic:
-    """Sums over the exchanges of one round.
-
-    Attributes:
-        bytes_down, bytes_up: lengths of the encoded messages.
-        bytes_down_dense, bytes_up_dense: what dense federated averaging sends for the same trainings: the length of
-            the encoded dense network, for each client that was asked to train and each that answered.
-        client_seconds: time inside clients.
-        exchange_seconds: time inside the engine.
-        joules: of the run's device in that time; None where it was unavailable, never a partial sum.
-        peak_bytes: largest peak of a client, None where memory cannot be counted.
-        samples: training samples of the clients that answered a training.
-        answered, failed: clients that did and did not deliver a usable training.
-        asks_failed: requests of other exchanges without a usable answer.
-        retried: requests that the engine gave to another worker.
-        ignored: replies that answer nothing: a client's second one, a late one, one of a client not asked.
-        folded: clients that took steps of a training together with others.
-    """
-
-    bytes_down: int = 0
-    bytes_up: int = 0
-    bytes_down_dense: int = 0
-    bytes_up_dense: int = 0
-    client_seconds: float = 0.0
-    exchange_seconds: float = 0.0
-    joules: float | None = 0.0
-    peak_bytes: int | None = None
-    samples: int = 0
-    answered: int = 0
-    failed: int = 0
-    asks_failed: int = 0
-    retried: int = 0
-    ignored: int = 0
-    folded: int = 0
-
-    def add_joules(self, meter: energy.Meter) -> None:
-        """The energy of one exchange."""
-        try:
-            self.joules = None if self.joules is None else self.joules + meter.joules()
-        except energy.Unavailable:
-            self.joules = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,14 +167,14 @@ class FederatedServer:
     ) -> list[Update]:
         """The usable answers of `clients`, in their order, asked for in slices."""
         found: list[Update] = []
-        ignored: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         for first in range(0, len(clients), self._at_once):
             asked = self._encoded(clients[first : first + self._at_once], task, download, weights_back, check)
             updates, stray = self._exchange_slice(asked)
             found += updates
             # On record after all answers; what they were is kept until then, not what they contained.
-            ignored += [_ignored(self.round, _in_another_slice(reply, clients)) for reply in stray]
-        for record in ignored:
+            records += [ignored(self.round, _in_another_slice(reply, clients)) for reply in stray]
+        for record in records:
             self._book_ignored(record)
         return found
 
@@ -256,7 +213,7 @@ class FederatedServer:
         for i, (reply, (_, reason)) in enumerate(zip(replies, opened, strict=True)):
             if i != chosen:
                 reason = reason or "the client has answered already"
-                self._book_ignored(_ignored(self.round, replace(reply, reason=reason)))
+                self._book_ignored(ignored(self.round, replace(reply, reason=reason)))
         reply, (update, reason) = replies[chosen], opened[chosen]
         if reply.blob is None:
             # It may not have kept what it was sent: the next message says everything.
@@ -304,47 +261,18 @@ class FederatedServer:
         return update
 
     def _book(self, asked: "_Asked", reply: Reply, update: Update | None, reason: str) -> None:
-        request, training = asked.request, asked.task == self._plan.method.train.__name__
-        bytes_up = 0 if reply.blob is None else len(reply.blob)
-        traffic = self.traffic
-        traffic.bytes_down += len(request.blob)
-        traffic.bytes_up += bytes_up
-        traffic.client_seconds += reply.seconds.value or 0.0
-        if reply.peak_bytes.value is not None:
-            traffic.peak_bytes = max(traffic.peak_bytes or 0, int(reply.peak_bytes.value))
-        samples = len(self._plan.data.clients[request.client_id])
-        if training:
-            traffic.bytes_down_dense += self._dense_bytes
-            traffic.bytes_up_dense += self._dense_bytes if reply.blob is not None else 0
-            traffic.answered += update is not None
-            traffic.failed += update is None
-            traffic.samples += samples if update is not None else 0
-        else:
-            traffic.asks_failed += update is None
-        traffic.retried += reply.retries
-        traffic.folded += reply.steps_folded > 0
-        self._ledger.add_client(
-            {
-                "round": self.round,
-                "client": request.client_id,
-                "exchange": "train" if training else "ask",
-                "samples": samples,
-                "status": "ok" if update is not None else "failed",
-                "reason": reason,
-                "bytes_down": len(request.blob),
-                "bytes_up": bytes_up,
-                "seconds": reply.seconds.value,
-                "peak_bytes": reply.peak_bytes.value,
-                "retries": reply.retries,
-                "steps_folded": reply.steps_folded,
-                "alone": reply.alone,
-            }
+        """The reply that a client's request is settled by."""
+        training, usable = asked.task == self._plan.method.train.__name__, update is not None
+        samples, sent = len(self._plan.data.clients[reply.client_id]), len(asked.request.blob)
+        self.traffic.add(
+            reply, sent, usable=usable, samples=samples, dense_bytes=self._dense_bytes if training else None
         )
+        record = settled(self.round, reply, sent, training=training, samples=samples, usable=usable, reason=reason)
+        self._ledger.add_client(record)
 
     def _book_ignored(self, record: Mapping[str, Any]) -> None:
-        """A reply that answers nothing: its bytes travelled, and that is all."""
-        self.traffic.ignored += 1
-        self.traffic.bytes_up += record["bytes_up"]
+        """The record of a reply that answers nothing."""
+        self.traffic.add_ignored(record["bytes_up"])
         self._ledger.add_client(record)
 
     # ---- checkpoints
@@ -385,25 +313,6 @@ def on_cpu(weights: Weights) -> Weights:
         {name: tensor.cpu() for name, tensor in weights.values.items()},
         {name: tensor.cpu() for name, tensor in weights.dense.items()},
     )
-
-
-def _ignored(round: int, reply: Reply) -> dict[str, Any]:
-    """The record of a reply that answers nothing."""
-    return {
-        "round": round,
-        "client": reply.client_id,
-        "exchange": "none",
-        "samples": 0,
-        "status": "ignored",
-        "reason": reply.reason,
-        "bytes_down": 0,
-        "bytes_up": 0 if reply.blob is None else len(reply.blob),
-        "seconds": reply.seconds.value,
-        "peak_bytes": reply.peak_bytes.value,
-        "retries": reply.retries,
-        "steps_folded": reply.steps_folded,
-        "alone": reply.alone,
-    }
 
 
 def _in_another_slice(reply: Reply, clients: Sequence[int]) -> Reply:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from fedsparse import pruning
 from fedsparse.methods import regrow
-from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
-from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.methods.base import DrawnMethod, register
+from fedsparse.methods.roles import Client, Extras, Server, Update, client_task
 from fedsparse.nn import GAMMA, prune_activations, sparse_layers, topology, without_batch_norm
 from fedsparse.pattern import Pattern, Topology, Weights
 
@@ -33,7 +33,7 @@ _MARKED, _OVERLAP = "marked", "overlap"
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedMef(DrawnMethod, DynamicMethod):
+class FedMef(DrawnMethod, regrow.AskingMethod):
     """Weights about to be dropped are drained first; the largest activations alone are kept for the backward pass.
 
     Records of adjusting rounds have `marked_overlap`: the share of the a_l swaps that dropped a drained weight.
@@ -69,16 +69,6 @@ class FedMef(DrawnMethod, DynamicMethod):
     def build(self, model: nn.Module) -> nn.Module:
         return without_batch_norm(model, gamma=self.gamma) if self.norm_free else model
 
-    def download(self, server: Server, client_id: int) -> Download:
-        if not self.adjusts(server.round):
-            return super().download(server, client_id)
-        return regrow.ask(server, self.swap_counts(server.weights.topology, server.round))
-
-    def costs(self, topology: Topology, round: int) -> CostRow:
-        """As of all that swap, and position and value of each candidate are uploaded."""
-        row = super().costs(topology, round)
-        return replace(row, numbers_up=row.buffer_bytes // 4)
-
     # ---- clients
     @client_task
     def train(self, client: Client) -> Extras:
@@ -111,9 +101,6 @@ class FedMef(DrawnMethod, DynamicMethod):
         )
 
     # ---- server
-    def check(self, sent: Download, update: Update) -> None:
-        regrow.check(sent, update)
-
     def aggregate(self, server: Server, updates: Sequence[Update]) -> Weights:
         """The mean; before an adjustment, also notes what the clients have marked, which follows from what was sent."""
         if self.adjusts(server.round):

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from fedsparse import pruning
 from fedsparse.methods import regrow
-from fedsparse.methods.base import DynamicMethod, register
+from fedsparse.methods.base import register
 from fedsparse.methods.posterior import SCORES, Posterior
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task, weights_of
 from fedsparse.pattern import Pattern, Tiling, Topology, Weights
@@ -38,7 +38,7 @@ _MEMORY, _VOTES = "posterior", "votes"
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedRTS(DynamicMethod):
+class FedRTS(regrow.AskingMethod):
     """A Beta posterior per unit, fed by votes of clients and aggregate; topologies are sampled from it.
 
     The paper's ablations are settings: without Thompson sampling is `score = "mean"`, `momentum = 0.9`,
@@ -77,11 +77,6 @@ class FedRTS(DynamicMethod):
         self._remember(server, {name: self._prior(p, 0) for name, p in weights.topology.items()})
         return weights
 
-    def download(self, server: Server, client_id: int) -> Download:
-        if not self.adjusts(server.round):
-            return super().download(server, client_id)
-        return regrow.ask(server, self.swap_counts(server.weights.topology, server.round))
-
     @client_task
     def train(self, client: Client) -> Extras:
         client.sgd()
@@ -95,7 +90,7 @@ class FedRTS(DynamicMethod):
         regrow.check(sent, update, name=_VOTES, kind=IndexSet)
 
     def costs(self, topology: Topology, round: int) -> CostRow:
-        """As of all that swap, and the position of each candidate is uploaded."""
+        """As of all that ask, but the position alone of each candidate is uploaded."""
         row = super().costs(topology, round)
         return replace(row, numbers_up=row.buffer_bytes // 8)
 

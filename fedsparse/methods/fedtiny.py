@@ -24,8 +24,8 @@ from fedsparse import pruning
 from fedsparse.data import Dataset
 from fedsparse.errors import ClientError, MethodError
 from fedsparse.methods import checks, regrow
-from fedsparse.methods.base import DynamicMethod, register
-from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.methods.base import register
+from fedsparse.methods.roles import Client, Download, Extras, Server, Update, client_task
 from fedsparse.nn import write_weights
 from fedsparse.pattern import Topology, Weights
 from fedsparse.pruning.allocate import whole_units
@@ -40,7 +40,7 @@ Statistics = Mapping[str, Tensor]  # batch-norm buffers by name
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedTiny(DynamicMethod):
+class FedTiny(regrow.AskingMethod):
     """A coarse mask chosen by the clients' losses, then refined block by block with their largest gradients.
 
     Attributes:
@@ -173,24 +173,10 @@ class FedTiny(DynamicMethod):
         counts = self.swap_counts(topology, round)
         return {name: counts[name] for name in self.block(topology, round)}
 
-    def download(self, server: Server, client_id: int) -> Download:
-        if not self.adjusts(server.round):
-            return super().download(server, client_id)
-        return regrow.ask(server, self.asked(server.weights.topology, server.round))
-
     @client_task
     def train(self, client: Client) -> Extras:
         client.sgd()
         return regrow.propose(client)
-
-    def check(self, sent: Download, update: Update) -> None:
-        regrow.check(sent, update)
-
-    def costs(self, topology: Topology, round: int) -> CostRow:
-        """As of all that swap, but in one block, and position and value of each candidate are uploaded."""
-        counts = self.swap_counts(topology, round) if self.adjusts(round) else {}
-        swaps = sum(counts[name] for name in self.block(topology, round)) if counts else 0
-        return CostRow(probes=min(swaps, 1), numbers_up=2 * swaps, buffer_bytes=8 * swaps)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         """Per layer of the block: drop the a_l smallest |w|, grow the a_l largest mean gradients that arrived."""

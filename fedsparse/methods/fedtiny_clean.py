@@ -9,12 +9,12 @@ Upstream faults avoided: pruned weights that keep what the last step left there,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedsparse.methods import regrow
-from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
-from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
+from fedsparse.methods.base import DrawnMethod, register
+from fedsparse.methods.roles import Client, CostRow, Extras, Server, Update, client_task
 from fedsparse.pattern import Topology
 
 __all__ = ["FedTinyClean"]
@@ -22,7 +22,7 @@ __all__ = ["FedTinyClean"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FedTinyClean(DrawnMethod, DynamicMethod):
+class FedTinyClean(DrawnMethod, regrow.AskingMethod):
     """Drops the smallest weights of every layer and grows those of the largest mean gradient."""
 
     name: ClassVar[str] = "fedtiny_clean"
@@ -35,23 +35,15 @@ class FedTinyClean(DrawnMethod, DynamicMethod):
         counts = self.swap_counts(topology, round)
         return {name: p.size - p.nnz if counts[name] else 0 for name, p in topology.items()}
 
-    def download(self, server: Server, client_id: int) -> Download:
-        if not self.adjusts(server.round):
-            return super().download(server, client_id)
-        return regrow.ask(server, self.asked(server.weights.topology, server.round))
-
     @client_task
     def train(self, client: Client) -> Extras:
         client.sgd()
         return regrow.propose(client)
 
-    def check(self, sent: Download, update: Update) -> None:
-        regrow.check(sent, update)
-
     def costs(self, topology: Topology, round: int) -> CostRow:
-        """A gradient of every pruned weight is uploaded; its position, which the mask tells, is held with it."""
-        asked = sum(self.asked(topology, round).values()) if self.adjusts(round) else 0
-        return CostRow(probes=min(asked, 1), numbers_up=asked, buffer_bytes=8 * asked)
+        """As of all that ask, but positions are not uploaded: the mask tells those of all pruned weights."""
+        row = super().costs(topology, round)
+        return replace(row, numbers_up=row.buffer_bytes // 8)
 
     def adjust(self, server: Server, updates: Sequence[Update]) -> Topology | None:
         if not self.adjusts(server.round):

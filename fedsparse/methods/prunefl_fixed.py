@@ -18,7 +18,7 @@ import torch
 
 from fedsparse import pruning
 from fedsparse.methods import regrow
-from fedsparse.methods.base import DrawnMethod, DynamicMethod, register
+from fedsparse.methods.base import DrawnMethod, register
 from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update, client_task
 from fedsparse.methods.squares import check_squares, cost_row, summed_gradients, totals
 from fedsparse.nn import sparse_layers
@@ -29,15 +29,10 @@ __all__ = ["PruneFLFixed"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class PruneFLFixed(DrawnMethod, DynamicMethod):
+class PruneFLFixed(DrawnMethod, regrow.AskingMethod):
     """Drops the smallest weights of every layer and grows those whose gradients are largest in the mean square."""
 
     name: ClassVar[str] = "prunefl_fixed"
-
-    def download(self, server: Server, client_id: int) -> Download:
-        if not self.adjusts(server.round):
-            return super().download(server, client_id)
-        return regrow.ask(server, self.swap_counts(server.weights.topology, server.round))
 
     @client_task
     def train(self, client: Client) -> Extras:

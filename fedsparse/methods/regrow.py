@@ -1,6 +1,7 @@
 """What methods share that let clients propose pruned positions to grow: the question, the answer, the swap."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -8,13 +9,36 @@ from torch import Tensor
 
 from fedsparse import pruning
 from fedsparse.methods import checks
-from fedsparse.methods.roles import Client, Download, Extras, Server, Update
+from fedsparse.methods.base import DynamicMethod
+from fedsparse.methods.roles import Client, CostRow, Download, Extras, Server, Update
 from fedsparse.pattern import Pattern, Topology, Weights
 from fedsparse.wire.payload import IndexSet, SparseVector
 
-__all__ = ["SparseMean", "ask", "asked", "check", "propose", "regrown"]
+__all__ = ["AskingMethod", "SparseMean", "ask", "asked", "check", "propose", "regrown"]
 
 _COUNTS, _TOP = "counts", "top"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingMethod(DynamicMethod):
+    """Settings of methods that, in adjusting rounds, ask clients for pruned positions to grow."""
+
+    def asked(self, topology: Topology, round: int) -> dict[str, int]:
+        """For how many positions of each weight of `topology` a client is asked in this round: as many as swap."""
+        return self.swap_counts(topology, round)
+
+    def download(self, server: Server, client_id: int) -> Download:
+        if not self.adjusts(server.round):
+            return super().download(server, client_id)
+        return ask(server, self.asked(server.weights.topology, server.round))
+
+    def check(self, sent: Download, update: Update) -> None:
+        check(sent, update)
+
+    def costs(self, topology: Topology, round: int) -> CostRow:
+        """One mini-batch for the largest pruned gradients, of which position and value are held and uploaded."""
+        wanted = sum(self.asked(topology, round).values()) if self.adjusts(round) else 0
+        return CostRow(probes=min(wanted, 1), numbers_up=2 * wanted, buffer_bytes=8 * wanted)
 
 
 def ask(server: Server, counts: Mapping[str, int]) -> Download:

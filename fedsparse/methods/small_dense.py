@@ -5,7 +5,8 @@ development code, which scales channels by the square root of the density.
 
 Deviation: the share of channels is searched for, since its square is the density only where every layer is hidden on
 both sides: of all widths, the network is the widest that has no more parameters than a sparse one of this density
-would keep. Metrics speak of the narrow network, whose own density is 1; dense traffic is that of the full one.
+would keep. GPT-2 keeps its heads, with fewer channels each. Metrics speak of the narrow network, whose own density is
+1; dense traffic is that of the full one.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class SmallDense(Method):
         self._require("density", 0 < self.density <= 1, "a share in (0, 1]")
 
     def width(self, parameters: Callable[[float], int]) -> float:
-        """By bisection: the parameters grow with the share of channels, in steps of whole channels."""
+        """By bisection: the parameters grow with the share of channels, in steps of one channel or one a head."""
         full = parameters(1.0)
         most = floor_share(self.density, full)
         if most >= full:
@@ -49,7 +50,7 @@ class SmallDense(Method):
         if not fits:
             fewest = parameters(too_wide)
             raise InfeasibleDensityError(
-                f"small_dense: one channel a layer makes {fewest} parameters, density {self.density} of {full} is "
+                f"small_dense: the narrowest network makes {fewest} parameters, density {self.density} of {full} is "
                 f"{most}; raise the density to {fewest / full:.4g} or more",
                 smallest=fewest / full,
             )

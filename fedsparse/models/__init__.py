@@ -24,23 +24,29 @@ class _Model:
 
     Attributes:
         make: the factory.
+        width: option that holds the channels of its layers, one number or one a layer.
         smallest: smallest side of its pictures in pixels; None where it takes any shape.
-        width: option that holds the channels of its layers, one number or one a layer; None where there is none.
+        sharers: option with the number of equal parts that the width falls into; None where it is of one.
         reads: whether it takes tokens.
     """
 
     make: Callable[..., nn.Module]
+    width: str
     smallest: int | None = None
-    width: str | None = None
+    sharers: str | None = None
     reads: bool = False
+
+    def option(self, name: str, options: Mapping[str, Any]) -> Any:
+        """The value of an option, by default the factory's."""
+        return options.get(name, inspect.signature(self.make).parameters[name].default)
 
 
 _MODELS = {
-    "gpt2": _Model(gpt2, reads=True),
-    "lenet": _Model(lenet, 10, "widths"),
-    "mlp": _Model(mlp, None, "hidden"),
-    "resnet18": _Model(resnet18, 1, "width"),
-    "vgg11": _Model(vgg11, 32, "width"),
+    "gpt2": _Model(gpt2, "hidden", sharers="heads", reads=True),
+    "lenet": _Model(lenet, "widths", 10),
+    "mlp": _Model(mlp, "hidden"),
+    "resnet18": _Model(resnet18, "width", 1),
+    "vgg11": _Model(vgg11, "width", 32),
 }
 # Parameters that follow from the data.
 _FROM_DATA = ("num_classes", "in_channels", "in_features", "vocabulary")
@@ -81,7 +87,7 @@ def build(
             f"{'texts' if tokens else 'none'}; choose another model or another data set"
         )
     if model.reads:
-        _check_length(name, in_shape[0], options.get("context", wanted["context"].default))
+        _check_length(name, in_shape[0], model.option("context", options))
     _check_samples(name, in_shape, model.smallest)
     facts = {
         "num_classes": num_classes,
@@ -98,18 +104,15 @@ def build(
 def narrowed(name: str, options: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Options of the model `name` that has `share` of the channels, in (0, 1]: rounded, at least 1 in every layer.
 
-    What follows from the data stays: inputs, and the classes of the output layer.
-
-    Raises:
-        ConfigError: the model has no width.
+    What follows from the data stays: inputs, and the classes of the output layer. GPT-2 keeps its heads, each of which
+    has at least 1 channel and as many as another.
     """
-    option = _MODELS[name].width
-    if option is None:
-        raise ConfigError(f"model {name!r} has no width to change; choose another model")
-    full = options.get(option, inspect.signature(_MODELS[name].make).parameters[option].default)
+    model = _MODELS[name]
+    full = model.option(model.width, options)
+    step = 1 if model.sharers is None else model.option(model.sharers, options)
     if isinstance(full, int):
-        return {**options, option: max(1, round(share * full))}
-    return {**options, option: tuple(max(1, round(share * channels)) for channels in full)}
+        return {**options, model.width: step * max(1, round(share * full / step))}
+    return {**options, model.width: tuple(max(1, round(share * channels)) for channels in full)}
 
 
 def _check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedsparse.data import partition
 from fedsparse.experiment import load_config, run
 from fedsparse.methods.base import find, methods
 
@@ -11,6 +13,8 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
 METHODS = [name for name in methods() if find(name).__module__.startswith("fedsparse.")]
 COMPARED = load_config(FOLDER / "compare_small.toml").variants
+
+STILL = {"dense", "static", "fedpaq", "fedrandprune", "small_dense", "fedprox"}  # variants whose masks do not move
 
 # The small comparison made tiny, on embedded data; masks are adjusted in the second of two rounds.
 TINY = {
@@ -33,6 +37,50 @@ TINY = {
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_valid_and_called_like_its_file(path):
     assert load_config(path).run.name == path.stem
+
+
+def pictures(table):
+    """Labels of the pictures that clients share in a recipe, of the ten equally large classes."""
+    full = {"cifar10": 50_000, "fashion-mnist": 60_000, "digits": 1_797}[table.name]
+    return np.repeat(np.arange(10), round((table.train_limit or full) * (1 - table.public_share)) // 10)
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if not p.stem.startswith("text")], ids=lambda path: path.name)
+def test_the_pictures_of_a_recipe_suffice_for_its_clients(path):
+    config = load_config(path)
+    table, labels = config.data, pictures(config.data)
+    dealt = partition(
+        labels,
+        table.clients,
+        scheme=table.partition,
+        alpha=table.alpha,
+        min_samples=table.min_samples,
+        generator=np.random.default_rng([config.run.seed, 2]),
+    )
+    sizes = [len(part) for part in dealt]
+    assert (len(sizes), sum(sizes)) == (table.clients, len(labels))
+    assert min(sizes) >= table.min_samples
+
+
+def test_feddst_deals_all_pictures_to_400_skewed_clients():
+    """The partition of its protocol: clients of very different size, most of which miss most classes."""
+    table = load_config(FOLDER / "feddst.toml").data
+    labels = pictures(table)
+    dealt = partition(labels, 400, scheme="dirichlet", alpha=0.1, generator=np.random.default_rng([0, 2]))
+    assert (table.clients, table.partition, table.alpha, len(labels)) == (400, "dirichlet", 0.1, 50_000)
+    classes = [len(np.unique(labels[part])) for part in dealt]
+    assert 2.5 < np.mean(classes) < 4.5
+    assert np.quantile([len(part) for part in dealt], 0.1) < 40
+
+
+@pytest.mark.parametrize("granularity", ["element", "vector:16", "block:16"])
+def test_the_granularity_of_ten_rounds_reaches_every_method_with_masks(granularity):
+    variants = load_config(FOLDER / "ten_rounds.toml", {"method.granularity": granularity}).variants
+    assert sorted(variant.method.name for variant in variants) == sorted(METHODS)
+    found = {v.run.name: getattr(v.method, "granularity", None) for v in variants}
+    assert {name for name, unit in found.items() if unit is None} == {"dense", "fedprox", "small_dense"}
+    assert set(found.values()) == {granularity, None}
+    assert {v.method.adjusts(8) for v in variants if v.run.name not in STILL} == {True}
 
 
 @pytest.mark.parametrize("name", ["demo", "fashion", "text_paper", "text_small"])

@@ -37,7 +37,7 @@ def test_all_of_it_at_density_one():
     assert SmallDense(density=1.0).width(squares) == 1.0
 
 
-def test_one_channel_a_layer_may_be_too_many():
+def test_the_narrowest_network_may_be_too_large():
     with pytest.raises(
         InfeasibleDensityError, match=r"makes 16 parameters, density 0.001 of 9216 is 9; raise"
     ) as raised:
@@ -66,6 +66,22 @@ def test_every_model_with_a_width(name, shape, full, density):
     assert network(torch.zeros(2, *shape)).shape == (2, 10)
     again = dict(plan.network().named_parameters())
     assert all(torch.equal(parameter, again[key]) for key, parameter in network.named_parameters())
+
+
+@pytest.mark.parametrize(("density", "hidden"), [(0.5, 52), (0.25, 36), (0.05, 12)])
+def test_gpt2_has_fewer_channels_a_head(density, hidden):
+    """Of 100 tokens, 32 places and 2 blocks; all of it by hand: tables, blocks, last norm."""
+
+    def count(width):
+        return 132 * width + 2 * (12 * width**2 + 13 * width) + 2 * width
+
+    options = {"hidden": 80, "layers": 2, "heads": 4, "context": 32, "dropout": 0.0}
+    model = SeededModel(name="gpt2", in_shape=(32,), num_classes=100, seed=3, options=options, tokens=True)
+    plan = replace(small_plan(SmallDense(density=density), build_model=model), narrowed=model.narrowed)
+    network = plan.network()
+    assert (network.hidden, network.h[0].attn.heads) == (hidden, 4)
+    assert parameters(network) == count(hidden) <= density * count(80) < count(hidden + 4)
+    assert network(torch.zeros(2, 32, dtype=torch.int64)).shape == (2, 32, 100)
 
 
 def test_the_width_of_resnet_is_near_the_square_root_of_the_density():

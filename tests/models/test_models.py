@@ -314,9 +314,15 @@ def test_all_channels_are_the_model_as_it_is(name):
     assert [tuple(p.shape) for p in full.parameters()] == [tuple(p.shape) for p in same.parameters()]
 
 
-def test_a_model_without_channels_is_not_narrowed():
-    with pytest.raises(ConfigError, match="'gpt2' has no width to change"):
-        narrowed("gpt2", {}, 0.5)
+@pytest.mark.parametrize(("share", "hidden"), [(1.0, 256), (0.5, 128), (0.34, 80), (0.01, 16)])
+def test_heads_stay_and_share_what_is_left_of_the_width(share, hidden):
+    assert narrowed("gpt2", {"layers": 1}, share) == {"layers": 1, "hidden": hidden}  # 16 heads by default
+    model = build("gpt2", in_shape=(8,), num_classes=5, options=narrowed("gpt2", {"layers": 1}, share), tokens=True)
+    assert (model.h[0].attn.heads, model.hidden) == (16, hidden)
+
+
+def test_heads_are_those_of_the_options():
+    assert narrowed("gpt2", {"hidden": 12, "heads": 3}, 0.6) == {"hidden": 6, "heads": 3}
 
 
 def test_widths_by_hand():
