@@ -11,8 +11,7 @@
 // which is the gradient of the values.
 //
 // Where neighbouring targets meet the same lines, they are walked as a *strip* (strips.h): one entry holds a weight for
-// each of them, and a line that is loaded serves them all. Slopes of strips are taken on the way forward, where x is
-// gathered and dY lies at the targets: a gather of strips either accumulates or correlates.
+// each of them, and a line that is loaded serves them all.
 #pragma once
 
 #include <cstdint>

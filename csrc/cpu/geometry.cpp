@@ -93,9 +93,23 @@ struct Axis {
   }
 };
 
+// Half of a core's L2 cache, or a little less: what else a tile reads and writes takes the rest.
+constexpr std::int64_t kHaloBytes = 320 * 1024;
+
+// A tile of strips is twice as high as one in registers where it spans the picture then, or its halo stays small.
+std::int64_t rows_of_strips(const Geometry& g, const Axis& y, const Axis& x, const GatherKernels& kernels) {
+  const std::int64_t rows = 2 * kernels.tile_rows;
+  if (y.longest() <= kernels.tile_rows) return kernels.tile_rows;
+  if (y.longest() <= rows) return rows;
+  const std::int64_t high = (rows - 1) * g.source_step_y + y.reach;
+  const std::int64_t wide = (kernels.tile_columns - 1) * g.source_step_x + x.reach;
+  const std::int64_t line = g.source.column * static_cast<std::int64_t>(sizeof(float));
+  return g.source.channels * high * wide * line <= kHaloBytes ? rows : kernels.tile_rows;
+}
+
 void place(Geometry& g, Axis y, Axis x, const GatherKernels& kernels, bool strips) {
+  const std::int64_t tile_rows = strips ? rows_of_strips(g, y, x, kernels) : kernels.tile_rows;
   const std::int64_t tile_columns = kernels.tile_columns;
-  const std::int64_t tile_rows = strips && y.longest() > kernels.tile_rows ? 2 * kernels.tile_rows : kernels.tile_rows;
   g.tile_rows = tile_rows;
   for (const Grid& row : y.grids)
     for (const Grid& column : x.grids) g.grids.push_back({row.rows, column.rows, row.y0, column.y0});

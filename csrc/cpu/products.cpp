@@ -1,6 +1,5 @@
 // Forward and backward: a geometry, a program, one gather.
 #include <algorithm>
-#include <utility>
 
 #include "fedsparse/api.h"
 #include "kernels.h"
@@ -51,38 +50,21 @@ std::int64_t conv_forward(const Problem& problem, const Term& x, const float* va
   return arena.used();
 }
 
-// Slopes of rows in strips: x is gathered, dY lies at the targets.
-std::int64_t strip_slopes(const Problem& problem, const Strips& rows, const void* grad_y, const Term& x,
-                          float* grad_values, Arena arena) {
+std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
+                           void* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = forward_geometry(problem, true);
+  const bool expands = grad_values && !x.is_term(problem.half);  // which single targets alone know how to
+  const Strips strips = input_strips(problem.pattern, expands ? 1 : kernels.strip_width);
+  const Geometry geometry = backward_geometry(problem, strips.shared());
   Gather g = describe(problem, geometry);
-  g.program = slope_program(problem, geometry, rows, arena);
-  g.x = x;
-  g.other.data = grad_y;
-  const std::int64_t stripes = kernels.split(g).stripes;
-  g.slope = arena.take<float>(stripes * g.program.count);
-  g.scratch = arena.take<float>(g.threads * kernels.scratch(g));
-  if (!g.scratch) return arena.used();
-  kernels.run(g);
-  deliver_slopes(g, stripes, grad_values);
-  return arena.used();
-}
-
-// dX and, with `x`, the slopes of single inputs in the same pass.
-std::int64_t gather_backward(const Problem& problem, const Strips& inputs, const void* grad_y, const Saved& x,
-                             const float* values, void* grad_x, float* grad_values, Arena arena) {
-  const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = backward_geometry(problem, inputs.shared());
-  Gather g = describe(problem, geometry);
-  g.program = backward_program(problem, geometry, inputs, values, arena);
+  g.program = backward_program(problem, geometry, strips, values, arena);
   g.x.data = grad_y;
   g.y = grad_x;
   Saved saved = x;
   saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
   if (grad_values) {
     g.other = x.held.term;
-    if (!x.is_term(problem.half)) g.saved = &saved;
+    if (expands) g.saved = &saved;
   }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
@@ -91,19 +73,6 @@ std::int64_t gather_backward(const Problem& problem, const Strips& inputs, const
   kernels.run(g);
   if (grad_values) deliver_slopes(g, stripes, grad_values);
   return arena.used();
-}
-
-std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
-                           void* grad_x, float* grad_values, Arena& arena) {
-  const std::int64_t width = problem.kernels->gather.strip_width;
-  std::int64_t used = 0;
-  if (grad_values && x.is_term(problem.half)) {
-    const Strips rows = row_strips(problem.pattern, problem.shape.groups, width);
-    if (rows.shared()) used = strip_slopes(problem, rows, grad_y, x.held.term, std::exchange(grad_values, nullptr), arena);
-  }
-  if (!grad_x && !grad_values) return used;
-  const Strips inputs = grad_values ? single_inputs(problem.pattern) : input_strips(problem.pattern, width);
-  return std::max(used, gather_backward(problem, inputs, grad_y, x, values, grad_x, grad_values, arena));
 }
 
 Linear describe(const Problem& problem, const float* values) {

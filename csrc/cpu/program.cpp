@@ -28,11 +28,8 @@ void with_type(const Index& index, F&& f) {
     f(static_cast<const std::uint16_t*>(index.data));
 }
 
-// What is kept for every entry.
-enum class Holds { weights, origins, both };
-
 Program take(Arena& arena, const Strips& strips, std::int64_t groups, std::int64_t blocks, std::int64_t classes,
-             Holds holds) {
+             bool with_origin) {
   Program p;
   const std::int64_t entries = strips.entries, targets = strips.count * groups;
   p.count = entries * strips.width;
@@ -42,11 +39,11 @@ Program take(Arena& arena, const Strips& strips, std::int64_t groups, std::int64
   p.classes = classes;
   if (strips.shared()) {
     p.offsets = arena.take<std::int32_t>(entries);
-    if (holds != Holds::origins) p.weights = arena.take<float>(p.count);
+    p.weights = arena.take<float>(p.count);
   } else {
     p.entries = arena.take<Entry>(entries);
   }
-  if (holds != Holds::weights) p.origin = arena.take<std::int32_t>(p.count);
+  p.origin = with_origin ? arena.take<std::int32_t>(p.count) : nullptr;
   p.segment = arena.take<std::int32_t>(classes * blocks * targets + 1);
   p.load = arena.take<std::int32_t>(targets + 1);
   return p;
@@ -134,13 +131,15 @@ inline void put_strip(const Program& p, const Strips& strips, std::int64_t at, s
   p.offsets[at] = offset;
   for (std::int64_t w = 0; w < strips.width; ++w) {
     const std::int64_t value = member[w] < 0 ? -1 : static_cast<std::int64_t>(value_of(member[w]));
-    if (p.weights) p.weights[at * strips.width + w] = value < 0 ? 0.0f : values[value];
+    p.weights[at * strips.width + w] = value < 0 ? 0.0f : values[value];
     if (p.origin) p.origin[at * strips.width + w] = static_cast<std::int32_t>(value);
   }
 }
 
-Program rows_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values, Holds holds,
-                     Arena& arena) {
+}  // namespace
+
+Program forward_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values,
+                        Arena& arena) {
   const PatternView& pattern = problem.pattern;
   const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
   const std::int64_t blocks =
@@ -148,7 +147,7 @@ Program rows_program(const Problem& problem, const Geometry& g, const Strips& st
   const std::int64_t block_inputs = ceil_div(inputs, blocks);
   // A row lists its channels in turn. Where taps have edges, those of a tap shall stand together within a block.
   const std::int64_t block_bins = g.trimmed ? taps : 1, bins = blocks * block_bins;
-  Program p = take(arena, strips, 1, blocks, 1, holds);
+  Program p = take(arena, strips, 1, blocks, 1, false);
   p.members = strips.members.data();
   p.block_channels = blocks > 1 ? block_inputs : g.source.channels;
   p.trimmed = g.trimmed;
@@ -201,17 +200,6 @@ Program rows_program(const Problem& problem, const Geometry& g, const Strips& st
   return p;
 }
 
-}  // namespace
-
-Program forward_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values,
-                        Arena& arena) {
-  return rows_program(problem, g, strips, values, Holds::weights, arena);
-}
-
-Program slope_program(const Problem& problem, const Geometry& g, const Strips& strips, Arena& arena) {
-  return rows_program(problem, g, strips, nullptr, Holds::origins, arena);
-}
-
 Program backward_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values,
                          Arena& arena) {
   const PatternView& pattern = problem.pattern;
@@ -222,7 +210,7 @@ Program backward_program(const Problem& problem, const Geometry& g, const Strips
   const std::int64_t blocks =
       choose_blocks(problem, g, strips, rows, inputs * groups, g.trimmed ? kEntriesTrimmed : kEntriesBackward);
   const std::int64_t block_rows = ceil_div(rows, blocks);
-  Program p = take(arena, strips, groups, blocks, classes, strips.shared() ? Holds::weights : Holds::both);
+  Program p = take(arena, strips, groups, blocks, classes, true);
   std::int32_t* members = arena.take<std::int32_t>(strips.shared() ? targets * strips.width : 0);
   p.members = members;
   p.block_channels = block_rows;

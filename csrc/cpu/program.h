@@ -35,9 +35,7 @@ Geometry backward_geometry(const Problem& problem, bool strips);
 // Targets are rows. `strips`, here and below, must outlive the program.
 Program forward_program(const Problem& problem, const Geometry& geometry, const Strips& strips, const float* values,
                         Arena& arena);
-// The same rows in strips, with the origins of their slopes in place of weights.
-Program slope_program(const Problem& problem, const Geometry& geometry, const Strips& strips, Arena& arena);
-// Targets are inputs, those of every group of the convolution in turn. Single ones know where their entries came from.
+// Targets are inputs, those of every group of the convolution in turn. `origin` is the index of a value.
 Program backward_program(const Problem& problem, const Geometry& geometry, const Strips& strips, const float* values,
                          Arena& arena);
 

@@ -58,6 +58,7 @@ Strips cut(const Lists& lists, std::int64_t range, std::int64_t width) {
 }
 
 Strips worthwhile(const Lists& lists, std::int64_t range, std::int64_t width) {
+  if (width == 1) return single(lists);
   const Strips strips = cut(lists, range, width);
   const auto held = static_cast<double>(strips.entries * width);
   const bool pays = held > 0 && held <= kMostPadding * lists.start[lists.targets];
@@ -76,7 +77,5 @@ Strips row_strips(const PatternView& pattern, std::int64_t groups, std::int64_t 
 Strips input_strips(const PatternView& pattern, std::int64_t width) {
   return worthwhile(by_input(pattern), pattern.inputs, width);
 }
-
-Strips single_inputs(const PatternView& pattern) { return single(by_input(pattern)); }
 
 }  // namespace fedsparse

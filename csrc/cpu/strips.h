@@ -29,6 +29,5 @@ struct Strips {
 Strips row_strips(const PatternView& pattern, std::int64_t groups, std::int64_t width);
 // Strips of its inputs where they pay; single inputs elsewhere.
 Strips input_strips(const PatternView& pattern, std::int64_t width);
-Strips single_inputs(const PatternView& pattern);
 
 }  // namespace fedsparse

@@ -2,8 +2,8 @@
 //
 // Sums take a strip by a few neighbouring pixels into registers: a line that is loaded serves every target, and a
 // weight every pixel, where gather_tile.h loads a line for every product. Slopes take a strip by a few of its entries,
-// and walk the pixels of the tile: one butterfly finishes all of them. So the two are separate passes. Each loads about
-// half as often as it multiplies, and what it loads from far, the lines of the source, an eighth as often.
+// and walk the pixels of the tile: one butterfly finishes all of them. The two share a halo, but no loads of it. Each
+// loads about half as often as it multiplies, and what it loads from far, the lines of the source, an eighth as often.
 #pragma once
 
 #include "gather_tile.h"
@@ -155,12 +155,13 @@ struct Slopes {
   // The targets' lines, pixel by pixel; zeros for targets that are not there.
   static void copy_targets(const Gather& g, const Piece& t, const std::int32_t* member, float* to) {
     for (int w = 0; w < kStripWidth; ++w) {
+      const Reader read(g.other, std::max(member[w], 0));
       const Number* from = static_cast<const Number*>(g.other.data) + t.target + member[w] * g.target.channel;
       for (int y = 0; y < t.rows; ++y)
 #pragma GCC unroll 4
         for (int x = 0; x < COLS; ++x)
           store(to + ((y * COLS + x) * kStripWidth + w) * kLanes,
-                member[w] < 0 ? Vec{} : load(from + y * t.target_row + x * t.target_col));
+                member[w] < 0 ? Vec{} : read(load(from + y * t.target_row + x * t.target_col)));
     }
   }
 
@@ -205,12 +206,30 @@ struct Slopes {
   }
 };
 
+template <typename Number, int COLS, int STEP, bool TRIM>
+struct SumsAndSlopes {
+  static void walk(const Gather& g, const Piece& t, float* slope) {
+    Sums<Number, COLS, STEP, TRIM>::walk(g, t, slope);
+    Slopes<Number, COLS, STEP, TRIM>::walk(g, t, slope);
+  }
+};
+
+// Where the source is walked pixel by pixel, as backward does.
 template <template <typename, int, int, bool> typename Walk, typename Number, int COLS>
-TileFn strip_for(std::int64_t step, bool trimmed) {
-  if (trimmed && COLS == kTileColumns) return Walk<Number, COLS, 1, COLS == kTileColumns>::walk;
-  if (step == 1) return Walk<Number, COLS, 1, false>::walk;
-  if (step == 2 && COLS == kTileColumns) return Walk<Number, COLS, 2, false>::walk;
-  return Walk<Number, COLS, 0, false>::walk;
+TileFn strip_beside(bool trimmed) {
+  constexpr bool kFull = COLS == kTileColumns;
+  return trimmed && kFull ? Walk<Number, COLS, 1, kFull>::walk : Walk<Number, COLS, 1, false>::walk;
+}
+
+template <typename Number, int COLS>
+TileFn strip_for(const Gather& g) {
+  const std::int64_t step = g.source_step_x;
+  const bool trimmed = g.program.trimmed;
+  if (g.y && g.correlates()) return strip_beside<SumsAndSlopes, Number, COLS>(trimmed);
+  if (!g.y) return strip_beside<Slopes, Number, COLS>(trimmed);
+  if (step == 1) return strip_beside<Sums, Number, COLS>(trimmed);
+  if (step == 2 && COLS == kTileColumns) return Sums<Number, COLS, 2, false>::walk;
+  return Sums<Number, COLS, 0, false>::walk;
 }
 
 }  // namespace

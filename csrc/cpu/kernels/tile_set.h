@@ -31,8 +31,7 @@ struct TileSet {
   static TileFn choose(const Gather& g) {
     const std::int64_t step = g.source_step_x;
     const bool trimmed = g.program.trimmed;
-    if (ROWS == 1 && g.strips())
-      return g.y ? strip_for<Sums, Number, COLS>(step, trimmed) : strip_for<Slopes, Number, COLS>(step, trimmed);
+    if (ROWS == 1 && g.strips()) return strip_for<Number, COLS>(g);
     if (g.y && g.correlates()) return tile_for<Number, ROWS, COLS, true, true>(step, trimmed);
     if (g.y) return tile_for<Number, ROWS, COLS, true, false>(step, trimmed);
     return tile_for<Number, ROWS, COLS, false, true>(step, trimmed);
