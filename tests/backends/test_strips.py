@@ -74,3 +74,34 @@ CONVOLUTIONS = {
 def test_strips_agree_with_float64(backend, name, threads):
     torch.set_num_threads(threads)
     check_backend(backend, CONVOLUTIONS[name])
+
+
+@pytest.mark.parametrize("name", ["block:16, ragged in both", "channel", "one tile of 4x4", "stride 2"])
+@pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
+def test_strips_of_bfloat16_agree_with_float64(backend, name):
+    half = CONVOLUTIONS[name]
+    half = replace(half, case=replace(half.case, dtype=torch.bfloat16))
+    check_backend(backend, half, tolerance=2.0**-8)
+
+
+@pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
+def test_same_bits_on_any_number_of_threads(backend):
+    one, case = CONVOLUTIONS["block:8"], CONVOLUTIONS["block:8"].case
+    x, values, bias, grad = one.operands()
+    found = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        y = backend.forward(x, values, one.pattern, bias, case)
+        found.append((y, *backend.backward(grad, x, values, one.pattern, (True, True), case)))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("want", [(True, False), (False, True)])
+def test_either_gradient_alone_is_that_of_both(want):
+    torch.set_num_threads(1)
+    one = CONVOLUTIONS["block:16, ragged in both"]
+    x, values, _, grad = one.operands()
+    both = CPU[0].backward(grad, x, values, one.pattern, (True, True), one.case)
+    alone = CPU[0].backward(grad, x, values, one.pattern, want, one.case)
+    for got, expected, wanted in zip(alone, both, want, strict=True):
+        assert torch.equal(got, expected) if wanted else got is None
