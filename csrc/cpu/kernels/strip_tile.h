@@ -92,7 +92,7 @@ struct Sums {
       for (int y = 0; y < t.rows; ++y)
         for (int x = 0; x < COLS; x += kWide, held += kSums) {
           const std::int64_t source = y * t.source_row + x * step, target = y * t.target_row + x * t.target_col;
-          if (t.ends && strip + 1 < t.last) fetch<kWide>(g, t, member + kStripWidth, t.target + target);
+          if (t.ends) fetch<kWide>(g, t, member, t.target + target);
           StripSums<Number, kWide> sums;
           sums.begin(g, t, member, held);
           each_run<TRIM>(offsets, first, last, [&](auto e, auto end, auto edge) __attribute__((always_inline)) {
@@ -118,7 +118,7 @@ struct Sums {
   }
 
  private:
-  // As fetch_tile, of the next strip.
+  // Asks for what is written after the entries. Lines of a whole strip at once, equally far apart, would not fit the L1.
   template <int WIDE>
   static void fetch(const Gather& g, const Piece& t, const std::int32_t* member, std::int64_t target) {
     const Number* const out = static_cast<const Number*>(g.y) + target;
