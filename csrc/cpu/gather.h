@@ -36,8 +36,8 @@ struct Edge {
 };
 
 // Entries of all targets. Segment (class, block, target) is contiguous and found in `segment`; a block is a range
-// of source channels whose halo fits a cache, a class is a residue of the stride (see program.h). With strips, `targets`
-// counts them, and in place of entries there are offsets, and `width` weights or slopes to each.
+// of source channels whose halo fits a cache, a class is a residue of the stride (see program.h). With strips,
+// `targets` counts them, and in place of entries there are offsets, and `width` weights or slopes to each.
 struct Program {
   Entry* entries = nullptr;         // (count)
   float* weights = nullptr;         // (count) of strips
@@ -81,7 +81,7 @@ struct Gather {
   std::int64_t source_step_y = 1, source_step_x = 1;  // source pixels from target pixel to target pixel of a grid
   std::int64_t target_step_y = 1, target_step_x = 1;  // and target pixels
   Halo halo;
-  std::int64_t tile_rows = 1;
+  std::int64_t tile_rows = 1;  // pixels of a grid that a tile is high
   bool half = false;             // x, other and y are bfloat16; halos and tiles are float32
   Term x;                        // what is gathered, laid out as `source`
   Term other;                    // laid out as `target`; correlate when its data is set

@@ -21,7 +21,7 @@ struct Geometry {
   std::vector<std::int32_t> tap_edge;   // (taps) where trimmed
   std::int64_t source_step_y, source_step_x, target_step_y, target_step_x;
   Halo halo;
-  std::int64_t tile_rows = 1;
+  std::int64_t tile_rows = 1;  // pixels of a grid that a tile is high
 };
 
 // Strips walk a tile row by row, so theirs may be higher than what registers hold: less of the source is copied twice,

@@ -20,8 +20,8 @@ struct Lists {
   bool same(std::int64_t a, std::int64_t b) const {
     const std::int64_t bytes = position.wide ? sizeof(std::int32_t) : sizeof(std::uint16_t);
     const char* data = static_cast<const char*>(position.data);
-    return size(a) == size(b) &&
-           std::memcmp(data + start[a] * bytes, data + start[b] * bytes, static_cast<std::size_t>(size(a) * bytes)) == 0;
+    const auto length = static_cast<std::size_t>(size(a) * bytes);
+    return size(a) == size(b) && std::memcmp(data + start[a] * bytes, data + start[b] * bytes, length) == 0;
   }
 };
 

@@ -33,7 +33,7 @@ struct Piece {
   std::int64_t first, last;              // targets
   bool starts, ends;                     // first block: begin from the bias; last block: write the target
   bool reads;                            // `other` from memory, not from held_other
-  int rows;
+  int rows;                              // pixels down; only strips ask, other loops are made for theirs
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.

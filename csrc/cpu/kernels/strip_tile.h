@@ -32,7 +32,8 @@ __attribute__((always_inline)) inline void each_run(const std::int32_t* offsets,
 
 template <bool TRIM>
 inline const float* line_at(const Piece& t, std::int32_t offset) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(t.source) + (TRIM ? offset & ~Edge::kMask : offset));
+  const char* const source = reinterpret_cast<const char*>(t.source);
+  return reinterpret_cast<const float*>(source + (TRIM ? offset & ~Edge::kMask : offset));
 }
 
 // The sums of a strip at WIDE neighbouring pixels of a row.
@@ -118,7 +119,7 @@ struct Sums {
   }
 
  private:
-  // Asks for what is written after the entries. Lines of a whole strip at once, equally far apart, would not fit the L1.
+  // Asks for what is written after the entries. Lines of a whole strip, equally far apart, would not fit the L1.
   template <int WIDE>
   static void fetch(const Gather& g, const Piece& t, const std::int32_t* member, std::int64_t target) {
     const Number* const out = static_cast<const Number*>(g.y) + target;
