@@ -9,6 +9,9 @@
 //     correlate :  slope[entry]  += sum over pixels of other[pixel] * halo[pixel + offset]
 // Forward accumulates x into y. Backward accumulates dY into dX and, with the same loads, correlates dY with x,
 // which is the gradient of the values.
+//
+// Where neighbouring targets meet the same lines, they are walked as a *strip* (strips.h): one entry holds a weight for
+// each of them, and a line that is loaded serves them all.
 #pragma once
 
 #include <cstdint>
@@ -33,13 +36,17 @@ struct Edge {
 };
 
 // Entries of all targets. Segment (class, block, target) is contiguous and found in `segment`; a block is a range
-// of source channels whose halo fits the L1 cache, a class is a residue of the stride (see program.h).
+// of source channels whose halo fits a cache, a class is a residue of the stride (see program.h). With strips,
+// `targets` counts them, and in place of entries there are offsets, and `width` weights or slopes to each.
 struct Program {
-  Entry* entries = nullptr;         // (entries)
-  std::int32_t* origin = nullptr;   // (entries) where the entry's weight came from and its slope goes to
+  Entry* entries = nullptr;         // (count)
+  float* weights = nullptr;         // (count) of strips
+  std::int32_t* offsets = nullptr;  // (count / width) of strips, as an Entry's
+  std::int32_t* origin = nullptr;   // (count) where the weight came from and its slope goes to; -1: nowhere
   std::int32_t* segment = nullptr;  // (classes * blocks * targets + 1)
   std::int32_t* load = nullptr;     // (targets + 1) running number of entries a target has, to share out the work
-  std::int64_t count = 0, targets = 0, blocks = 1, classes = 1;
+  const std::int32_t* members = nullptr;  // (targets, width) targets of each strip, -1 where there are fewer
+  std::int64_t count = 0, targets = 0, blocks = 1, classes = 1, width = 1;
   std::int64_t block_channels = 0;  // source channels of a block
   bool trimmed = false;             // entries carry their tap's edge, and those of a tap stand together in a segment
 };
@@ -74,6 +81,7 @@ struct Gather {
   std::int64_t source_step_y = 1, source_step_x = 1;  // source pixels from target pixel to target pixel of a grid
   std::int64_t target_step_y = 1, target_step_x = 1;  // and target pixels
   Halo halo;
+  std::int64_t tile_rows = 1;  // pixels of a grid that a tile is high
   bool half = false;             // x, other and y are bfloat16; halos and tiles are float32
   Term x;                        // what is gathered, laid out as `source`
   Term other;                    // laid out as `target`; correlate when its data is set
@@ -85,6 +93,7 @@ struct Gather {
   int threads = 1;
 
   bool correlates() const { return other.data || saved; }
+  bool strips() const { return program.width > 1; }
 };
 
 // Work is shared out by tiles (stripes), each stripe with its own slopes, where there are enough tiles; else by
@@ -94,7 +103,8 @@ struct Split {
 };
 
 struct GatherKernels {
-  int tile_rows, tile_columns;
+  int tile_rows, tile_columns;  // of single targets; tiles of strips may be higher
+  int strip_width;
   Split (*split)(const Gather&);
   std::int64_t (*scratch)(const Gather&);  // floats for each thread
   void (*run)(const Gather&);

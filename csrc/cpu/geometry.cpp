@@ -93,8 +93,24 @@ struct Axis {
   }
 };
 
-void place(Geometry& g, Axis y, Axis x, const GatherKernels& kernels) {
-  const std::int64_t tile_rows = kernels.tile_rows, tile_columns = kernels.tile_columns;
+// Half of a core's L2 cache, or a little less: what else a tile reads and writes takes the rest.
+constexpr std::int64_t kHaloBytes = 320 * 1024;
+
+// A tile of strips is twice as high as one in registers where it spans the picture then, or its halo stays small.
+std::int64_t rows_of_strips(const Geometry& g, const Axis& y, const Axis& x, const GatherKernels& kernels) {
+  const std::int64_t rows = 2 * kernels.tile_rows;
+  if (y.longest() <= kernels.tile_rows) return kernels.tile_rows;
+  if (y.longest() <= rows) return rows;
+  const std::int64_t high = (rows - 1) * g.source_step_y + y.reach;
+  const std::int64_t wide = (kernels.tile_columns - 1) * g.source_step_x + x.reach;
+  const std::int64_t line = g.source.column * static_cast<std::int64_t>(sizeof(float));
+  return g.source.channels * high * wide * line <= kHaloBytes ? rows : kernels.tile_rows;
+}
+
+void place(Geometry& g, Axis y, Axis x, const GatherKernels& kernels, bool strips) {
+  const std::int64_t tile_rows = strips ? rows_of_strips(g, y, x, kernels) : kernels.tile_rows;
+  const std::int64_t tile_columns = kernels.tile_columns;
+  g.tile_rows = tile_rows;
   for (const Grid& row : y.grids)
     for (const Grid& column : x.grids) g.grids.push_back({row.rows, column.rows, row.y0, column.y0});
   const bool walks = g.source_step_y == 1 && g.source_step_x == 1 && y.shift.size() * x.shift.size() > 1;
@@ -122,7 +138,7 @@ void place(Geometry& g, Axis y, Axis x, const GatherKernels& kernels) {
 
 }  // namespace
 
-Geometry forward_geometry(const Problem& problem) {
+Geometry forward_geometry(const Problem& problem, bool strips) {
   const ConvShape& s = problem.shape;
   const int lanes = problem.kernels->lanes;
   Geometry g;
@@ -132,13 +148,13 @@ Geometry forward_geometry(const Problem& problem) {
   g.source_step_x = s.stride_w;
   g.target_step_y = g.target_step_x = 1;
   place(g, Axis::forward(s.kernel_h, s.pad_h, s.dilation_h, g.target.height),
-        Axis::forward(s.kernel_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather);
+        Axis::forward(s.kernel_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather, strips);
   return g;
 }
 
-Geometry backward_geometry(const Problem& problem) {
+Geometry backward_geometry(const Problem& problem, bool strips) {
   const ConvShape& s = problem.shape;
-  Geometry g = forward_geometry(problem);
+  Geometry g = forward_geometry(problem, strips);
   std::swap(g.source, g.target);
   g.grids.clear();
   g.tap_line.clear();
@@ -147,7 +163,7 @@ Geometry backward_geometry(const Problem& problem) {
   std::swap(g.source_step_y, g.target_step_y);
   std::swap(g.source_step_x, g.target_step_x);
   place(g, Axis::backward(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, g.target.height),
-        Axis::backward(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather);
+        Axis::backward(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, g.target.width), problem.kernels->gather, strips);
   return g;
 }
 

@@ -18,6 +18,7 @@ Gather describe(const Problem& problem, const Geometry& geometry) {
   g.target_step_y = geometry.target_step_y;
   g.target_step_x = geometry.target_step_x;
   g.halo = geometry.halo;
+  g.tile_rows = geometry.tile_rows;
   g.half = problem.half;
   g.threads = problem.threads;
   return g;
@@ -30,16 +31,17 @@ void deliver_slopes(const Gather& g, std::int64_t stripes, float* to) {
   for (std::int64_t i = 0; i < p.count; ++i) {
     float sum = g.slope[i];
     for (std::int64_t s = 1; s < stripes; ++s) sum += g.slope[s * p.count + i];
-    to[p.origin[i]] = sum;
+    if (p.origin[i] >= 0) to[p.origin[i]] = sum;
   }
 }
 
 std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                           Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = forward_geometry(problem);
+  const Strips strips = row_strips(problem.pattern, problem.shape.groups, kernels.strip_width);
+  const Geometry geometry = forward_geometry(problem, strips.shared());
   Gather g = describe(problem, geometry);
-  g.program = forward_program(problem, geometry, values, arena);
+  g.program = forward_program(problem, geometry, strips, values, arena);
   g.x = x;
   g.y = y;
   g.bias = bias;
@@ -51,16 +53,18 @@ std::int64_t conv_forward(const Problem& problem, const Term& x, const float* va
 std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
                            void* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
-  const Geometry geometry = backward_geometry(problem);
+  const bool expands = grad_values && !x.is_term(problem.half);  // which single targets alone know how to
+  const Strips strips = input_strips(problem.pattern, expands ? 1 : kernels.strip_width);
+  const Geometry geometry = backward_geometry(problem, strips.shared());
   Gather g = describe(problem, geometry);
-  g.program = backward_program(problem, geometry, values, arena);
+  g.program = backward_program(problem, geometry, strips, values, arena);
   g.x.data = grad_y;
   g.y = grad_x;
   Saved saved = x;
   saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
   if (grad_values) {
     g.other = x.held.term;
-    if (!x.is_term(problem.half)) g.saved = &saved;
+    if (expands) g.saved = &saved;
   }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);

@@ -30,15 +30,22 @@ void with_type(const Index& index, F&& f) {
     f(static_cast<const std::uint16_t*>(index.data));
 }
 
-Program take(Arena& arena, std::int64_t count, std::int64_t targets, std::int64_t blocks, std::int64_t classes,
+Program take(Arena& arena, const Strips& strips, std::int64_t groups, std::int64_t blocks, std::int64_t classes,
              bool with_origin) {
   Program p;
-  p.count = count;
+  const std::int64_t entries = strips.entries, targets = strips.count * groups;
+  p.count = entries * strips.width;
   p.targets = targets;
+  p.width = strips.width;
   p.blocks = blocks;
   p.classes = classes;
-  p.entries = arena.take<Entry>(count);
-  p.origin = with_origin ? arena.take<std::int32_t>(count) : nullptr;
+  if (strips.shared()) {
+    p.offsets = arena.take<std::int32_t>(entries);
+    p.weights = arena.take<float>(p.count);
+  } else {
+    p.entries = arena.take<Entry>(entries);
+  }
+  p.origin = with_origin ? arena.take<std::int32_t>(p.count) : nullptr;
   p.segment = arena.take<std::int32_t>(classes * blocks * targets + 1);
   p.load = arena.take<std::int32_t>(targets + 1);
   return p;
@@ -72,12 +79,13 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 // How many ranges to cut the source channels into. A block's halo should stay in the L1 cache while all targets
 // walk it, but every segment costs loading and storing the tile's accumulators, so it must hold enough entries.
-std::int64_t choose_blocks(const Problem& problem, const Geometry& g, std::int64_t channels, std::int64_t targets,
-                           std::int64_t entries_per_segment) {
+std::int64_t choose_blocks(const Problem& problem, const Geometry& g, const Strips& strips, std::int64_t channels,
+                           std::int64_t targets, std::int64_t entries_per_segment) {
   if (problem.shape.groups > 1) return 1;  // a target sees few of the channels
   const std::int64_t bytes = channels * g.halo.lines() * problem.kernels->lanes * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t segments = targets * static_cast<std::int64_t>(g.grids.size());
   const std::int64_t fill_l1 = ceil_div(bytes, kL1Bytes), fill_l2 = ceil_div(bytes, kL2Bytes);
+  if (strips.shared()) return std::clamp<std::int64_t>(fill_l2, 1, channels);  // they load too little to ask for the L1
   const std::int64_t affordable = problem.pattern.nnz / (segments * entries_per_segment);
   const std::int64_t blocks = affordable * 2 >= fill_l1 ? std::min(fill_l1, std::max<std::int64_t>(affordable, 1)) : fill_l2;
   return std::clamp<std::int64_t>(blocks, 1, channels);
@@ -98,38 +106,51 @@ std::int32_t offset_of(const Problem& problem, const Geometry& g, std::int64_t c
   return static_cast<std::int32_t>(bytes + (g.trimmed ? g.tap_edge[t] : 0));
 }
 
-// Segments (block, row) of rows whose columns ascend.
+// Segments (block, strip) of rows whose columns ascend.
 template <typename C>
-void cut_rows(const PatternView& pattern, const C* column, std::int64_t blocks, std::int64_t block_columns, int threads,
-              std::int32_t* segment) {
-  if (blocks == 1) {
-    std::copy(pattern.row_start, pattern.row_start + pattern.rows + 1, segment);
-    return;
-  }
+void cut_rows(const PatternView& pattern, const Strips& strips, const C* column, std::int64_t blocks,
+              std::int64_t block_columns, int threads, std::int32_t* segment) {
   segment[0] = 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t row = 0; row < pattern.rows; ++row) {
+  for (std::int64_t s = 0; s < strips.count; ++s) {
+    const std::int64_t row = strips.leader(s), end = pattern.row_start[row + 1];
     std::int64_t i = pattern.row_start[row];
-    const std::int64_t end = pattern.row_start[row + 1];
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t begin = i;
+      if (blocks == 1) i = end;
       while (i < end && column[i] < (b + 1) * block_columns) ++i;
-      segment[b * pattern.rows + row + 1] = static_cast<std::int32_t>(i - begin);
+      segment[b * strips.count + s + 1] = static_cast<std::int32_t>(i - begin);
     }
   }
-  accumulate(segment, blocks * pattern.rows);
+  accumulate(segment, blocks * strips.count);
+}
+
+// Entry `at`, which belongs to a strip. value_of(member): the index of its value.
+template <typename ValueOf>
+inline void put_strip(const Program& p, const Strips& strips, std::int64_t at, std::int64_t strip, std::int32_t offset,
+                      const float* values, ValueOf&& value_of) {
+  const std::int32_t* const member = strips.of(strip);
+  p.offsets[at] = offset;
+  for (std::int64_t w = 0; w < strips.width; ++w) {
+    const std::int64_t value = member[w] < 0 ? -1 : static_cast<std::int64_t>(value_of(member[w]));
+    p.weights[at * strips.width + w] = value < 0 ? 0.0f : values[value];
+    if (p.origin) p.origin[at * strips.width + w] = static_cast<std::int32_t>(value);
+  }
 }
 
 }  // namespace
 
-Program forward_program(const Problem& problem, const Geometry& g, const float* values, Arena& arena) {
+Program forward_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values,
+                        Arena& arena) {
   const PatternView& pattern = problem.pattern;
   const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
-  const std::int64_t blocks = choose_blocks(problem, g, inputs, rows, g.trimmed ? kEntriesTrimmed : kEntriesForward);
+  const std::int64_t blocks =
+      choose_blocks(problem, g, strips, inputs, rows, g.trimmed ? kEntriesTrimmed : kEntriesForward);
   const std::int64_t block_inputs = ceil_div(inputs, blocks);
   // A row lists its channels in turn. Where taps have edges, those of a tap shall stand together within a block.
   const std::int64_t block_bins = g.trimmed ? taps : 1, bins = blocks * block_bins;
-  Program p = take(arena, pattern.nnz, rows, blocks, 1, false);
+  Program p = take(arena, strips, 1, blocks, 1, false);
+  p.members = strips.members.data();
   p.block_channels = blocks > 1 ? block_inputs : g.source.channels;
   p.trimmed = g.trimmed;
   Place* places = arena.take<Place>(inputs * taps);
@@ -144,41 +165,57 @@ Program forward_program(const Problem& problem, const Geometry& g, const float* 
     }
 
   const std::int64_t group_bytes = inputs * g.halo.lines() * line_bytes(problem);
-  with_type(pattern.column, [&](const auto* column) {
-    cut_rows(pattern, column, blocks, block_inputs * taps, problem.threads, p.segment);
+  const std::int32_t* const row_start = pattern.row_start;
+  const auto fill = [&](const auto* column, auto put) {
 #pragma omp parallel num_threads(problem.threads)
     {
       std::int32_t* const next = counts + rank_in_team() * own_bins;
 #pragma omp for schedule(static)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const std::int64_t begin = pattern.row_start[row], end = pattern.row_start[row + 1];
+      for (std::int64_t s = 0; s < strips.count; ++s) {
+        const std::int64_t row = strips.leader(s), begin = row_start[row], end = row_start[row + 1];
         std::fill(next, next + bins, 0);
         if (g.trimmed)
           for (std::int64_t i = begin; i < end; ++i) ++next[places[column[i]].bin];
         for (std::int64_t b = 0; b < blocks; ++b) {
-          std::int32_t at = p.segment[b * rows + row];
+          std::int32_t at = p.segment[b * strips.count + s];
           for (std::int64_t k = b * block_bins; k < (b + 1) * block_bins; ++k) at += std::exchange(next[k], at);
         }
         const std::int32_t base = static_cast<std::int32_t>(row / (rows / problem.shape.groups) * group_bytes);
         for (std::int64_t i = begin; i < end; ++i) {
           const Place& place = places[column[i]];
-          p.entries[next[place.bin]++] = {values[i], place.offset + base};
+          put(next[place.bin]++, s, i - begin, place.offset + base);
         }
       }
     }
+  };
+  with_type(pattern.column, [&](const auto* column) {
+    cut_rows(pattern, strips, column, blocks, block_inputs * taps, problem.threads, p.segment);
+    if (strips.shared())
+      fill(column, [&](std::int64_t at, std::int64_t strip, std::int64_t place, std::int32_t offset) {
+        put_strip(p, strips, at, strip, offset, values, [&](std::int64_t row) { return row_start[row] + place; });
+      });
+    else
+      fill(column, [&](std::int64_t at, std::int64_t row, std::int64_t place, std::int32_t offset) {
+        p.entries[at] = {values[row_start[row] + place], offset};
+      });
   });
   sum_loads(p);
   return p;
 }
 
-Program backward_program(const Problem& problem, const Geometry& g, const float* values, Arena& arena) {
+Program backward_program(const Problem& problem, const Geometry& g, const Strips& strips, const float* values,
+                         Arena& arena) {
   const PatternView& pattern = problem.pattern;
   const std::int64_t groups = problem.shape.groups;
-  const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps, targets = inputs * groups;
+  const std::int64_t rows = pattern.rows, inputs = pattern.inputs, taps = pattern.taps;
+  const std::int64_t each = strips.count, targets = each * groups;
   const std::int64_t classes = static_cast<std::int64_t>(g.grids.size());
-  const std::int64_t blocks = choose_blocks(problem, g, rows, targets, g.trimmed ? kEntriesTrimmed : kEntriesBackward);
+  const std::int64_t blocks =
+      choose_blocks(problem, g, strips, rows, inputs * groups, g.trimmed ? kEntriesTrimmed : kEntriesBackward);
   const std::int64_t block_rows = ceil_div(rows, blocks);
-  Program p = take(arena, pattern.nnz, targets, blocks, classes, true);
+  Program p = take(arena, strips, groups, blocks, classes, true);
+  std::int32_t* members = arena.take<std::int32_t>(strips.shared() ? targets * strips.width : 0);
+  p.members = members;
   p.block_channels = block_rows;
   p.trimmed = g.trimmed;
   Place* places = arena.take<Place>(rows * taps);
@@ -190,30 +227,46 @@ Program backward_program(const Problem& problem, const Geometry& g, const float*
       const std::int64_t group = row / (rows / groups), block = row / block_rows;
       const std::int64_t segments = g.tap_class[static_cast<std::size_t>(tap)] * blocks + block;
       places[tap * rows + row] = {offset_of(problem, g, row % block_rows, tap),
-                                  static_cast<std::int32_t>(segments * targets + group * inputs), pattern.row_start[row]};
+                                  static_cast<std::int32_t>(segments * targets + group * each), pattern.row_start[row]};
+    }
+  for (std::size_t i = 0; i < strips.members.size(); ++i)
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::int32_t input = strips.members[i];
+      members[group * each * strips.width + static_cast<std::int64_t>(i)] =
+          input < 0 ? input : static_cast<std::int32_t>(group * inputs + input);
     }
 
+  const std::int32_t* const start = pattern.column_start;
+  const auto fill = [&](const auto* entry, auto put) {
+#pragma omp parallel for num_threads(problem.threads) schedule(static)
+    for (std::int64_t s = 0; s < each; ++s) {
+      const std::int64_t j = strips.leader(s);
+      for (std::int64_t i = start[j]; i < start[j + 1]; ++i) {
+        const Place& place = places[entry[i]];
+        put(next[place.bin + s]++, s, i - start[j], place);
+      }
+    }
+  };
   with_type(pattern.entry, [&](const auto* entry) {
     std::memset(p.segment, 0, static_cast<std::size_t>(classes * blocks * targets + 1) * sizeof(std::int32_t));
-    if (classes * blocks * groups == 1) {
-      std::memcpy(p.segment, pattern.column_start, static_cast<std::size_t>(inputs + 1) * sizeof(std::int32_t));
-    } else {
 #pragma omp parallel for num_threads(problem.threads) schedule(static)
-      for (std::int64_t j = 0; j < inputs; ++j)
-        for (std::int64_t i = pattern.column_start[j]; i < pattern.column_start[j + 1]; ++i)
-          ++p.segment[places[entry[i]].bin + j + 1];
-      accumulate(p.segment, classes * blocks * targets);
-    }
+    for (std::int64_t s = 0; s < each; ++s)
+      for (std::int64_t j = strips.leader(s), i = start[j]; i < start[j + 1]; ++i)
+        ++p.segment[places[entry[i]].bin + s + 1];
+    accumulate(p.segment, classes * blocks * targets);
     std::memcpy(next, p.segment, static_cast<std::size_t>(classes * blocks * targets) * sizeof(std::int32_t));
     with_type(pattern.rank, [&](const auto* rank) {
-#pragma omp parallel for num_threads(problem.threads) schedule(static)
-      for (std::int64_t j = 0; j < inputs; ++j)
-        for (std::int64_t i = pattern.column_start[j]; i < pattern.column_start[j + 1]; ++i) {
-          const Place& place = places[entry[i]];
-          const std::int32_t at = next[place.bin + j]++, value = place.row_start + rank[i];
+      if (strips.shared())
+        fill(entry, [&](std::int64_t at, std::int64_t strip, std::int64_t i, const Place& place) {
+          put_strip(p, strips, at, strip, place.offset, values,
+                    [&](std::int64_t input) { return place.row_start + rank[start[input] + i]; });
+        });
+      else
+        fill(entry, [&](std::int64_t at, std::int64_t input, std::int64_t i, const Place& place) {
+          const std::int32_t value = place.row_start + rank[start[input] + i];
           p.entries[at] = {values[value], place.offset};
           p.origin[at] = value;
-        }
+        });
     });
   });
   sum_loads(p);

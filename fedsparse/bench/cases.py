@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.errors import ConfigError
+from fedsparse.pattern.granularity import parse
 
 __all__ = [
     "LINEAR",
@@ -39,6 +40,7 @@ class LayerCase:
         stride: pixels from one place of the kernel to the next.
         batch: samples.
         density: share of the weights that is kept.
+        granularity: units that are kept at random, as `fedsparse.pattern.granularity.parse` spells them.
     """
 
     inputs: int
@@ -48,9 +50,11 @@ class LayerCase:
     stride: int = 1
     batch: int = 64
     density: float = 0.1
+    granularity: str = "element"
 
     def __str__(self) -> str:
-        return f"{self.shape} B{self.batch} d{self.density:g}"
+        units = "" if self.granularity == "element" else f" {self.granularity}"
+        return f"{self.shape} B{self.batch} d{self.density:g}{units}"
 
     @property
     def shape(self) -> str:
@@ -137,7 +141,9 @@ class Operands:
         generator = torch.Generator().manual_seed(seed)
         self.case = case
         self.dense = case.layer()
-        self.kept = torch.rand(self.dense.weight.shape, generator=generator) < case.density
+        units = parse(case.granularity).tiling(self.dense.weight.shape)
+        kept = torch.rand(units.count, generator=generator) < case.density
+        self.kept = units.spread(kept).view(self.dense.weight.shape)
         with torch.no_grad():
             self.dense.weight.copy_(torch.randn(self.kept.shape, generator=generator) * self.kept)
         self.x = torch.randn(case.input_shape(), generator=generator)

@@ -14,7 +14,8 @@ from fedsparse.bench.machine import computing_with, multiply_add_peak
 from fedsparse.bench.peers import DENSE, PEERS, WAYS, Engine, Trial, status
 from fedsparse.bench.report import Report, TextTable, Watch, milliseconds, percent, provenance, times_faster
 from fedsparse.bench.timing import Timing, interleave
-from fedsparse.errors import BackendError
+from fedsparse.errors import BackendError, ConfigError
+from fedsparse.pattern.granularity import parse
 
 __all__ = [
     "CASES",
@@ -44,6 +45,7 @@ class KernelSettings:
     Attributes:
         cases: layers; their own densities and batches are replaced.
         densities: kept shares of the weights.
+        granularity: units that are kept at random, which has no share of its own; replaces that of the cases.
         batch: samples.
         rounds: turns of every engine that are counted.
         scanned: ascending densities at which the break-even density is looked for; none leaves it out.
@@ -53,6 +55,7 @@ class KernelSettings:
 
     cases: Sequence[LayerCase] = CASES
     densities: Sequence[float] = DENSITIES
+    granularity: str = "element"
     batch: int = 64
     rounds: int = 15
     scanned: Sequence[float] = SCANNED
@@ -117,8 +120,15 @@ def measure(settings: KernelSettings, *, watch: Watch = lambda _: None) -> Repor
 
     Raises:
         ConfigError: a setting out of range.
+        PatternError: no such granularity.
         BackendError: fedsparse computes a wrong answer, or its extension was not built.
     """
+    if parse(settings.granularity).share is not None:
+        raise ConfigError(
+            f"granularity = {settings.granularity!r} leaves no choice of a density; measure 'element', 'vector:G', "
+            "'block:B' or 'channel'"
+        )
+    settings = replace(settings, cases=[replace(case, granularity=settings.granularity) for case in settings.cases])
     cases = at_densities(settings.cases, settings.densities, batch=settings.batch)
     with computing_with(threads=settings.threads, isa=settings.isa) as isa:
         peak = multiply_add_peak(isa)

@@ -46,6 +46,9 @@ app = typer.Typer(
 @app.command("kernels", epilog=EXAMPLE)
 def kernels(
     density: Density = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="Units that are kept: element (default), vector:G, block:B or channel.")
+    ] = None,
     batch: Batch = None,
     rounds: Rounds = None,
     quick: Quick = False,
@@ -61,6 +64,7 @@ def kernels(
     settings = _changed(
         of_kernels.QUICK if quick else of_kernels.KernelSettings(),
         densities=density,
+        granularity=granularity,
         batch=batch,
         rounds=rounds,
         threads=threads,

@@ -220,3 +220,17 @@ def test_the_scan_ends_when_dense_wins_twice(monkeypatch):
     found = break_even(case, WAYS[0], (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), rounds=1)
     assert [density for density, _ in found.scan] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert found.density == pytest.approx(0.35)
+
+
+# ---- granularities
+def test_whole_units_are_kept_at_random():
+    kept = Operands(LayerCase(16, 16, 4, density=0.5, granularity="block:8")).kept
+    blocks = kept.view(2, 8, 2, 8, 9)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert 0 < int(kept.sum()) < kept.numel()
+    assert str(LayerCase(4, 4, 4, granularity="vector:4")) == "conv3x3/1 4->4 4x4 B64 d0.1 vector:4"
+
+
+def test_a_granularity_with_a_share_of_its_own_is_refused():
+    with pytest.raises(ConfigError, match="granularity = 'nm:2:4' leaves no choice of a density"):
+        measure(replace(SETTINGS, granularity="nm:2:4"))

@@ -8,8 +8,8 @@
 #include <omp.h>
 #endif
 
-#include "gather_tile.h"
 #include "saved.h"
+#include "tile_set.h"
 
 namespace {
 
@@ -48,15 +48,15 @@ std::int64_t balanced_bound(const Program& program, int part, int parts) {
 
 // The tiles of all batch groups, in reading order.
 struct Tiling {
-  std::int64_t down = 0, across = 0, count = 0;
+  std::int64_t tile_rows, down = 0, across = 0, count = 0;
 
-  explicit Tiling(const Gather& g) {
+  explicit Tiling(const Gather& g) : tile_rows(g.tile_rows) {
     std::int64_t rows = 0, columns = 0;
     for (std::int64_t c = 0; c < g.program.classes; ++c) {
       rows = std::max(rows, g.grids[c].rows);
       columns = std::max(columns, g.grids[c].columns);
     }
-    down = (rows + kTileRows - 1) / kTileRows;
+    down = (rows + g.tile_rows - 1) / g.tile_rows;
     across = (columns + kTileColumns - 1) / kTileColumns;
     count = g.target.groups * down * across;
   }
@@ -67,7 +67,7 @@ struct Tile {
 
   Tile(const Tiling& tiling, std::int64_t number)
       : group(number / (tiling.down * tiling.across)),
-        y(number / tiling.across % tiling.down * kTileRows),
+        y(number / tiling.across % tiling.down * tiling.tile_rows),
         x(number % tiling.across * kTileColumns) {}
 };
 
@@ -131,12 +131,12 @@ struct Scratch {
   static std::int64_t halo_floats(const Gather& g) { return g.program.block_channels * g.halo.lines() * kLanes; }
   static std::int64_t held_floats(const Gather& g) {
     if (g.program.blocks == 1) return 0;
-    return g.program.classes * g.program.targets * kTileRows * kTileColumns * kLanes;
+    return g.program.classes * g.program.targets * g.program.width * g.tile_rows * kTileColumns * kLanes;
   }
   // With one block, what was saved is expanded for one piece after the other, in the same place.
   static std::int64_t other_floats(const Gather& g) {
     if (g.saved && g.program.blocks == 1) return g.program.targets * kTileRows * kTileColumns * kLanes;
-    return g.correlates() ? held_floats(g) : 0;
+    return g.correlates() && !g.strips() ? held_floats(g) : 0;
   }
   static std::int64_t floats(const Gather& g) {
     return halo_floats(g) + (g.y ? held_floats(g) : 0) + other_floats(g);
@@ -158,7 +158,7 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
                 std::int64_t first, std::int64_t last, const Scratch& scratch, float* slope) {
   const Program& program = g.program;
   const Grid& grid = g.grids[class_];
-  const std::int64_t rows_end = std::min<std::int64_t>(grid.rows, tile.y + kTileRows);
+  const std::int64_t rows_end = std::min(grid.rows, tile.y + g.tile_rows);
   const std::int64_t columns_end = std::min<std::int64_t>(grid.columns, tile.x + kTileColumns);
   Piece t;
   t.source_row = g.source_step_y * g.halo.columns * kLanes;
@@ -171,16 +171,17 @@ void walk_class(const Gather& g, const TileSet& tiles, const Tile& tile, std::in
   t.starts = block == 0;
   t.ends = block + 1 == program.blocks;
   t.reads = t.starts && !g.saved;
-  std::int64_t held = class_ * kTileRows * kTileColumns;
+  std::int64_t held = class_ * g.tile_rows * kTileColumns;
   for (std::int64_t a = tile.y, rows; a < rows_end; a += rows) {
-    const int row_power = tile_power(rows_end - a, kTileRows);
-    rows = std::int64_t{1} << row_power;
+    const int row_power = g.strips() ? 0 : tile_power(rows_end - a, kTileRows);
+    rows = g.strips() ? rows_end - a : std::int64_t{1} << row_power;
+    t.rows = static_cast<int>(rows);
     for (std::int64_t b = tile.x, columns; b < columns_end; b += columns) {
       const int column_power = tile_power(columns_end - b, kTileColumns);
       columns = std::int64_t{1} << column_power;
       t.source = scratch.halo + (a - tile.y) * t.source_row + (b - tile.x) * t.source_col;
       t.target = g.target.at(tile.group, 0, grid.y0 + a * g.target_step_y, grid.x0 + b * g.target_step_x);
-      t.held_sum = scratch.sums + held * program.targets * kLanes;
+      t.held_sum = scratch.sums + held * program.targets * program.width * kLanes;
       t.held_other = scratch.others + (program.blocks > 1 ? held * program.targets * kLanes : 0);
       held += rows * columns;
       if (g.saved && t.starts) expand_piece(g, t, static_cast<int>(rows), static_cast<int>(columns));
@@ -262,5 +263,5 @@ void run(const Gather& g) {
 
 namespace fedsparse::FEDSPARSE_ISA {
 extern const GatherKernels gather;
-const GatherKernels gather = {kTileRows, kTileColumns, split, scratch, run};
+const GatherKernels gather = {kTileRows, kTileColumns, kStripWidth, split, scratch, run};
 }  // namespace fedsparse::FEDSPARSE_ISA

@@ -33,6 +33,7 @@ struct Piece {
   std::int64_t first, last;              // targets
   bool starts, ends;                     // first block: begin from the bias; last block: write the target
   bool reads;                            // `other` from memory, not from held_other
+  int rows;                              // pixels down; only strips ask, other loops are made for theirs
 };
 
 // Sums of whole registers wait here until one butterfly finishes kLanes of them at a time.
@@ -220,47 +221,6 @@ TileFn tile_for(std::int64_t step, bool trimmed) {
     if (step == 2 && kFull) return gather_tile<Number, ROWS, COLS, 2, ACCUMULATE, CORRELATE, false>;
     return gather_tile<Number, ROWS, COLS, 0, ACCUMULATE, CORRELATE, false>;
   }
-}
-
-// A full tile, or the halves that fill a remainder: 4, 2 and 1 in each direction.
-struct TileSet {
-  TileFn by_shape[3][3];
-
-  explicit TileSet(const Gather& g) {
-    with_number(g.half, [&](auto zero) { fill<decltype(zero)>(g); });
-  }
-
- private:
-  template <typename Number>
-  void fill(const Gather& g) {
-    if (g.y && g.correlates())
-      fill_rows<Number, true, true>(g);
-    else if (g.y)
-      fill_rows<Number, true, false>(g);
-    else
-      fill_rows<Number, false, true>(g);
-  }
-
-  template <typename Number, bool ACCUMULATE, bool CORRELATE>
-  void fill_rows(const Gather& g) {
-    fill_row<Number, 1, 0, ACCUMULATE, CORRELATE>(g);
-    fill_row<Number, 2, 1, ACCUMULATE, CORRELATE>(g);
-    if constexpr (kTileRows == 4) fill_row<Number, 4, 2, ACCUMULATE, CORRELATE>(g);
-  }
-
-  template <typename Number, int ROWS, int AT, bool ACCUMULATE, bool CORRELATE>
-  void fill_row(const Gather& g) {
-    const std::int64_t step = g.source_step_x;
-    by_shape[AT][0] = tile_for<Number, ROWS, 1, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
-    by_shape[AT][1] = tile_for<Number, ROWS, 2, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
-    by_shape[AT][2] = tile_for<Number, ROWS, 4, ACCUMULATE, CORRELATE>(step, g.program.trimmed);
-  }
-};
-
-// 4, 2 or 1: the largest that fits, as a power.
-inline int tile_power(std::int64_t left, int largest) {
-  if (left >= 4 && largest == 4) return 2;
-  return left >= 2 ? 1 : 0;
 }
 
 }  // namespace
