@@ -123,6 +123,12 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
   return {batch, inputs, 1, 1, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1};
 }
 
+StripWidths strip_widths(const Problem& problem) {
+  if (problem.linear) return {};
+  const std::int64_t width = problem.kernels->gather.strip_width;
+  return {row_strips(problem.pattern, problem.shape.groups, width).width, input_strips(problem.pattern, width).width};
+}
+
 std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                      void* workspace) {
   Arena arena(workspace);

@@ -33,7 +33,8 @@ Strips single(const Lists& lists) {
 }
 
 // Targets in order, each behind the last one like it if that one's strip has room. Ranges of `range` share no strip.
-Strips cut(const Lists& lists, std::int64_t range, std::int64_t width) {
+// Gives up, with what it has, where strips have more than `most` entries: in a mask without strips that is soon.
+Strips cut(const Lists& lists, std::int64_t range, std::int64_t width, std::int64_t most) {
   Strips strips;
   strips.width = width;
   struct Last {
@@ -41,7 +42,7 @@ Strips cut(const Lists& lists, std::int64_t range, std::int64_t width) {
     std::size_t place = 0;  // in members, for the next one
   };
   Last lasts[2];  // without and with kept positions
-  for (std::int64_t t = 0; t < lists.targets; ++t) {
+  for (std::int64_t t = 0; t < lists.targets && strips.entries <= most; ++t) {
     if (t % range == 0) lasts[0] = lasts[1] = Last{};
     Last& last = lasts[lists.size(t) > 0];
     if (last.target < 0 || last.held == width || !lists.same(last.target, t)) {
@@ -59,10 +60,9 @@ Strips cut(const Lists& lists, std::int64_t range, std::int64_t width) {
 
 Strips worthwhile(const Lists& lists, std::int64_t range, std::int64_t width) {
   if (width == 1) return single(lists);
-  const Strips strips = cut(lists, range, width);
-  const auto held = static_cast<double>(strips.entries * width);
-  const bool pays = held > 0 && held <= kMostPadding * lists.start[lists.targets];
-  return pays ? strips : single(lists);
+  const auto most = static_cast<std::int64_t>(kMostPadding * lists.start[lists.targets] / static_cast<double>(width));
+  const Strips strips = cut(lists, range, width, most);
+  return strips.entries > 0 && strips.entries <= most ? strips : single(lists);
 }
 
 Lists by_row(const PatternView& p) { return {p.rows, p.row_start, p.column}; }

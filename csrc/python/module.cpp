@@ -4,6 +4,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../cpu/kernels.h"
@@ -61,6 +62,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Problem>(m, "Problem");
   m.def("conv2d_problem", &conv2d_problem);
   m.def("linear_problem", &linear_problem);
+  m.def("strip_widths", [](const Problem& problem) {
+    const StripWidths widths = strip_widths(problem);
+    return std::make_pair(widths.outputs, widths.inputs);
+  });
 
   m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, int threads) {
     return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start), threads);

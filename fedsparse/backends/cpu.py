@@ -151,6 +151,11 @@ class CpuBackend:
         native.topk_pruned(problem, *arguments, address(workspace))
         return positions, gradients
 
+    def strip_widths(self, pattern: Pattern, case: Case) -> tuple[int, int]:
+        """Neighbouring channels, kept alike, that forward and backward take together; 1 where each goes by itself."""
+        outputs, inputs = _native.extension().strip_widths(self._problem(pattern, case))
+        return outputs, inputs
+
     def _problem(self, pattern: Pattern, case: Case) -> object:
         native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()
         half = case.dtype == torch.bfloat16

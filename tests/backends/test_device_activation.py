@@ -98,6 +98,6 @@ def test_a_pruned_layer_trains_alike(where, rule, generator):
 
     found = gradients(model, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsparse.ops.pruned.keep", plain_pack)
+        patch.setattr("fedsparse.ops.held.keep", plain_pack)
         wanted = gradients(plain, x)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -68,6 +68,34 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs", "inputs"),
+    [
+        ("vector:8", True, False),
+        ("vector:16, ragged", True, False),
+        ("block:8", True, True),
+        ("block:16, ragged in both", True, True),
+        ("channel", True, True),
+        ("everything is kept", True, True),
+        ("nothing is kept", False, False),
+        ("groups", True, True),
+    ],
+)
+@pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
+def test_strips_are_found_by_the_mask_alone(backend, name, outputs, inputs):
+    one = CONVOLUTIONS[name]
+    width = 8 if backend.isa == "avx512" else 4
+    assert backend.strip_widths(one.pattern, one.case) == (width if outputs else 1, width if inputs else 1)
+
+
+@pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
+def test_a_mask_of_single_weights_has_no_strips(backend):
+    one = product(structured((32, 24, 3, 3), "element"), (16, 24, 8, 8), SAME)
+    assert backend.strip_widths(one.pattern, one.case) == (1, 1)
+    linear = product(torch.ones(16, 16, dtype=torch.bool), (16, 16))
+    assert backend.strip_widths(linear.pattern, linear.case) == (1, 1)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)

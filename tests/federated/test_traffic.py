@@ -1,5 +1,7 @@
 """Sums and records of replies against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedsparse import energy
@@ -62,8 +64,18 @@ def test_energy_is_the_sum_of_all_readings_or_nothing(readings, joules):
     assert traffic.joules == joules
 
 
+def test_clients_that_trained_together_are_counted_and_said():
+    traffic, company = Traffic(), replace(reply(), steps_folded=3)
+    for each in (company, reply()):
+        traffic.add(each, 40, usable=True, samples=7, dense_bytes=100)
+    assert traffic.folded == 1
+    record = settled(4, company, 40, training=True, usable=True, samples=7, reason="")
+    assert (record["steps_folded"], record["alone"]) == (3, "")
+
+
 def test_records_of_replies():
     told = {"round": 4, "client": 3, "bytes_up": 5, "seconds": 1.5, "peak_bytes": 1000, "retries": 2}
+    told |= {"steps_folded": 0, "alone": ""}
     train = settled(4, reply(), 40, training=True, usable=True, samples=7, reason="")
     assert train == {**told, "exchange": "train", "status": "ok", "samples": 7, "reason": "", "bytes_down": 40}
     ask = settled(4, reply(), 40, training=False, usable=False, samples=7, reason="late")

@@ -43,6 +43,13 @@ struct Problem {
 // What a linear layer looks like to the kernels: a 1x1 convolution of one-pixel pictures.
 ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs);
 
+// How many neighbouring channels, kept alike, the kernels take together (cpu/strips.h): 1 where each goes by itself.
+struct StripWidths {
+  std::int64_t outputs = 1;  // forward
+  std::int64_t inputs = 1;   // backward, where x was saved as it is
+};
+StripWidths strip_widths(const Problem& problem);
+
 // Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
 std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
                      void* workspace);
