@@ -75,7 +75,6 @@ CONVOLUTIONS = {
         ("vector:16, ragged", True, False),
         ("block:8", True, True),
         ("block:16, ragged in both", True, True),
-        ("channel", True, True),
         ("everything is kept", True, True),
         ("nothing is kept", False, False),
         ("groups", True, True),
@@ -86,6 +85,13 @@ def test_strips_are_found_by_the_mask_alone(backend, name, outputs, inputs):
     one = CONVOLUTIONS[name]
     width = 8 if backend.isa == "avx512" else 4
     assert backend.strip_widths(one.pattern, one.case) == (width if outputs else 1, width if inputs else 1)
+
+
+@pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
+def test_strips_that_would_be_half_empty_are_not_taken(backend):
+    one = CONVOLUTIONS["channel"]  # 9 inputs: two strips of 8 would hold 16 of them, three of 4 hold 12
+    wide = backend.isa == "avx512"
+    assert backend.strip_widths(one.pattern, one.case) == ((8, 1) if wide else (4, 4))
 
 
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)
