@@ -159,7 +159,7 @@ class Blocked(Tensor):
     ) -> Any:
         # Reached past torch's Python functions, by code that keeps the history itself.
         if function._schema.is_mutable:
-            raise NotImplementedError(
+            raise BackendError(
                 f"{function} would change activations in place that a sparse network keeps in its own layout; "
                 "call fedsparse.blocked.leave_blocked(model) to give every layer ordinary tensors"
             )

@@ -222,3 +222,12 @@ def test_what_a_function_has_saved_cannot_be_changed_in_place() -> None:
 
     with pytest.raises(BackendError, match="changed in place"):
         sparse(middle)(torch.randn(5, 3, 9, 9))
+
+
+def test_an_activation_cannot_be_changed_past_torchs_functions() -> None:
+    def middle(_model: Between, x: Tensor) -> Tensor:
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            return x.mul_(2)
+
+    with pytest.raises(BackendError, match=r"leave_blocked\(model\)"):
+        sparse(middle)(torch.randn(5, 3, 9, 9))
