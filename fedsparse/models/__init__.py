@@ -11,11 +11,11 @@ from torch import nn
 
 from fedsparse.errors import ConfigError
 from fedsparse.models.gpt2 import gpt2
-from fedsparse.models.resnet import resnet18
+from fedsparse.models.resnet import resnet18, resnet20
 from fedsparse.models.small import lenet, mlp
 from fedsparse.models.vgg import vgg11
 
-__all__ = ["build", "gpt2", "lenet", "mlp", "models", "narrowed", "resnet18", "vgg11"]
+__all__ = ["build", "gpt2", "lenet", "mlp", "models", "narrowed", "resnet18", "resnet20", "vgg11"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ _MODELS = {
     "lenet": _Model(lenet, "widths", 10),
     "mlp": _Model(mlp, "hidden"),
     "resnet18": _Model(resnet18, "width", 1),
+    "resnet20": _Model(resnet20, "width", 1),
     "vgg11": _Model(vgg11, "width", 32),
 }
 # Parameters that follow from the data.

@@ -12,7 +12,7 @@ from fedsparse.errors import BackendError
     ("kind", "some"),
     [
         ("methods", {"fedavg", "static", "fedtiny"}),
-        ("models", {"resnet18", "mlp", "lenet", "vgg11"}),
+        ("models", {"resnet18", "resnet20", "mlp", "lenet", "vgg11"}),
         ("datasets", {"digits", "mnist", "fashion-mnist", "cifar10"}),
         ("backends", {"auto", "cpu", "reference", "masked"}),
         ("engines", {"inline", "process"}),

@@ -50,6 +50,7 @@ def test_the_narrowest_network_may_be_too_large():
     ("name", "shape", "full"),
     [
         ("resnet18", (3, 32, 32), 11_173_962),
+        ("resnet20", (3, 32, 32), 272_474),
         ("vgg11", (3, 32, 32), 9_228_362),
         ("lenet", (1, 28, 28), 61_706),
         ("mlp", (1, 28, 28), 266_610),

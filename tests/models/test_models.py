@@ -4,7 +4,7 @@ from torch import nn
 
 import fedsparse
 from fedsparse.errors import ConfigError
-from fedsparse.models import build, lenet, mlp, models, narrowed, resnet18, vgg11
+from fedsparse.models import build, lenet, mlp, models, narrowed, resnet18, resnet20, vgg11
 
 
 def parameters(model: nn.Module) -> int:
@@ -20,6 +20,10 @@ def parameters(model: nn.Module) -> int:
         # fc: 90 rows of 512 weights and a bias more
         (lambda: resnet18(num_classes=100), 11_173_962 + 90 * 513),
         (lambda: resnet18(in_channels=1), 11_173_962 - 2 * 64 * 9),
+        # the paper's Table 6 has 0.27M; 2,752 more than with its shortcuts of zeros
+        (lambda: resnet20(), 269_722 + 2_752),
+        # 432 + 2*16; 2*(2,304+32); 4,608+9,216+2*64 + 512+64; 18,432+36,864+2*128 + 2,048+128; 650
+        (lambda: resnet20(depth=8), 464 + 4_672 + 14_528 + 57_728 + 650),
         # 6*25+6, 16*6*25+16, 120*400+120, 84*120+84, 10*84+10
         (lambda: lenet(), 156 + 2_416 + 48_120 + 10_164 + 850),
         (lambda: lenet(num_classes=62, in_channels=3), 61_706 + 52 * 85 + 2 * 6 * 25),
@@ -37,6 +41,7 @@ def test_parameters(model, count):
 def test_documented_counts():
     assert "11,173,962" in resnet18.__doc__
     assert "11,181,642" in resnet18.__doc__
+    assert "272,474" in resnet20.__doc__
     assert "61,706" in lenet.__doc__
     assert "9,228,362" in vgg11.__doc__
     assert "266,610" in mlp.__doc__
@@ -56,6 +61,20 @@ def test_resnet_strides(stem, sides):
         model.get_submodule(name).register_forward_hook(lambda _m, _x, y: seen.append(y.shape[-1]))
     model(torch.zeros(1, 3, 32, 32))
     assert seen == sides
+
+
+def test_resnet20_halves_the_picture_twice():
+    model, seen = resnet20(depth=8, width=2).eval(), []
+    for name in ("conv1", "layer1", "layer2", "layer3"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _x, y: seen.append(tuple(y.shape[1:])))
+    model(torch.zeros(1, 3, 32, 32))
+    assert seen == [(2, 32, 32), (2, 32, 32), (4, 16, 16), (8, 8, 8)]
+
+
+@pytest.mark.parametrize("depth", [0, 2, 7, 18, 21])
+def test_resnet20_has_6n_plus_2_layers(depth):
+    with pytest.raises(ConfigError, match=f"6n\\+2 layers, 8, 14 or 20 for example; got depth {depth}"):
+        resnet20(depth=depth)
 
 
 @pytest.mark.parametrize("side", [10, 12, 13, 28, 35])
@@ -113,7 +132,11 @@ def test_resnet_convolutions_start_with_kaiming_spread():
     assert abs(weight.mean().item()) < 1e-3
 
 
-SMALL = {"resnet18": {"width": 2}, "gpt2": {"hidden": 8, "layers": 2, "heads": 2, "context": 16}}
+SMALL = {
+    "resnet18": {"width": 2},
+    "resnet20": {"depth": 8, "width": 2},
+    "gpt2": {"hidden": 8, "layers": 2, "heads": 2, "context": 16},
+}
 
 
 def small(name: str) -> nn.Module:
@@ -154,18 +177,18 @@ def test_build_passes_facts_and_options():
 
 
 def test_models_are_listed_and_public():
-    assert models() == ["gpt2", "lenet", "mlp", "resnet18", "vgg11"]
+    assert models() == ["gpt2", "lenet", "mlp", "resnet18", "resnet20", "vgg11"]
     assert all(callable(getattr(fedsparse.models, name)) for name in models())
 
 
 RGB = (3, 32, 32)
-KNOWN = "(known: gpt2, lenet, mlp, resnet18, vgg11)"
+KNOWN = "(known: gpt2, lenet, mlp, resnet18, resnet20, vgg11)"
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("resnet", RGB, {}, f"unknown model 'resnet'; did you mean 'resnet18'? {KNOWN}"),
+        ("restnet18", RGB, {}, f"unknown model 'restnet18'; did you mean 'resnet18'? {KNOWN}"),
         ("zzz", RGB, {}, f"unknown model 'zzz' {KNOWN}"),
         (
             "resnet18",
