@@ -1,6 +1,7 @@
 """AdamW, the parameters of a group in one launch on a CUDA device."""
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ class FlatAdamW(torch.optim.AdamW):
         self._require_capturable()
         for group in self.param_groups:
             lists = _Lists([], [], [], [], [], [])
-            has_complex = self._init_group(group, *lists)
+            has_complex = torch.optim.AdamW._init_group(self, group, *lists)
             left = _left_by_kernels(lists, group) if _has_kernel(group) else lists
             adamw(
                 *left, foreach=group["foreach"], capturable=group["capturable"],
@@ -100,17 +101,10 @@ def _has_kernel(group: dict[str, Any]) -> bool:
 def _left_by_kernels(lists: _Lists, group: dict[str, Any]) -> _Lists:
     """Steps over the parameters that kernels take; lists of the others."""
     counted_there = bool(group["capturable"] or group["fused"])
-    rows = map(AdamwArrays, lists.parameters, lists.grads, lists.means, lists.squares, lists.steps)
-    left, taken = _Lists([], [], [], [], lists.largest, []), []
-    for row in rows:
-        if takes(*(row if counted_there else row[:-1])):
-            taken.append(row)
-            continue
-        for column, tensor in zip(
-            (left.parameters, left.grads, left.means, left.squares, left.steps), row, strict=True
-        ):
-            column.append(tensor)
+    rows = [*map(AdamwArrays, lists.parameters, lists.grads, lists.means, lists.squares, lists.steps)]
+    taken = [takes(*(row if counted_there else row[:-1])) for row in rows]
     rule = AdamwRule(group["lr"], group["betas"], group["eps"], group["weight_decay"])
-    for same in alike(taken, lambda row: row.values.device):
+    for same in alike(compress(rows, taken), lambda row: row.values.device):
         adamw_steps(same, rule, counted_there=counted_there)
-    return left
+    left = [not yes for yes in taken]
+    return _Lists(*([*compress(column, left)] for column in lists))

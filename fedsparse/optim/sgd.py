@@ -1,6 +1,7 @@
 """SGD with momentum, the parameters of a group in one launch on a CUDA device."""
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ class FlatSGD(torch.optim.SGD):
         for group in self.param_groups:
             pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
             taken = [self._takes(*pair, group) for pair in pairs]
-            self._step_by_kernel([pair for pair, yes in zip(pairs, taken, strict=True) if yes], group)
-            self._step_by_torch([pair for pair, yes in zip(pairs, taken, strict=True) if not yes], group)
+            self._step_by_kernel([*compress(pairs, taken)], group)
+            self._step_by_torch([*compress(pairs, (not yes for yes in taken))], group)
         return loss
 
     def _takes(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> bool:
