@@ -149,6 +149,15 @@ def test_more_parameters_than_a_launch_takes(shim):
     arrays.assert_rest_is_untouched()
 
 
+def test_nothing_but_empty_parameters(shim):
+    """No launch for their values, and steps are counted."""
+    sizes, nowhere, counters = np.zeros(2, np.int64), np.zeros(2, np.uint64), np.zeros((2, 1), np.float32)
+    shim("fedsparse_cuda_sgd_momentum", 2, *[nowhere] * 3, sizes, 0.1, 0.9, 0.0, 0.0, False, False, None)
+    counts = addresses(*counters), None
+    shim("fedsparse_cuda_adamw", 2, *[nowhere] * 4, sizes, *counts, None, *[c_double(0.1)] * 5, None)
+    assert counters.tolist() == [[1.0], [1.0]]
+
+
 def test_adamw_counts_steps_from_one(shim):
     arrays = [np.ones(3, np.float32) for _ in range(4)]
     tables, settings = [addresses(array) for array in arrays], [c_double(0.1)] * 5
