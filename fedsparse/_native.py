@@ -4,6 +4,7 @@ import os
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Literal
 
 # torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "extension",
     "has_triton",
     "instruction_sets",
+    "kernels_at",
     "launch",
     "on_device",
     "row_list",
@@ -70,6 +72,13 @@ def on_device(tensor: torch.Tensor) -> bool:
 def has_triton() -> bool:
     """Whether the Triton kernels can be imported."""
     return find_spec("triton") is not None
+
+
+def kernels_at(tensor: torch.Tensor) -> Literal["cuda", "triton"] | None:
+    """Whose kernels take a tensor where it is: Triton's on a device for which the extension was not built."""
+    if on_device(tensor):
+        return "cuda"
+    return "triton" if tensor.device.type == "cuda" and has_triton() else None
 
 
 def launch(name: str, where: torch.Tensor, *arguments: object) -> None:

@@ -1,4 +1,10 @@
-"""Optimiser steps over flat values: one pass and one launch for all kept weights of a model."""
+"""Optimiser steps over flat values, in one pass and one launch.
+
+A launch for each parameter, where the CUDA kernels take all of them at once: Triton would want their addresses in a
+tensor on the device, and gradients lie elsewhere at every step, so that a copy to the device would come before each.
+"""
+
+import math
 
 import torch
 import triton
@@ -119,24 +125,28 @@ def _adamw_kernel(
     average,
     square,
     n,
+    step,  # a number, or where one is
     shrink,
     beta1,
     beta2,
     fresh1,
     fresh2,
-    step_size,
-    scale,
+    log1,
+    log2,
+    lr,
     eps,
-    FIRST_STEP: tl.constexpr,
+    COUNTED_THERE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # float64: in float32 1 - beta^step has lost half its digits to rounding where beta is close to 1
+    number = tl.full((), tl.load(step) if COUNTED_THERE else step, tl.float64)
+    left1, left2 = 1.0 - tl.exp(number * log1), 1.0 - tl.exp(number * log2)
+    step_size, scale = lr / left1.to(tl.float32), 1.0 / tl.sqrt_rn(left2.to(tl.float32))
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     value, slope = tl.load(values + at, mask=inside), tl.load(grad + at, mask=inside)
-    mean, spread = fresh1 * slope, fresh2 * slope * slope
-    if not FIRST_STEP:
-        mean += beta1 * tl.load(average + at, mask=inside)
-        spread += beta2 * tl.load(square + at, mask=inside)
+    mean = beta1 * tl.load(average + at, mask=inside) + fresh1 * slope
+    spread = beta2 * tl.load(square + at, mask=inside) + fresh2 * slope * slope
     tl.store(average + at, mean, mask=inside)
     tl.store(square + at, spread, mask=inside)
     # rounded as torch rounds: the step is a quotient, not a product with an approximate reciprocal
@@ -150,7 +160,7 @@ def adamw_(
     average: Tensor,
     square: Tensor,
     *,
-    step: int,
+    step: int | Tensor,
     lr: float,
     betas: tuple[float, float],
     eps: float,
@@ -161,20 +171,27 @@ def adamw_(
     Args:
         values: (n,) float32, contiguous; updated.
         grad: (n,) float32, contiguous.
-        average, square: (n,) float32, contiguous; running means of gradient and squared gradient, only written on the
-            first step.
-        step: number of this step, from 1.
+        average, square: (n,) float32, contiguous; running means of gradient and squared gradient, zeros at first.
+        step: number of this step, from 1; a tensor of one float32 is only read on its device.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, or step is below 1.
+        ValueError: shapes, dtypes, devices or strides differ from the above, or step is a number below 1.
     """
     _check("adamw_", values=values, grad=grad, average=average, square=square)
-    if step < 1:
+    counted_there = isinstance(step, Tensor)
+    if isinstance(step, Tensor):
+        if step.dtype != torch.float32 or step.numel() != 1 or step.device != values.device:
+            raise ValueError(
+                f"adamw_: step must be one float32 on {values.device}, got {step.dtype} of shape {tuple(step.shape)} "
+                f"on {step.device}"
+            )
+    elif step < 1:
         raise ValueError(f"adamw_: steps count from 1, got {step}")
     n = values.numel()
     if n == 0:
         return
     beta1, beta2 = betas
+    log1, log2 = (math.log(beta) if beta > 0.0 else -math.inf for beta in betas)
     with torch.cuda.device(values.get_device()):
         _adamw_kernel[(triton.cdiv(n, BLOCK),)](
             values,
@@ -182,15 +199,17 @@ def adamw_(
             average,
             square,
             n,
+            step if counted_there else float(step),
             1.0 - lr * weight_decay,
             beta1,
             beta2,
             1.0 - beta1,
             1.0 - beta2,
-            lr / (1.0 - beta1**step),
-            (1.0 - beta2**step) ** -0.5,
+            log1,
+            log2,
+            lr,
             eps,
-            FIRST_STEP=step == 1,
+            COUNTED_THERE=counted_there,
             BLOCK=BLOCK,
             enable_fp_fusion=FUSION,
         )
@@ -210,9 +229,8 @@ def adamw_reference(
 ) -> None:
     """What `adamw_` computes, in plain torch and for any floating dtype."""
     beta1, beta2 = betas
-    fresh, squared = (1.0 - beta1) * grad, (1.0 - beta2) * grad * grad
-    average.copy_(fresh if step == 1 else beta1 * average + fresh)
-    square.copy_(squared if step == 1 else beta2 * square + squared)
+    average.copy_(beta1 * average + (1.0 - beta1) * grad)
+    square.copy_(beta2 * square + (1.0 - beta2) * grad * grad)
     change = average / (square.sqrt() * (1.0 - beta2**step) ** -0.5 + eps)
     values.copy_((1.0 - lr * weight_decay) * values - lr / (1.0 - beta1**step) * change)
 

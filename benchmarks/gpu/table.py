@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.gpu import upkeep
+from benchmarks.gpu import optimizers, upkeep
 from benchmarks.gpu.cases import DENSITIES, sizes
 from benchmarks.gpu.kinds import of_device
 from benchmarks.gpu.ratios import Ratio, estimated, measured, network
@@ -40,7 +40,7 @@ def of_run(record: RunRecord) -> Iterator[str]:
     found = measured(record.rows("dense"), record.rows("ours"))
     yield from _ratio_tables(found)
     yield from _section("Wrong answers, not timed", ("case", "why"), _wrong(record.rows("ours")))
-    others = ("sgd", "topk", *upkeep.OPS)
+    others = ("topk", *optimizers.OPS, *upkeep.OPS)
     whole = [row for stage in ("dense", "ours") for row in record.rows(stage) if row["op"] in others]
     yield from _section("Besides the products", ("what", "graph us", "eager us", "source"), map(_whole, whole))
     steps = record.rows("step")

@@ -23,25 +23,33 @@ std::int64_t fedsparse_cuda_shared_limit();
 // The sentence for a status; the text is static.
 const char* fedsparse_cuda_status_text(int status);
 
-// One step of torch.optim.SGD over flat values, in place and in one pass:
+// ---- optimiser steps over the values of `count` parameters, in place and in one pass
+// Entry i of each table is an array of parameter i, of sizes[i] floats; they do not overlap. Tables lie in main memory
+// and are read before the function returns: a captured graph holds the addresses. One launch serves 100 parameters with
+// SGD, 70 with AdamW.
+
+// A step of torch.optim.SGD:
 //     d = grad + weight_decay * values
 //     momentum = first_step ? d : mu * momentum + (1 - dampening) * d
 //     values -= lr * (nesterov ? d + mu * momentum : momentum)
-// values, grad and momentum hold n floats and do not overlap. On the first step momentum is written without being
-// read. With mu == 0 there is no momentum: the pointer is not touched and may be null.
-int fedsparse_cuda_sgd_momentum(float* values, const float* grad, float* momentum, std::int64_t n, float lr, float mu,
+// On the first step momentum is written without being read. With mu == 0 there is no momentum: its arrays are not
+// touched and may be null.
+int fedsparse_cuda_sgd_momentum(std::int64_t count, float* const* values, const float* const* grad,
+                                float* const* momentum, const std::int64_t* sizes, float lr, float mu,
                                 float weight_decay, float dampening, bool nesterov, bool first_step, void* stream);
 
-// One step of torch.optim.AdamW over flat values, in place and in one pass, g being *grad_scale * grad:
+// A step of torch.optim.AdamW, g being *grad_scale * grad:
 //     mean = beta1 * mean + (1 - beta1) * g
 //     square = beta2 * square + (1 - beta2) * g^2
 //     values *= 1 - lr * weight_decay
 //     values -= lr / (1 - beta1^step) * mean / (sqrt(square / (1 - beta2^step)) + eps)
-// grad_scale, a float on the device, is what clipping or unscaling makes of the gradient; null: 1. Steps count from 1;
-// on the first one mean and square are written without being read. Arrays hold n floats and do not overlap.
-int fedsparse_cuda_adamw(float* values, const float* grad, float* mean, float* square, std::int64_t n,
-                         const float* grad_scale, double lr, double beta1, double beta2, double eps,
-                         double weight_decay, std::int64_t step, void* stream);
+// mean and square start as zeros. grad_scale, a float on the device, is what clipping or unscaling makes of the
+// gradient; null: 1. Steps count from 1. Their numbers are steps[i], or, where `steps` is null, *counters[i], a float
+// on the device for each parameter that is increased by 1 before, in a small launch of its own.
+int fedsparse_cuda_adamw(std::int64_t count, float* const* values, const float* const* grad, float* const* mean,
+                         float* const* square, const std::int64_t* sizes, float* const* counters,
+                         const std::int64_t* steps, const float* grad_scale, double lr, double beta1, double beta2,
+                         double eps, double weight_decay, void* stream);
 
 // ---- activations between rows and lines of 8 samples
 // (batch, size), a batch of contiguous pictures say, and (ceil(batch / 8), size, 8). Samples that fill the last lines

@@ -19,22 +19,37 @@ using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 
+// Addresses of one array of each parameter.
+using Arrays = std::vector<Address>;
+
+template <typename T>
+std::vector<T*> each(const Arrays& arrays) {
+  std::vector<T*> pointers;
+  for (const Address address : arrays) pointers.push_back(at<T>(address));
+  return pointers;
+}
+
 void bind_optimizer(py::module_& m) {
   m.def(
       "cuda_sgd_momentum",
-      [](Address values, Address grad, Address momentum, std::int64_t n, float lr, float mu, float weight_decay,
-         float dampening, bool nesterov, bool first_step, Address stream) {
-        return fedsparse_cuda_sgd_momentum(at<float>(values), at<const float>(grad), at<float>(momentum), n, lr, mu,
-                                           weight_decay, dampening, nesterov, first_step, at<void>(stream));
+      [](const Arrays& values, const Arrays& grad, const Arrays& momentum, const std::vector<std::int64_t>& sizes,
+         float lr, float mu, float weight_decay, float dampening, bool nesterov, bool first_step, Address stream) {
+        return fedsparse_cuda_sgd_momentum(static_cast<std::int64_t>(sizes.size()), each<float>(values).data(),
+                                           each<const float>(grad).data(), each<float>(momentum).data(), sizes.data(),
+                                           lr, mu, weight_decay, dampening, nesterov, first_step, at<void>(stream));
       },
       release());
+  // One of counters and steps is empty.
   m.def(
       "cuda_adamw",
-      [](Address values, Address grad, Address mean, Address square, std::int64_t n, Address grad_scale, double lr,
-         double beta1, double beta2, double eps, double weight_decay, std::int64_t step, Address stream) {
-        return fedsparse_cuda_adamw(at<float>(values), at<const float>(grad), at<float>(mean), at<float>(square), n,
-                                    at<const float>(grad_scale), lr, beta1, beta2, eps, weight_decay, step,
-                                    at<void>(stream));
+      [](const Arrays& values, const Arrays& grad, const Arrays& mean, const Arrays& square,
+         const std::vector<std::int64_t>& sizes, const Arrays& counters, const std::vector<std::int64_t>& steps,
+         Address grad_scale, double lr, double beta1, double beta2, double eps, double weight_decay, Address stream) {
+        return fedsparse_cuda_adamw(static_cast<std::int64_t>(sizes.size()), each<float>(values).data(),
+                                    each<const float>(grad).data(), each<float>(mean).data(),
+                                    each<float>(square).data(), sizes.data(), each<float>(counters).data(),
+                                    steps.empty() ? nullptr : steps.data(), at<const float>(grad_scale), lr, beta1,
+                                    beta2, eps, weight_decay, at<void>(stream));
       },
       release());
 }

@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 // Shared arrays are declared through the macros of launch.cuh: they have to be poisoned and have to end somewhere.
 #define __shared__ static_assert(false, "use FEDSPARSE_SHARED or FEDSPARSE_DYNAMIC_SHARED of launch.cuh");
 

@@ -89,15 +89,15 @@ class _Triton:
 
 CUDA: Kernels = _Cuda()
 TRITON: Kernels = _Triton()
+_KERNELS = {"cuda": CUDA, "triton": TRITON}
 
 
 def kernels_for(x: Tensor) -> Kernels | None:
     """Who prunes `x` where it is; None where neither can."""
     if x.dtype not in STORED or not 0 < x.numel() < _LIMIT:
         return None
-    if _native.on_device(x):
-        return CUDA
-    return TRITON if x.device.type == "cuda" and _native.has_triton() else None
+    who = _native.kernels_at(x)
+    return None if who is None else _KERNELS[who]
 
 
 def pack(kernels: Kernels, x: Tensor, rows: int, k: int, dtype: torch.dtype) -> DevicePacked:

@@ -54,7 +54,8 @@ def capture_step(
 
     Args:
         model: with everything that `loss` changes, in training mode, on a CUDA device.
-        optimizer: over parameters of `model`; one that may be captured (Adam wants `capturable=True`).
+        optimizer: over parameters of `model`; one that may be captured (Adam, AdamW and `FlatAdamW` want
+            `capturable=True`).
         loss: from inputs to a scalar; no branch of it may depend on their values.
         inputs: tensors of the shapes and dtypes of every later call, on the device.
         warmup: steps before the capture, in which kernels are chosen and lists are built; at least 1.

@@ -1,13 +1,15 @@
-"""SGD with momentum, a parameter's whole step in one launch on a CUDA device."""
+"""SGD with momentum, the parameters of a group in one launch on a CUDA device."""
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from fedsparse.backends.flat_steps import SgdRule, sgd_step, takes
+from fedsparse.backends.flat_steps import SgdArrays, SgdRule, sgd_steps, takes
+from fedsparse.optim.groups import alike, evaluated
 
 __all__ = ["FlatSGD"]
 
@@ -18,9 +20,10 @@ class FlatSGD(torch.optim.SGD):
     """`torch.optim.SGD` with the same settings, results and state, so that checkpoints of one are those of the other.
 
     On a CUDA device contiguous float32 parameters are stepped by a kernel that reads and writes everything once, 20
-    bytes for each value with momentum; results may differ from torch's in the last bit, as multiply-adds round once
-    there. Everything else (the CPU, other dtypes, sparse gradients, a learning rate that is a tensor) takes torch's own
-    functions and gives their bits. May be captured by `fedsparse.nn.graph.capture_step`, without dampening.
+    bytes for each value with momentum: all of a group in one launch, or by Triton in one for each. Results may differ
+    from torch's in the last bit, as multiply-adds round once there. Everything else (the CPU, other dtypes, sparse
+    gradients, a learning rate that is a tensor) takes torch's own functions and gives their bits. May be captured by
+    `fedsparse.nn.graph.capture_step`, without dampening.
 
     Args:
         params: parameters or groups of them.
@@ -49,28 +52,34 @@ class FlatSGD(torch.optim.SGD):
         Args:
             closure: recomputes the loss with gradients, which is then returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
-            self._step_by_torch([pair for pair in pairs if not self._stepped(*pair, group)], group)
+            taken = [self._takes(*pair, group) for pair in pairs]
+            self._step_by_kernel([*compress(pairs, taken)], group)
+            self._step_by_torch([*compress(pairs, (not yes for yes in taken))], group)
         return loss
 
-    def _stepped(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> bool:
-        """Whether a kernel could step over this parameter, and has."""
-        state, lr = self.state[parameter], group["lr"]
-        buffer = state.get(_MOMENTUM)
+    def _takes(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> bool:
+        """Whether a kernel can step over this parameter."""
+        buffer = self.state[parameter].get(_MOMENTUM)
         known = [parameter, grad, *([] if buffer is None else [buffer])]
-        if isinstance(lr, Tensor) or grad.layout != torch.strided or not takes(*known):
-            return False
-        first = buffer is None
-        if group["momentum"] and first:
-            buffer = state[_MOMENTUM] = torch.empty_like(parameter)
-        rule = SgdRule(lr, group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"])
-        sgd_step(parameter, grad, buffer if group["momentum"] else None, rule, first_step=first)
-        return True
+        return not isinstance(group["lr"], Tensor) and grad.layout == torch.strided and takes(*known)
+
+    def _step_by_kernel(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        rule = SgdRule(group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"])
+        first = {parameter for parameter, _ in pairs if self.state[parameter].get(_MOMENTUM) is None}
+        for same in alike(pairs, lambda pair: (pair[0].device, pair[0] in first)):
+            rows = [SgdArrays(*pair, self._buffer(pair[0]) if group["momentum"] else None) for pair in same]
+            sgd_steps(rows, rule, first_step=same[0][0] in first)
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        """The momentum of a parameter, holding nothing before the first step."""
+        state = self.state[parameter]
+        if state.get(_MOMENTUM) is None:
+            state[_MOMENTUM] = torch.empty_like(parameter)
+        buffer: Tensor = state[_MOMENTUM]
+        return buffer
 
     def _step_by_torch(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         if not pairs:

@@ -44,15 +44,26 @@ def products(shim: Shim, source: Path, target: Path) -> None:
     """Results of pickled products under a random schedule, and optimizer steps of odd sizes."""
     shim.seed(1)
     results: list[Results] = [product.run(shim) for product in pickle.loads(source.read_bytes())]
-    for n in (0, 1, 1023, 1025):
-        arrays = [np.ones(n, np.float32) for _ in range(3)]
-        shim("fedsparse_cuda_sgd_momentum", *arrays, n, 0.1, 0.9, 0.0, 0.0, False, False, None)
-        assert np.allclose(arrays[0], 1 - 0.1 * 1.9)
-        arrays = [np.ones(n, np.float32) for _ in range(4)]
-        settings = [c_double(x) for x in (0.1, 0.9, 0.99, 0.0, 0.0)]
-        shim("fedsparse_cuda_adamw", *arrays, n, np.float32([-3.0]), *settings, 1, None)
-        assert np.allclose(arrays[0], 1 + 0.1)
+    for shift in (0, 1):
+        optimizers(shim, shift)
     target.write_bytes(pickle.dumps([tuple(result) for result in results]))
+
+
+def optimizers(shim: Shim, shift: int) -> None:
+    """Steps over parameters of odd sizes, each an allocation of its own or, shifted, a slice that ends it."""
+    sizes = np.array([0, 1, 1023, 2049], np.int64)
+    arrays = [[np.ones(n + shift, np.float32)[shift:] for n in sizes] for _ in range(4)]
+    tables = [np.array([array.ctypes.data for array in field], np.uint64) for field in arrays]
+    shim("fedsparse_cuda_sgd_momentum", 4, *tables[:3], sizes, 0.1, 0.9, 0.0, 0.0, False, False, None)
+    assert all(np.allclose(array, 1 - 0.1 * 1.9) for array in arrays[0])
+    for array in (*arrays[2], *arrays[3]):
+        array[:] = 0
+    counters = [np.zeros(1, np.float32) for _ in sizes]
+    counts = np.array([counter.ctypes.data for counter in counters], np.uint64), None
+    settings = [c_double(x) for x in (0.1, 0.9, 0.99, 0.0, 0.0)]
+    shim("fedsparse_cuda_adamw", 4, *tables, sizes, *counts, np.float32([-3.0]), *settings, None)
+    assert all(np.allclose(array, 1 - 0.1 * 1.9 + 0.1) for array in arrays[0])
+    assert all(counter == 1 for counter in counters)
 
 
 def selections(shim: Shim, source: Path, target: Path) -> None:

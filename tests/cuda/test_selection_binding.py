@@ -117,13 +117,20 @@ def test_a_dense_gradient(target):
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
-def test_adamw(target):
-    values, grad = drawn(target, torch.randn, 2, 1000)
-    weight, scale = torch.nn.Parameter(values.double()), torch.full((1,), 0.5, device=target.device)
-    mean, square = target.empty(1000, torch.float32), target.empty(1000, torch.float32)
-    optimizer = torch.optim.AdamW([weight], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+@pytest.mark.parametrize("counted_there", [False, True])
+def test_adamw(target, counted_there):
+    sizes = 1000, 5
+    values, grad = ([drawn(target, torch.randn, n) for n in sizes] for _ in range(2))
+    weights, scale = [torch.nn.Parameter(part.double()) for part in values], torch.full((1,), 0.5, device=target.device)
+    means, counters = torch.zeros(2, 2, 1000, device=target.device), torch.zeros(2, device=target.device)
+    optimizer = torch.optim.AdamW(weights, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    tables = [[tensor.data_ptr() for tensor in field] for field in (values, grad, *means)]
     for step in (1, 2):
-        target("cuda_adamw", values, grad, mean, square, 1000, scale, 0.01, 0.8, 0.9, 1e-6, 0.1, step)
-        weight.grad = 0.5 * grad.double()
+        counts = ([counter.data_ptr() for counter in counters], []) if counted_there else ([], [step, step])
+        target("cuda_adamw", *tables, list(sizes), *counts, scale, 0.01, 0.8, 0.9, 1e-6, 0.1)
+        for weight, part in zip(weights, grad, strict=True):
+            weight.grad = 0.5 * part.double()
         optimizer.step()
-    torch.testing.assert_close(values.double(), weight.detach(), rtol=2e-6, atol=2e-6)
+    for found, weight in zip(values, weights, strict=True):
+        torch.testing.assert_close(found.double(), weight.detach(), rtol=2e-6, atol=2e-6)
+    assert counters.tolist() == [2.0 * counted_there] * 2

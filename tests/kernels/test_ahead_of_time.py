@@ -29,7 +29,7 @@ NUMBERS = (
     "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
     "running_mean", "running_var", "grad", "grad_weight", "grad_bias", "average", "square",
 )  # fmt: skip
-SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "step_size", "scale")
+SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "log1", "log2", "lr")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def norm(kernel: Any, registers: int, **constants: int) -> Build:
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
 ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
+ADAMW = {"BLOCK": flat_optimizer.BLOCK}
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
 ROWS = {"thresholds": "*i32", "lasts": "*i32", "counts": "*i32"}
@@ -121,7 +122,8 @@ BUILDS = {
     ("apply", 80): norm(norm_relu._apply_kernel, 64, WIDTH=4),
     ("slopes", 80): norm(norm_relu._slopes_kernel, 64),
     ("gradients", 90): norm(norm_relu._grad_kernel, 64, WIDTH=4),
-    ("adamw", 90): Build(flat_optimizer._adamw_kernel, {"FIRST_STEP": False, "BLOCK": flat_optimizer.BLOCK}, 64),
+    ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 64, others={"step": "fp32"}),
+    ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 64, others={"step": "*fp32"}),
 }
 
 

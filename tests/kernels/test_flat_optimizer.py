@@ -88,10 +88,10 @@ def native_sgd_momentum_(
     if not extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
     status = extension().cuda_sgd_momentum(
-        values.data_ptr(),
-        grad.data_ptr(),
-        momentum.data_ptr(),
-        values.numel(),
+        [values.data_ptr()],
+        [grad.data_ptr()],
+        [momentum.data_ptr()],
+        [values.numel()],
         lr,
         momentum_factor,
         weight_decay,

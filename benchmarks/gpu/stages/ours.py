@@ -7,16 +7,14 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import upkeep
+from benchmarks.gpu import optimizers, upkeep
 from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import KINDS, Kind, of_device
 from benchmarks.gpu.operands import Operands, errors, moved_bytes, told
 from benchmarks.gpu.record import Row
-from benchmarks.gpu.stages.dense import network_row, prunable
 from benchmarks.gpu.sweep import Job, layer_of, row_of, sweep
 from benchmarks.gpu.timing import copies, measured
-from fedsparse import _native
 from fedsparse.backends import Case
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.bench.cases import LayerCase
@@ -49,9 +47,7 @@ def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
                         f"{kind.name} {layer} {name}",
                         lambda c=layer, k=kind, p=PRECISIONS[name]: _measured(c, k, p, sizes),  # type: ignore[misc]
                     )
-    if device == "cuda":
-        yield Job("cuda_sgd_momentum", lambda: _cuda_optimizer(sizes))
-        yield Job("Triton sgd_momentum_", lambda: _triton_optimizer(sizes))
+    yield from optimizers.jobs(sizes, device)
     yield from upkeep.jobs(sizes, device)
 
 
@@ -104,30 +100,3 @@ class _Call:
         result = found.x if want[0] else found.values
         assert result is not None
         return result
-
-
-# ---- the whole network's weights
-def _cuda_optimizer(sizes: Sizes) -> Iterable[Row]:
-    flat = [torch.randn(prunable(sizes) // 10, device="cuda") for _ in range(3)]
-
-    def step() -> None:
-        native = _native.extension()
-        addresses = [_native.address(tensor) for tensor in flat]
-        stream = torch.cuda.current_stream().cuda_stream
-        status = native.cuda_sgd_momentum(*addresses, flat[0].numel(), 1e-3, 0.9, 0.0, 0.0, False, False, stream)
-        if status:
-            raise RuntimeError(native.cuda_status_text(status))
-
-    yield network_row("sgd", "cuda_sgd_momentum, density 0.1", [step], sizes, "cuda")
-
-
-def _triton_optimizer(sizes: Sizes) -> Iterable[Row]:
-    from fedsparse.kernels.flat_optimizer import sgd_momentum_
-
-    flat = [torch.randn(prunable(sizes) // 10, device="cuda") for _ in range(3)]
-
-    def step() -> None:
-        sgd_momentum_(*flat, lr=1e-3, momentum_factor=0.9, weight_decay=0.0, dampening=0.0, nesterov=False,
-                      first_step=False)  # fmt: skip
-
-    yield network_row("sgd", "Triton sgd_momentum_, density 0.1", [step], sizes, "cuda")
