@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsparse.experiment import Group, Row, over_seeds, read_runs
-from fedsparse.experiment import compare as compare_runs
+from fedsparse.experiment import Group, Row, over_seeds, read_runs, rows
 from fedsparse.experiment.units import byte_text, decimal_text, ratio_text, second_text, spread_text
 
 __all__ = ["EXAMPLE", "compare", "print_comparison"]
@@ -35,30 +34,34 @@ def compare(
     seeds: Annotated[
         bool, typer.Option("--over-seeds", help="Only mean and standard error of runs that differ in their seed.")
     ] = False,
+    last: Annotated[
+        int, typer.Option("--last", min=1, metavar="N", help="Accuracies are means of the last N evaluations.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """Compare runs: accuracy, client time, memory and bytes, each next to the dense run's, and over seeds."""
     if as_json:
-        found = over_seeds(read_runs(run_dirs)) if seeds else compare_runs(run_dirs)
-        print(json.dumps([entry.to_json() for entry in found], indent=2))
+        runs = read_runs(run_dirs, evaluations=last)
+        print(json.dumps([entry.to_json() for entry in (over_seeds(runs) if seeds else rows(runs))], indent=2))
     elif seeds:
-        print_groups(over_seeds(read_runs(run_dirs)))
+        print_groups(over_seeds(read_runs(run_dirs, evaluations=last)))
     else:
-        print_comparison(run_dirs)
+        print_comparison(run_dirs, evaluations=last)
 
 
-def print_comparison(folders: Sequence[Path]) -> None:
+def print_comparison(folders: Sequence[Path], *, evaluations: int = 1) -> None:
     """The table of runs, and below it the one over seeds where runs differ in nothing else."""
-    print_rows(compare_runs(folders))
-    groups = over_seeds(read_runs(folders))
+    runs = read_runs(folders, evaluations=evaluations)
+    print_rows(rows(runs))
+    groups = over_seeds(runs)
     if any(len(group.seeds) > 1 for group in groups):
         print("\nmean and standard error over seeds")
         print_groups(groups)
 
 
-def print_rows(rows: Sequence[Row]) -> None:
+def print_rows(lines: Sequence[Row]) -> None:
     """A table on standard output; columns in `x` are relative to the dense run, where there is one."""
-    related = any(row.relative for row in rows)
+    related = any(row.relative for row in lines)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "method"):
         table.add_column(heading, no_wrap=True)
@@ -68,10 +71,10 @@ def print_rows(rows: Sequence[Row]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
         if related:
             table.add_column("", justify="right", no_wrap=True)
-    for row in rows:
+    for row in lines:
         table.add_row(*(Text(cell) for cell in _cells(row, related=related)))
     Console(file=sys.stdout, width=WIDEST).print(table)
-    for row in rows:
+    for row in lines:
         if row.note:
             print(f"{row.name}: {row.note}")
 

@@ -1,6 +1,6 @@
 """Configurations, runs and their folders, comparisons: the layer that serves people and scripts."""
 
-from fedsparse.experiment.compare import Row, compare
+from fedsparse.experiment.compare import Row, compare, rows
 from fedsparse.experiment.config import Config, load_config
 from fedsparse.experiment.over_seeds import Group, Spread, over_seeds
 from fedsparse.experiment.records import read_runs
@@ -20,6 +20,7 @@ __all__ = [
     "read_runs",
     "resume",
     "resume_variants",
+    "rows",
     "run",
     "run_variants",
     "write_report",

@@ -24,7 +24,7 @@ class Row:
         name, method, folder: which run.
         rounds, planned: finished rounds and rounds asked for; a run with fewer than planned is incomplete.
         density: kept share of all trainable weights at the end.
-        accuracy: on the test set, at the last evaluation.
+        accuracy: on the test set, mean over the last evaluations, as many as were asked for.
         client_seconds: time inside client training, all clients and rounds.
         peak_bytes: largest memory a client needed in training.
         bytes_down, bytes_up: lengths of all messages from and to the server.
@@ -56,16 +56,19 @@ class Row:
         return {**asdict(self), "complete": self.complete}
 
 
-def compare(folders: Iterable[str | Path]) -> list[Row]:
+def compare(folders: Iterable[str | Path], *, evaluations: int = 1) -> list[Row]:
     """One row a run, in the order given; the folder of a run with variants stands for all of them.
 
     The measure of a run is the complete run of method `fedavg` with its seed that nothing was pruned from, else the
     first of any seed.
 
+    Args:
+        evaluations: over how many of the last ones accuracies are the mean.
+
     Raises:
         CheckpointError: a folder is not a run folder, or its files are damaged.
     """
-    return rows(read_runs(folders))
+    return rows(read_runs(folders, evaluations=evaluations))
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:

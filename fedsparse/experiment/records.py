@@ -24,11 +24,13 @@ class Run:
         folder: where it is.
         settings: `resolved.json`.
         rounds: the finished lines of `metrics.jsonl`.
+        evaluations: over how many of the last ones the summary takes the mean.
     """
 
     folder: Path
     settings: Record
     rounds: tuple[Record, ...]
+    evaluations: int = 1
 
     @property
     def name(self) -> str:
@@ -38,7 +40,7 @@ class Run:
     @cached_property
     def summary(self) -> Record:
         """Totals, peaks and last values of the rounds."""
-        return summarise(self.rounds)
+        return summarise(self.rounds, evaluations=self.evaluations)
 
     @property
     def planned(self) -> int:
@@ -59,13 +61,16 @@ class Run:
         return [line for line in _records(self.folder / "layers.jsonl") if line["round"] < len(self.rounds)]
 
 
-def read_runs(folders: Iterable[str | Path]) -> list[Run]:
+def read_runs(folders: Iterable[str | Path], *, evaluations: int = 1) -> list[Run]:
     """The runs in these folders, in the order given; the folder of a run with variants stands for all of them.
+
+    Args:
+        evaluations: over how many of the last ones summaries take the mean.
 
     Raises:
         CheckpointError: a folder is not a run folder, or its files are damaged.
     """
-    return [_read(folder) for given in folders for folder in _expand(Path(given))]
+    return [_read(folder, evaluations) for given in folders for folder in _expand(Path(given))]
 
 
 def _expand(folder: Path) -> list[Path]:
@@ -81,8 +86,8 @@ def _expand(folder: Path) -> list[Path]:
     return present
 
 
-def _read(folder: Path) -> Run:
-    return Run(folder, read_json(folder / "resolved.json"), tuple(_records(folder / "metrics.jsonl")))
+def _read(folder: Path, evaluations: int) -> Run:
+    return Run(folder, read_json(folder / "resolved.json"), tuple(_records(folder / "metrics.jsonl")), evaluations)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """One run in a handful of numbers: totals, peaks and last values of its rounds."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 __all__ = ["summarise"]
 
@@ -20,20 +21,25 @@ TOTALS = (
     "joules",
 )
 PEAKS = ("peak_bytes", "memory_total", "memory_paper")
-LAST = ("accuracy", "loss", "density", "nnz")
-LAST_OF_TEXT = ("perplexity_token", "perplexity_story")
+LAST = ("density", "nnz")
+EVALUATED = ("accuracy", "loss")
+EVALUATED_OF_TEXT = ("perplexity_token", "perplexity_story")
 Record = Mapping[str, object]
 
 
-def summarise(records: Sequence[Record]) -> dict[str, object]:
+def summarise(records: Sequence[Record], *, evaluations: int = 1) -> dict[str, object]:
     """Numbers of a run from the lines of its `metrics.jsonl`.
+
+    Accuracy, loss and perplexities are means over the last `evaluations` rounds that have them, over all if those are
+    fewer: where cohorts differ, so do neighbouring evaluations.
 
     Totals (bytes, seconds, joules) and the largest peaks (bytes of memory) are over all rounds.
     A quantity that was unavailable in any round has no total: it is None, never a partial sum. The suffix
     `_modelled` is kept.
     """
-    summary: dict[str, object] = {name: _last(records, name) for name in LAST}
-    summary |= {name: _last(records, name) for name in _present(records, LAST_OF_TEXT)}
+    evaluated = (*EVALUATED, *_present(records, EVALUATED_OF_TEXT))
+    summary: dict[str, object] = {name: _mean_of_last(records, name, evaluations) for name in evaluated}
+    summary |= {name: _last(records, name) for name in LAST}
     summary |= _best(records)
     for name in _present(records, TOTALS):
         values = _available(records, name)
@@ -45,8 +51,14 @@ def summarise(records: Sequence[Record]) -> dict[str, object]:
 
 
 def _last(records: Sequence[Record], name: str) -> object:
-    """The newest value; rounds without evaluation have none."""
+    """The newest value."""
     return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
+
+
+def _mean_of_last(records: Sequence[Record], name: str, count: int) -> float | None:
+    """Mean over the newest `count` values, or as many as there are."""
+    newest = [value for record in records if isinstance(value := record.get(name), int | float)][-count:]
+    return newest[0] if len(newest) == 1 else fmean(newest) if newest else None
 
 
 def _best(records: Sequence[Record]) -> dict[str, object]:

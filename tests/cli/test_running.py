@@ -110,6 +110,20 @@ def test_a_grid_over_seeds_runs_resumes_and_is_compared(call, config):
     assert " ± " in call("compare", folder, "--over-seeds").stdout
 
 
+def test_compared_accuracies_can_be_means_of_the_last_evaluations(call, config):
+    assert call("run", config(), "--set", "run.rounds=3", "--set", "run.eval_every=1").exit_code == 0
+    folder = Path("runs/small-1")
+    first, *rest = [line["accuracy"] for line in metrics(folder)]
+    (row,) = json.loads(call("compare", folder, "--last", 2, "--json").stdout)
+    (group,) = json.loads(call("compare", folder, "--last", 2, "--over-seeds", "--json").stdout)
+    assert row["accuracy"] == group["figures"]["accuracy"]["mean"] == sum(rest) / 2
+    (row,) = json.loads(call("compare", folder, "--last", 3, "--json").stdout)
+    assert row["accuracy"] == pytest.approx((first + sum(rest)) / 3)
+    refused = call("compare", folder, "--last", 0)
+    assert refused.exit_code == 2
+    assert "'--last'" in refused.output
+
+
 def test_one_variant_by_its_name(call, config):
     result = call("run", config(VARIANTS), "--only", "sparse", "--set", "run.rounds=1", "--json")
     assert result.exit_code == 0, result.output

@@ -26,6 +26,15 @@ def test_the_last_evaluated_round_gives_the_accuracy():
     assert (summary["best_accuracy"], summary["best_round"]) == (0.5, 0)
 
 
+def test_accuracy_loss_and_perplexity_can_be_means_over_the_last_evaluations():
+    scores = [0.25, None, 0.5, 1.0, None]
+    rounds = [{"round": n, "accuracy": a, "loss": a, "perplexity_token": a, "nnz": n} for n, a in enumerate(scores)]
+    found = {count: summarise(rounds, evaluations=count) for count in (1, 2, 3, 9)}
+    for name in ("accuracy", "loss", "perplexity_token"):
+        assert [found[count][name] for count in found] == [1.0, 0.75, 1.75 / 3, 1.75 / 3]
+    assert {(summary["nnz"], summary["best_accuracy"]) for summary in found.values()} == {(4, 1.0)}
+
+
 def test_the_best_round_is_the_first_that_reached_the_best_accuracy():
     scores = [{"round": n, "accuracy": a} for n, a in enumerate([0.2, 0.9, 0.9, 0.4])]
     summary = summarise(scores)
