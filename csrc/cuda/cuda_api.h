@@ -159,25 +159,35 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 // Bytes of shared memory that a block of these kernels asks for, whatever the product.
 std::int64_t fedsparse_block_shared_bytes();
 
-// The widest strip (32, 16 or 8) of the pattern's structure: forward, the output channels that keep the same columns;
+// Which strips a pattern has, from row_start and column on the device: widest[0] neighbouring rows (32, 16 or 8; less:
+// no strips) keep the same columns, and of widest[1] neighbouring inputs every row keeps all or none at each position of
+// the kernel. The last strips may be shorter. `widest` (2) lies on the device as well and has to hold 32 twice.
+int fedsparse_cuda_block_strips(std::int64_t rows, std::int64_t inputs, std::int64_t taps,
+                                const std::int32_t* row_start, const void* column, bool wide, std::int32_t* widest,
+                                void* stream);
+
+// The width of strips (32, 16 or 8) for such a pattern: forward, the output channels that keep the same columns;
 // backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot
 // compute the product.
 std::int64_t fedsparse_block_width(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
-                                   const fedsparse::PatternView* pattern);
+                                   std::int64_t rows_alike, std::int64_t inputs_alike);
 
 // Entries of `start` for strips of `width`; 0 where there is no list.
 std::int64_t fedsparse_block_start_size(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
                                         std::int64_t width);
 
-// Fills `start` on the host; its last entry is the number of chunks of 16 lines. Fails in the forward direction where
-// rows of a strip keep different columns. As with csr16, the batch of `shape` does not matter.
-int fedsparse_block_start(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                          const fedsparse::PatternView* pattern, std::int32_t* start);
+// Chunks of 16 lines that no list of nnz weights in such strips exceeds: known without a look at the pattern, and the
+// same after weights have changed places.
+std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
+                                  std::int64_t width, std::int64_t nnz, std::int64_t inputs_alike);
 
-// Fills the list on the host: offset (chunks * 16) and value (chunks * 16 * width).
-int fedsparse_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                         const fedsparse::PatternView* pattern, const std::int32_t* start, std::uint16_t* offset,
-                         std::int32_t* value);
+// Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, offset
+// (room * 16) and value (room * 16 * width), whose chunks behind the last one stand for nothing. In the forward
+// direction rows of a strip have to keep the same columns. As with csr16, the batch of `shape` does not matter. Kernels
+// beyond 64 x 64 are refused.
+int fedsparse_cuda_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
+                              const std::int32_t* row_start, const void* column, bool wide, std::int64_t room,
+                              std::int32_t* start, std::uint16_t* offset, std::int32_t* value, void* stream);
 
 // The values in the order of a list, (count) like its `value`, zeros where that is -1.
 int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,

@@ -60,13 +60,13 @@ class BlockProduct(Product):
         return Results(self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values)
 
     def lines(self, shim: Shim, *, backward: bool) -> Lines:
-        """A list in arrays of exactly the sizes asked for."""
+        """A list as the reference makes it, in arrays of exactly the sizes asked for."""
         shape, width, view = ConvShape(*self.shape), self.widths[backward], self.view
         start = poisoned(shim.value("fedsparse_block_start_size", shape, backward, self.dtype, width), np.int32)
-        shim("fedsparse_block_start", shape, backward, self.dtype, width, view, start)
+        shim("reference_block_start", shape, backward, self.dtype, width, view, start)
         offset = poisoned(int(start[-1]) * 16, np.uint16)
         value = poisoned(int(start[-1]) * 16 * width, np.int32)
-        shim("fedsparse_block_list", shape, backward, self.dtype, width, view, start, offset, value)
+        shim("reference_block_list", shape, backward, self.dtype, width, view, start, offset, value)
         return Lines(start, offset, value)
 
     def _packed(self, shim: Shim, lines: Lines) -> NDArray:
