@@ -185,7 +185,7 @@ def test_other_widths_are_refused(shim, wanted):
 
 
 def test_what_does_not_fit_is_refused(shim):
-    """One channel of a kernel of 60 by 60 and one of zeros need twice 63 x 63 lines; no launch takes 65 taps in a row."""
+    """One channel of a kernel of 60 by 60 and one of zeros need twice 63 x 63 lines; no launch takes 65 in a row."""
     wide = ConvShape(1, 8, 64, 64, 8, 60, 60, 1, 1, 0, 0, 1, 1, 1)
     assert shim.value("fedsparse_block_start_size", wide, False, FLOAT16, 8) == 0
     assert shim.value("fedsparse_block_partial_size", wide, FLOAT16, 8, 5) == 0
