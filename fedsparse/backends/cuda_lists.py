@@ -14,7 +14,7 @@ from fedsparse._native import STORED, address, check, launch, row_list
 from fedsparse.backends.base import Case
 from fedsparse.pattern import Pattern
 
-__all__ = ["Strips", "Taps", "build", "sizes_of"]
+__all__ = ["Alike", "Strips", "Taps", "alike", "build", "listed", "sizes_of"]
 
 _CHUNK = 16  # lines
 _WIDEST = 32  # channels of a strip
@@ -76,19 +76,22 @@ def build(pattern: Pattern, case: Case, backward: bool, device: torch.device) ->
     native, here = _native.extension(), pattern.to(device)
     if not _native.on_device(here.column) or max(case.shape[2:], default=1) > _LARGEST_KERNEL:
         return _host_taps(pattern.to("cpu"), case, backward, device)
-    if native.cuda_shared_limit() >= native.block_shared_bytes():
-        alike = _alike(here)
-        width = native.block_width(sizes_of(case), backward, STORED[case.dtype], *alike)
-        if width:
-            return _strips(here, case, backward, width, alike)
-    return _device_taps(here, case, backward)
+    strips = native.cuda_shared_limit() >= native.block_shared_bytes()
+    return listed(here, case, backward, alike(here) if strips else Alike(0, 0))
 
 
-def _alike(here: Pattern) -> Alike:
-    widest = torch.full((2,), _WIDEST, dtype=torch.int32, device=here.column.device)
-    sizes = here.shape[0], here.shape[1], math.prod(here.shape[2:])
-    launch("cuda_block_strips", widest, *sizes, row_list(here.row_start, here.column), address(widest))
+def alike(pattern: Pattern) -> Alike:
+    """Which strips a pattern has that lies on a device; the host waits for the answer."""
+    widest = torch.full((2,), _WIDEST, dtype=torch.int32, device=pattern.column.device)
+    sizes = pattern.shape[0], pattern.shape[1], math.prod(pattern.shape[2:])
+    launch("cuda_block_strips", widest, *sizes, row_list(pattern.row_start, pattern.column), address(widest))
     return Alike(*widest.tolist())
+
+
+def listed(pattern: Pattern, case: Case, backward: bool, alike: Alike) -> Taps | Strips:
+    """The lists of a pattern that lies on a device and has these strips; nothing is read from there."""
+    width = _native.extension().block_width(sizes_of(case), backward, STORED[case.dtype], *alike)
+    return _strips(pattern, case, backward, width, alike) if width else _device_taps(pattern, case, backward)
 
 
 def _empty_taps(nnz: int, case: Case, backward: bool, device: torch.device) -> Taps:

@@ -318,6 +318,13 @@ def test_a_device_computes_layers_of_full_size(device_backend, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_a_device_multiplies_structured_weights(device_backend, name):
+    check_products(device_backend, STRUCTURED[name].product, tolerance=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_device_gives_the_same_bits_twice(device_backend, rng):
     def results(product: ProductCase) -> list[torch.Tensor]:
         x, values, bias, grad = product.operands()
