@@ -55,6 +55,12 @@ std::int64_t lines_alike(const csr16::Plan& plan, std::int64_t width, std::int64
   return (nnz - in_shorter) / width + (shorter ? in_shorter / shorter : 0);
 }
 
+// Lines of which every entry has a multiple: those of source channels that are alike come together.
+std::int64_t run_of_lines(const csr16::Plan& plan, std::int64_t sources_alike) {
+  const std::int64_t run = std::clamp<std::int64_t>(sources_alike, 1, kChunk);
+  return plan.slab_channels % run == 0 && plan.group_sources() % run == 0 ? run : 1;
+}
+
 }  // namespace
 }  // namespace fedsparse::block
 
@@ -78,13 +84,15 @@ std::int64_t fedsparse_block_start_size(const ConvShape* shape, bool backward, s
 }
 
 std::int64_t fedsparse_block_room(const ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                                  std::int64_t nnz, std::int64_t inputs_alike) {
+                                  std::int64_t nnz, std::int64_t rows_alike, std::int64_t inputs_alike) {
   csr16::Plan plan;
   if (!is_width(width) || !make_plan(*shape, backward, is_wide(dtype), plan)) return 0;
   const std::int64_t all = std::int64_t{plan.groups} * strips(plan.group_targets(), static_cast<std::int32_t>(width));
   const Whole whole(plan, all);
   const std::int64_t positions = shape->out_channels * (shape->in_channels / shape->groups) * shape->taps();
-  const bool alike = !backward || inputs_alike >= width;
+  const bool alike = (backward ? inputs_alike : rows_alike) >= width;
   const std::int64_t lines = std::min(alike ? lines_alike(plan, width, positions, nnz) : nnz, whole.lines);
-  return std::min((lines + (kChunk - 1) * std::min(lines, whole.entries)) / kChunk, whole.chunks);
+  const std::int64_t run = run_of_lines(plan, backward ? rows_alike : inputs_alike);
+  const std::int64_t unfilled = (kChunk - run) * std::min(lines / run, whole.entries);
+  return std::min((lines + unfilled) / kChunk, whole.chunks);
 }

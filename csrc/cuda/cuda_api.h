@@ -176,10 +176,11 @@ std::int64_t fedsparse_block_width(const fedsparse::ConvShape* shape, bool backw
 std::int64_t fedsparse_block_start_size(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
                                         std::int64_t width);
 
-// Chunks of 16 lines that no list of nnz weights in such strips exceeds: known without a look at the pattern, and the
-// same after weights have changed places.
+// Chunks of 16 lines that no list of nnz weights exceeds in a pattern that is so alike (0, 8, 16 or 32): the same after
+// weights have changed places. In the forward direction rows are alike in strips of `width`.
 std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
-                                  std::int64_t width, std::int64_t nnz, std::int64_t inputs_alike);
+                                  std::int64_t width, std::int64_t nnz, std::int64_t rows_alike,
+                                  std::int64_t inputs_alike);
 
 // Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, offset
 // (room * 16) and value (room * 16 * width), whose chunks behind the last one stand for nothing. In the forward

@@ -38,9 +38,9 @@ void bind_lists(py::module_& m) {
     return fedsparse_block_start_size(&shape, backward, dtype, width);
   });
   m.def("block_room", [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, std::int64_t nnz,
-                         std::int64_t inputs_alike) {
+                         std::int64_t rows_alike, std::int64_t inputs_alike) {
     const ConvShape shape = conv_shape(sizes);
-    return fedsparse_block_room(&shape, backward, dtype, width, nnz, inputs_alike);
+    return fedsparse_block_room(&shape, backward, dtype, width, nnz, rows_alike, inputs_alike);
   });
   m.def("block_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, std::int64_t chunks) {
     const ConvShape shape = conv_shape(sizes);

@@ -119,7 +119,7 @@ def _host_taps(host: Pattern, case: Case, backward: bool, device: torch.device) 
 
 def _strips(here: Pattern, case: Case, backward: bool, width: int, alike: Alike) -> Strips:
     native, problem = _native.extension(), (sizes_of(case), backward, STORED[case.dtype], width)
-    chunks = native.block_room(*problem, here.nnz, alike.inputs)
+    chunks = native.block_room(*problem, here.nnz, *alike)
     start = here.row_start.new_empty(native.block_start_size(*problem))
     offset = start.new_empty(chunks * _CHUNK, dtype=torch.uint16)
     strips = Strips(width, chunks, start, offset, start.new_empty(chunks * _CHUNK * width))

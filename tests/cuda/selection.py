@@ -130,8 +130,8 @@ def widest_strips(shim: Shim, product: Product) -> NDArray:
 def line_list(shim: Shim, product: BlockProduct, backward: bool) -> Lines:
     """A list in strips of the product's widths, in arrays of exactly the sizes asked for."""
     problem = ConvShape(*product.shape), backward, product.dtype, product.widths[backward]
-    inputs_alike = int(widest_strips(shim, product)[1])
-    room = shim.value("fedsparse_block_room", *problem, len(product.values), inputs_alike)
+    alike = widest_strips(shim, product).tolist()
+    room = shim.value("fedsparse_block_room", *problem, len(product.values), *alike)
     lines = Lines(
         poisoned(shim.value("fedsparse_block_start_size", *problem), np.int32),
         poisoned(room * 16, np.uint16),

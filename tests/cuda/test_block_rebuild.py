@@ -74,6 +74,14 @@ def test_a_list_serves_every_batch(shim):
             assert np.array_equal(array, other)
 
 
+def test_lists_of_blocks_are_no_larger_than_they_have_to_be(shim):
+    """Lines come in runs of 16: no chunk is begun in vain."""
+    held = CASES["blocks of 16, several tiles"].stored(FLOAT16)
+    for backward in (False, True):
+        found = line_list(shim, held, backward)
+        assert len(found.offset) == 16 * found.chunks == len(held.values) // 16
+
+
 @pytest.mark.parametrize("name", ["vectors of 16", "strides", "short strips of both kinds"])
 def test_room_stays_while_units_move(shim, name):
     """As many weights elsewhere have lists of the same sizes, however many chunks they need."""
@@ -178,7 +186,7 @@ def test_other_widths_are_refused(shim, wanted):
     held = stored(CASES["dense"].product, FLOAT16)
     problem = ConvShape(*held.shape), False, FLOAT16, wanted
     assert shim.value("fedsparse_block_start_size", *problem) == 0
-    assert shim.value("fedsparse_block_room", *problem, len(held.values), 32) == 0
+    assert shim.value("fedsparse_block_room", *problem, len(held.values), 32, 32) == 0
     nothing = poisoned(8, np.int64)
     rows = held.row_start, held.column, held.column.dtype == np.int32
     assert shim.value("fedsparse_cuda_block_list", *problem, *rows, 1, nothing, nothing, nothing, None) == 1

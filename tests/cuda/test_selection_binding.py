@@ -124,7 +124,7 @@ def test_strips_and_their_lists(target, shim, name):
     for backward in (False, True):
         problem = held.shape, backward, BFLOAT16, case.widths[backward]
         assert target.native.block_width(*problem[:3], *alike) == problem[3]
-        room, size = target.native.block_room(*problem, pattern.nnz, alike[1]), target.native.block_start_size(*problem)
+        room, size = target.native.block_room(*problem, pattern.nnz, *alike), target.native.block_start_size(*problem)
         shapes = (size, torch.int32), (room * 16, torch.uint16), (room * 16 * problem[3], torch.int32)
         found = [target.empty(*shape) for shape in shapes]
         target("cuda_block_list", *problem, rows, room, *found)
