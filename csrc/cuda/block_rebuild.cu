@@ -179,34 +179,31 @@ __device__ __forceinline__ std::uint16_t zeros(const Lister& l, const Part& part
   return 0;
 }
 
-// A list: `start` as it is, offset and value of `room` chunks, of which those behind the last one stand for nothing.
 struct Listed {
   const std::int32_t* start;
-  std::int64_t room;
   std::uint16_t* offset;
   std::int32_t* value;
-
-  // Chunks [first, last) without a line, by the threads number `thread` of `threads`.
-  __device__ __forceinline__ void clear(const Lister& l, std::int64_t first, std::int64_t last, std::uint16_t distance,
-                                        std::int64_t thread, std::int64_t threads) const {
-    for (std::int64_t i = first * kChunk + thread; i < last * kChunk; i += threads) offset[i] = distance;
-    for (std::int64_t i = first * kChunk * l.width + thread; i < last * kChunk * l.width; i += threads) value[i] = -1;
-  }
 };
+
+// Chunks [first, last) without a line.
+__device__ __forceinline__ void clear(const Lister& l, const Listed& out, std::int64_t first, std::int64_t last,
+                                      std::uint16_t distance) {
+  for (std::int64_t i = first * kChunk + threadIdx.x; i < last * kChunk; i += kThreads) out.offset[i] = distance;
+  const std::int64_t of_chunk = kChunk * l.width;
+  for (std::int64_t i = first * of_chunk + threadIdx.x; i < last * of_chunk; i += kThreads) out.value[i] = -1;
+}
 
 __global__ void __launch_bounds__(kThreads) list_lines_kernel(const Lister l, const Listed out) {
   FEDSPARSE_SHARED(std::uint32_t, marks, kWords);
   FEDSPARSE_SHARED(std::uint16_t, places, kLines);
   FEDSPARSE_SHARED(std::uint16_t, late, kLines);
   FEDSPARSE_SHARED(std::uint32_t, counts, kColours);
-  out.clear(l, out.start[l.entries], out.room, 0, std::int64_t{blockIdx.x} * kThreads + threadIdx.x,
-            std::int64_t{gridDim.x} * kThreads);
   for (auto entry = static_cast<std::int32_t>(blockIdx.x); entry < l.entries; entry += gridDim.x) {
     const std::int64_t first = out.start[entry], last = out.start[entry + 1];
     if (first == last) continue;  // the whole block
     const Part part(l, entry);
     mark_lines(l, part, marks);
-    out.clear(l, first, last, zeros(l, part), threadIdx.x, kThreads);
+    clear(l, out, first, last, zeros(l, part));
     rank_colours(marks, places, counts);
     __syncthreads();
     const Order order(counts, late);
@@ -292,8 +289,8 @@ int fedsparse_cuda_block_strips(std::int64_t rows, std::int64_t inputs, std::int
 }
 
 int fedsparse_cuda_block_list(const ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                              const std::int32_t* row_start, const void* column, bool wide, std::int64_t room,
-                              std::int32_t* start, std::uint16_t* offset, std::int32_t* value, void* stream) {
+                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
+                              std::uint16_t* offset, std::int32_t* value, void* stream) {
   csr16::Plan plan;
   const std::int64_t size = fedsparse_block_start_size(shape, backward, dtype, width);
   if (size == 0 || size > block::kMostEntries || !csr16::KeptRows::fit(*shape) ||
@@ -305,6 +302,6 @@ int fedsparse_cuda_block_list(const ConvShape* shape, bool backward, std::int64_
   if (status != cudaSuccess) return status;
   status = FEDSPARSE_LAUNCH(block::add_counts_kernel, 1, kThreads, 0, stream, start, lister.entries);
   if (status != cudaSuccess) return status;
-  const block::Listed listed = {start, room, offset, value};
+  const block::Listed listed = {start, offset, value};
   return FEDSPARSE_LAUNCH(block::list_lines_kernel, blocks, kThreads, 0, stream, lister, listed);
 }

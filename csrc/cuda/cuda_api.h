@@ -182,17 +182,18 @@ std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backwa
                                   std::int64_t width, std::int64_t nnz, std::int64_t rows_alike,
                                   std::int64_t inputs_alike);
 
-// Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, offset
-// (room * 16) and value (room * 16 * width), whose chunks behind the last one stand for nothing. In the forward
-// direction rows of a strip have to keep the same columns. As with csr16, the batch of `shape` does not matter. Kernels
-// beyond 64 x 64 are refused.
+// Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, and of
+// offset (room * 16) and value (room * 16 * width) so many; what is behind them is not read. In the forward direction
+// rows of a strip have to keep the same columns. As with csr16, the batch of `shape` does not matter. Kernels beyond
+// 64 x 64 are refused.
 int fedsparse_cuda_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                              const std::int32_t* row_start, const void* column, bool wide, std::int64_t room,
-                              std::int32_t* start, std::uint16_t* offset, std::int32_t* value, void* stream);
+                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
+                              std::uint16_t* offset, std::int32_t* value, void* stream);
 
-// The values in the order of a list, (count) like its `value`, zeros where that is -1.
-int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,
-                              void* packed, void* stream);
+// The values in the order of a list, (room * 16 * width) like its `value`, zeros where that is -1; of as many chunks as
+// `chunks` on the device says, the last entry of `start`.
+int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t width, std::int64_t room, const std::int32_t* chunks,
+                              const std::int32_t* value, const void* values, void* packed, void* stream);
 
 // y of x with the forward list; bias (out_channels) may be null.
 int fedsparse_cuda_block_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
@@ -206,11 +207,11 @@ int fedsparse_cuda_block_grad_x(const fedsparse::ConvShape* shape, std::int64_t 
 
 // Floats of scratch that the next function wants.
 std::int64_t fedsparse_block_partial_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                          std::int64_t chunks);
+                                          std::int64_t room);
 
 // The gradient of the kept values, (nnz), with the forward list.
 int fedsparse_cuda_block_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                     bool tf32, std::int64_t chunks, const std::int32_t* start,
+                                     bool tf32, std::int64_t room, const std::int32_t* start,
                                      const std::uint16_t* offset, const std::int32_t* value, const void* grad_y,
                                      const void* x, float* partial, void* grad_values, void* stream);
 }

@@ -42,18 +42,18 @@ void bind_lists(py::module_& m) {
     const ConvShape shape = conv_shape(sizes);
     return fedsparse_block_room(&shape, backward, dtype, width, nnz, rows_alike, inputs_alike);
   });
-  m.def("block_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, std::int64_t chunks) {
+  m.def("block_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, std::int64_t room) {
     const ConvShape shape = conv_shape(sizes);
-    return fedsparse_block_partial_size(&shape, dtype, width, chunks);
+    return fedsparse_block_partial_size(&shape, dtype, width, room);
   });
   m.def(
       "cuda_block_list",
       [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, const RowsView& list,
-         std::int64_t room, Address start, Address offset, Address value, Address stream) {
+         Address start, Address offset, Address value, Address stream) {
         const ConvShape shape = conv_shape(sizes);
         const auto& [row_start, column, wide] = list;
         return fedsparse_cuda_block_list(&shape, backward, dtype, width, at<const std::int32_t>(row_start),
-                                         at<const void>(column), wide, room, at<std::int32_t>(start),
+                                         at<const void>(column), wide, at<std::int32_t>(start),
                                          at<std::uint16_t>(offset), at<std::int32_t>(value), at<void>(stream));
       },
       release());
@@ -62,9 +62,11 @@ void bind_lists(py::module_& m) {
 void bind_products(py::module_& m) {
   m.def(
       "cuda_block_pack",
-      [](std::int64_t dtype, std::int64_t count, Address value, Address values, Address packed, Address stream) {
-        return fedsparse_cuda_block_pack(dtype, count, at<const std::int32_t>(value), at<const void>(values),
-                                         at<void>(packed), at<void>(stream));
+      [](std::int64_t dtype, std::int64_t width, std::int64_t room, Address chunks, Address value, Address values,
+         Address packed, Address stream) {
+        return fedsparse_cuda_block_pack(dtype, width, room, at<const std::int32_t>(chunks),
+                                         at<const std::int32_t>(value), at<const void>(values), at<void>(packed),
+                                         at<void>(stream));
       },
       release());
   m.def(
@@ -89,12 +91,12 @@ void bind_products(py::module_& m) {
       release());
   m.def(
       "cuda_block_grad_values",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, std::int64_t chunks, Address start,
+      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, std::int64_t room, Address start,
          Address offset, Address value, Address grad_y, Address x, Address partial, Address grad_values,
          Address stream) {
         const ConvShape shape = conv_shape(sizes);
         return fedsparse_cuda_block_grad_values(
-            &shape, dtype, width, tf32, chunks, at<const std::int32_t>(start), at<const std::uint16_t>(offset),
+            &shape, dtype, width, tf32, room, at<const std::int32_t>(start), at<const std::uint16_t>(offset),
             at<const std::int32_t>(value), at<const void>(grad_y), at<const void>(x), at<float>(partial),
             at<void>(grad_values), at<void>(stream));
       },

@@ -42,15 +42,14 @@ class Strips(NamedTuple):
 
     Attributes:
         width: channels of a strip, 8, 16 or 32.
-        chunks: of 16 lines, that there is room for. As many do for every pattern of this structure with as many
-            weights, and those behind the last one that is needed are empty.
-        start: int32, first chunk of each strip and slab, and the end of the last.
-        offset: `(chunks * 16,)` uint16, distance of each line inside its slab.
-        value: `(chunks * 16 * width,)` int32, which value each packed number has, or -1.
+        room: chunks of 16 lines that fit: enough for every pattern of this structure with as many weights.
+        start: int32, first chunk of each strip and slab, then the number of chunks.
+        offset: `(room * 16,)` uint16, distance of each line inside its slab.
+        value: `(room * 16 * width,)` int32, which value each packed number has, or -1.
     """
 
     width: int
-    chunks: int
+    room: int
     start: Tensor
     offset: Tensor
     value: Tensor
@@ -119,13 +118,12 @@ def _host_taps(host: Pattern, case: Case, backward: bool, device: torch.device) 
 
 def _strips(here: Pattern, case: Case, backward: bool, width: int, alike: Alike) -> Strips:
     native, problem = _native.extension(), (sizes_of(case), backward, STORED[case.dtype], width)
-    chunks = native.block_room(*problem, here.nnz, *alike)
+    room = native.block_room(*problem, here.nnz, *alike)
     start = here.row_start.new_empty(native.block_start_size(*problem))
-    offset = start.new_empty(chunks * _CHUNK, dtype=torch.uint16)
-    strips = Strips(width, chunks, start, offset, start.new_empty(chunks * _CHUNK * width))
-    lists = map(address, strips[2:])
-    launch("cuda_block_list", start, *problem, row_list(here.row_start, here.column), chunks, *lists)
-    return strips
+    offset, value = start.new_empty(room * _CHUNK, dtype=torch.uint16), start.new_empty(room * _CHUNK * width)
+    lists = map(address, (start, offset, value))
+    launch("cuda_block_list", start, *problem, row_list(here.row_start, here.column), *lists)
+    return Strips(width, room, start, offset, value)
 
 
 def sizes_of(case: Case) -> Sizes:

@@ -138,5 +138,5 @@ def line_list(shim: Shim, product: BlockProduct, backward: bool) -> Lines:
         poisoned(room * 16 * problem[3], np.int32),
     )
     wide = product.column.dtype == np.int32
-    shim("fedsparse_cuda_block_list", *problem, product.row_start, product.column, wide, room, *lines, None)
+    shim("fedsparse_cuda_block_list", *problem, product.row_start, product.column, wide, *lines, None)
     return lines

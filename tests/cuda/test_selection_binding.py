@@ -127,7 +127,7 @@ def test_strips_and_their_lists(target, shim, name):
         room, size = target.native.block_room(*problem, pattern.nnz, *alike), target.native.block_start_size(*problem)
         shapes = (size, torch.int32), (room * 16, torch.uint16), (room * 16 * problem[3], torch.int32)
         found = [target.empty(*shape) for shape in shapes]
-        target("cuda_block_list", *problem, rows, room, *found)
+        target("cuda_block_list", *problem, rows, *found)
         for ours, theirs in zip(found, held.lines(shim, backward=backward), strict=True):
             assert np.array_equal(ours.cpu().numpy()[: len(theirs)], theirs)
 
