@@ -87,10 +87,10 @@ def alike(pattern: Pattern) -> Alike:
     return Alike(*widest.tolist())
 
 
-def listed(pattern: Pattern, case: Case, backward: bool, alike: Alike) -> Taps | Strips:
+def listed(pattern: Pattern, case: Case, backward: bool, widest: Alike) -> Taps | Strips:
     """The lists of a pattern that lies on a device and has these strips; nothing is read from there."""
-    width = _native.extension().block_width(sizes_of(case), backward, STORED[case.dtype], *alike)
-    return _strips(pattern, case, backward, width, alike) if width else _device_taps(pattern, case, backward)
+    width = _native.extension().block_width(sizes_of(case), backward, STORED[case.dtype], *widest)
+    return _strips(pattern, case, backward, width, widest) if width else _device_taps(pattern, case, backward)
 
 
 def _empty_taps(nnz: int, case: Case, backward: bool, device: torch.device) -> Taps:
@@ -116,9 +116,9 @@ def _host_taps(host: Pattern, case: Case, backward: bool, device: torch.device) 
     return Taps(*(index.to(device) for index in taps))
 
 
-def _strips(here: Pattern, case: Case, backward: bool, width: int, alike: Alike) -> Strips:
+def _strips(here: Pattern, case: Case, backward: bool, width: int, widest: Alike) -> Strips:
     native, problem = _native.extension(), (sizes_of(case), backward, STORED[case.dtype], width)
-    room = native.block_room(*problem, here.nnz, *alike)
+    room = native.block_room(*problem, here.nnz, *widest)
     start = here.row_start.new_empty(native.block_start_size(*problem))
     offset, value = start.new_empty(room * _CHUNK, dtype=torch.uint16), start.new_empty(room * _CHUNK * width)
     lists = map(address, (start, offset, value))
