@@ -33,7 +33,7 @@ struct Lister {
         entries(static_cast<std::int32_t>(plan.grids.size()) * groups * strips * slabs), wide(wide_) {}
 };
 
-// The weights of one entry of `start`: of some rows those in the columns [first_column, last_column) that are of a grid.
+// The weights of one entry of `start`: of some rows those of a grid in the columns [first_column, last_column).
 struct Part {
   std::int32_t grid, first_row, rows, first_column, last_column;
 
@@ -123,7 +123,8 @@ struct Order {
   std::uint16_t* late;          // (kColours, kOfColour): the place of those that come once a colour has run out
   std::uint32_t even;           // of each colour that come before
 
-  __device__ __forceinline__ Order(const std::uint32_t* counts_, std::uint16_t* late_) : counts(counts_), late(late_), even(~0u) {
+  __device__ __forceinline__ Order(const std::uint32_t* counts_, std::uint16_t* late_)
+      : counts(counts_), late(late_), even(~0u) {
     for (int colour = 0; colour < kColours; ++colour) even = min(even, counts[colour]);
   }
   __device__ __forceinline__ std::uint32_t lines() const {
@@ -141,7 +142,8 @@ struct Order {
     const std::uint32_t colour = threadIdx.x % kColours, all = lines();
     std::uint32_t left = counts[colour] - even, place = even * kColours;
     const auto put = [&](std::uint32_t to) {
-      if (threadIdx.x % 32 < kColours) late[colour * kOfColour + counts[colour] - left] = static_cast<std::uint16_t>(to);
+      std::uint16_t* const mine = late + colour * kOfColour + counts[colour] - left;
+      if (threadIdx.x % 32 < kColours) *mine = static_cast<std::uint16_t>(to);
       --left;
     };
     while (place < all) {
@@ -242,8 +244,8 @@ struct Rows {
 constexpr std::int32_t kNarrowest = 8;
 
 // widest[0]: of how many neighbouring rows all keep the same columns; widest[1]: of how many inputs every row keeps all
-// or none at each kernel position. Every row is compared with the first one of its strip of 8, that with the first of 16
-// and so on; an input is kept where the next one of its strip of 8 is, and where the other half of a wider strip is.
+// or none at each kernel position. Every row is compared with the first one of its strip of 8, that with the first of
+// 16 and so on; an input is kept where the next one of its strip of 8 is, and where the other half of a wider strip is.
 __global__ void __launch_bounds__(kThreads) find_strips_kernel(const Rows rows, std::int32_t* __restrict__ widest) {
   const auto stride = static_cast<std::int32_t>(gridDim.x * kWarps);
   std::int32_t rows_alike = kWidest, inputs_alike = kWidest;
@@ -261,7 +263,8 @@ __global__ void __launch_bounds__(kThreads) find_strips_kernel(const Rows rows, 
       if (like != row && rows_alike > without && i < rows.start[like + 1] - twin && rows.column[twin + i] != at)
         rows_alike = without;
       const std::int32_t first = input / kNarrowest * kNarrowest, end = min(first + kNarrowest, rows.inputs);
-      if (!rows.keeps(row, (input + 1 < end ? input + 1 : first) * rows.taps + tap)) inputs_alike = 0;
+      const std::int32_t next = input + 1 < end ? input + 1 : first;
+      if (inputs_alike > 0 && !rows.keeps(row, next * rows.taps + tap)) inputs_alike = 0;
       for (std::int32_t width = kNarrowest; width < kWidest; width *= 2) {
         const std::int32_t other = input / width * width ^ width;
         if (inputs_alike > width && other < rows.inputs && !rows.keeps(row, other * rows.taps + tap))

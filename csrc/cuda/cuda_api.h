@@ -160,8 +160,8 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 std::int64_t fedsparse_block_shared_bytes();
 
 // Which strips a pattern has, from row_start and column on the device: widest[0] neighbouring rows (32, 16 or 8; less:
-// no strips) keep the same columns, and of widest[1] neighbouring inputs every row keeps all or none at each position of
-// the kernel. The last strips may be shorter. `widest` (2) lies on the device as well and has to hold 32 twice.
+// no strips) keep the same columns, and of widest[1] neighbouring inputs every row keeps all or none at each position
+// of the kernel. The last strips may be shorter. `widest` (2) lies on the device as well and has to hold 32 twice.
 int fedsparse_cuda_block_strips(std::int64_t rows, std::int64_t inputs, std::int64_t taps,
                                 const std::int32_t* row_start, const void* column, bool wide, std::int32_t* widest,
                                 void* stream);
