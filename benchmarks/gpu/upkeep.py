@@ -1,6 +1,7 @@
-"""What a sparse network costs besides its products: activations packed and restored, and positions swapped."""
+"""What a sparse network costs besides its products: activations packed and restored, units swapped, lists made anew."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,20 +11,27 @@ from benchmarks.gpu.record import Row
 from benchmarks.gpu.stages.dense import network_row
 from benchmarks.gpu.sweep import Job
 from fedsparse import pruning
+from fedsparse.backends import Case, Geometry
 from fedsparse.backends.activation import Pruning, Rule, keep, plain_pack, plain_unpack, restore
-from fedsparse.pattern import Pattern
+from fedsparse.backends.cuda_lists import alike, build, listed
+from fedsparse.pattern import Pattern, parse
 
-__all__ = ["OPS", "jobs"]
+__all__ = ["OPS", "jobs", "lists"]
 
-OPS = ("pack", "unpack", "swap")
+OPS = ("pack", "unpack", "swap", "lists")
 _RULES: tuple[Rule, ...] = ("tile", "global")
+_UNITS = ("element", "vector:16", "block:16")
+_LAYERS = "abcd"
 
 
 def jobs(sizes: Sizes, device: str) -> Iterable[Job]:
-    """Ours, and for activations the same rule in plain torch."""
+    """Ours, and for activations the same rule in plain torch. Only the CUDA kernels read lists."""
     for rule in _RULES:
         yield Job(f"activations {rule}", lambda rule=rule: _activations(sizes, device, rule))  # type: ignore[misc]
-    yield Job("swap_all", lambda: _swap(sizes, device))
+    for unit in _UNITS:
+        yield Job(f"swap_all {unit}", lambda unit=unit: _swap(sizes, device, unit))  # type: ignore[misc]
+        if device == "cuda":
+            yield Job(f"lists {unit}", lambda unit=unit: lists(sizes, device, unit))  # type: ignore[misc]
 
 
 def _activations(sizes: Sizes, device: str, rule: Rule) -> Iterable[Row]:
@@ -40,19 +48,43 @@ def _activations(sizes: Sizes, device: str, rule: Rule) -> Iterable[Row]:
     yield network_row("unpack", f"torch, {name}", [lambda: plain_unpack(plain, shape, x.dtype)], sizes, device)
 
 
-def _swap(sizes: Sizes, device: str) -> Iterable[Row]:
+def _swap(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
     """A tenth of the kept weights of four convolutions at density 0.1, where they lie."""
-    width, where = 8 * sizes.width, torch.device(device, 0) if device == "cuda" else torch.device(device)
-    generator = torch.Generator().manual_seed(0)
-    patterns: dict[str, Pattern] = {}
+    patterns, generator = _patterns(sizes, device, unit), torch.Generator().manual_seed(0)
     values: dict[str, Tensor] = {}
     candidates: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in "abcd":
-        mask = torch.rand(width, width, 3, 3, generator=generator) < 0.1
-        patterns[name] = Pattern.from_mask(mask).to(where)
-        values[name] = torch.randn(patterns[name].nnz, generator=generator).to(where)
-        pruned = (~mask).view(-1).nonzero().squeeze(1)[::10].to(where)
+    for name, pattern in patterns.items():
+        where = pattern.column.device
+        pruned = (~pattern.mask()).view(-1).nonzero().squeeze(1)[::10]
+        values[name] = torch.randn(pattern.nnz, generator=generator).to(where)
         candidates[name] = pruned, torch.randn(len(pruned), generator=generator).to(where)
     counts = {name: len(kept) // 10 for name, kept in values.items()}
-    who = f"swap_all of four ({width}, {width}, 3, 3)"
+    who = f"swap_all of four {patterns['a'].shape}, {unit}"
     yield network_row("swap", who, [lambda: pruning.swap_all(patterns, values, candidates, counts)], sizes, device)
+
+
+def lists(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
+    """What both directions of four bfloat16 convolutions read of their patterns, which have just changed.
+
+    With the wait for what the patterns are like, and without, as one graph can hold it.
+    """
+    patterns, where = _patterns(sizes, device, unit), _placed(device)
+    shape = patterns["a"].shape
+    case = Case(shape, (1, shape[1], 8, 8), 0, Geometry(padding=(1, 1)), torch.bfloat16, device)
+    tasks = [(p, replace(case, nnz=p.nnz), backward) for p in patterns.values() for backward in (False, True)]
+    known = [(*task, alike(task[0])) for task in tasks]
+    who = f"lists of four {shape}, both directions, {unit}"
+    yield network_row("lists", who, [lambda: [build(*task, where) for task in tasks]], sizes, device)
+    yield network_row("lists", f"{who}, known strips", [lambda: [listed(*task) for task in known]], sizes, device)
+
+
+def _patterns(sizes: Sizes, device: str, unit: str) -> dict[str, Pattern]:
+    granularity, generator = parse(unit), torch.Generator().manual_seed(0)
+    shape = (8 * sizes.width, 8 * sizes.width, 3, 3)
+    tiling = granularity.tiling(shape)
+    masks = {name: tiling.spread(torch.rand(tiling.count, generator=generator) < 0.1).view(shape) for name in _LAYERS}
+    return {name: Pattern.from_mask(mask, granularity).to(_placed(device)) for name, mask in masks.items()}
+
+
+def _placed(device: str) -> torch.device:
+    return torch.device(device, 0) if device == "cuda" else torch.device(device)

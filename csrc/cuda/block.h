@@ -11,7 +11,7 @@
 //   backward, block:B    strips of B input channels keep the same lines
 //   backward, vector:G   the union of what the input channels of a strip keep, zeros where one does not
 //
-// Any pattern has such lists; those with more zeros than a strip's border needs are refused in the forward direction.
+// Any pattern has such lists; forward, only those are used whose rows of a strip keep the same lines.
 //
 // `offset` has 16 distances of every chunk. Where a chunk is not full they are those of a channel of zeros that follows
 // the slab, so that an infinite number in x never meets a zero that no weight stands for. `value` has, for every number

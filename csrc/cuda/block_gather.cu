@@ -277,9 +277,9 @@ int gather(const ConvShape& shape, bool backward, std::int64_t dtype, std::int64
 
 template <typename T>
 __global__ void __launch_bounds__(fedsparse::kThreads)
-    block_pack_kernel(const std::int32_t* __restrict__ value, const T* __restrict__ values, T* __restrict__ packed,
-                      std::int64_t count) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+    block_pack_kernel(const std::int32_t* __restrict__ chunks, std::int64_t of_chunk,
+                      const std::int32_t* __restrict__ value, const T* __restrict__ values, T* __restrict__ packed) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x, count = *chunks * of_chunk;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride)
     packed[i] = value[i] >= 0 ? values[value[i]] : narrow<T>(0);
 }
@@ -289,13 +289,14 @@ __global__ void __launch_bounds__(fedsparse::kThreads)
 
 using namespace fedsparse;
 
-int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,
-                              void* packed, void* stream) {
-  if (count == 0) return cudaSuccess;
+int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t width, std::int64_t room, const std::int32_t* chunks,
+                              const std::int32_t* value, const void* values, void* packed, void* stream) {
+  if (room == 0) return cudaSuccess;
   return with_dtype(dtype, [&](auto* number) {
     using T = std::remove_pointer_t<decltype(number)>;
-    return FEDSPARSE_LAUNCH(block::block_pack_kernel<T>, blocks_for(count), fedsparse::kThreads, 0, stream, value,
-                            static_cast<const T*>(values), static_cast<T*>(packed), count);
+    const std::int64_t of_chunk = block::kChunk * width;
+    return FEDSPARSE_LAUNCH(block::block_pack_kernel<T>, blocks_for(room * of_chunk), fedsparse::kThreads, 0, stream,
+                            chunks, of_chunk, value, static_cast<const T*>(values), static_cast<T*>(packed));
   });
 }
 

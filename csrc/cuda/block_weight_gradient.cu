@@ -23,7 +23,7 @@ template <typename T>
 struct Correlation {
   csr16::Problem problem;
   std::int32_t strips, passes, splits;  // passes over a slab's list, splits of the tiles
-  std::int64_t tiles, numbers;          // numbers: of the packed list
+  std::int64_t tiles, numbers;          // numbers: that the packed list has room for
   const std::int32_t* start;
   const std::uint16_t* offset;
   const T* slope;   // grad_y
@@ -220,10 +220,11 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2) block_correlation_
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    block_add_kernel(const float* __restrict__ partial, const std::int32_t* __restrict__ value, std::int64_t numbers,
-                     std::int32_t splits, T* __restrict__ out) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < numbers; i += stride) {
+    block_add_kernel(const float* __restrict__ partial, const std::int32_t* __restrict__ chunks, std::int64_t of_chunk,
+                     const std::int32_t* __restrict__ value, std::int64_t numbers, std::int32_t splits,
+                     T* __restrict__ out) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x, count = *chunks * of_chunk;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
     if (value[i] < 0) continue;
     float sum = 0;
     for (std::int32_t split = 0; split < splits; ++split) sum += partial[split * numbers + i];
@@ -266,17 +267,17 @@ using namespace fedsparse;
 std::int64_t fedsparse_block_shared_bytes() { return std::max(block::kMostBytes, 2 * block::kStageBytes); }
 
 std::int64_t fedsparse_block_partial_size(const ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                          std::int64_t chunks) {
+                                          std::int64_t room) {
   csr16::Plan plan;
   if (!block::make_plan(*shape, false, block::is_wide(dtype), plan)) return 0;
-  return block::Division(plan, static_cast<std::int32_t>(width), shape->taps()).splits * chunks * block::kChunk * width;
+  return block::Division(plan, static_cast<std::int32_t>(width), shape->taps()).splits * room * block::kChunk * width;
 }
 
 int fedsparse_cuda_block_grad_values(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                     std::int64_t chunks, const std::int32_t* start, const std::uint16_t* offset,
+                                     std::int64_t room, const std::int32_t* start, const std::uint16_t* offset,
                                      const std::int32_t* value, const void* grad_y, const void* x, float* partial,
                                      void* grad_values, void* stream) {
-  if (chunks == 0) return cudaSuccess;
+  if (room == 0) return cudaSuccess;
   return block::with_arithmetic(dtype, tf32, [&](auto arithmetic) {
     return block::with_tiles(width, [&](auto tiles) -> int {
       using A = decltype(arithmetic);
@@ -285,14 +286,15 @@ int fedsparse_cuda_block_grad_values(const ConvShape* shape, std::int64_t dtype,
       if (!block::make_plan(*shape, false, A::kWide, plan)) return cudaErrorInvalidValue;
       const block::Division division(plan, tiles * 8, shape->taps());
       const csr16::Problem problem(plan, plan.grids[0]);
-      const std::int64_t numbers = chunks * block::kChunk * width;
+      const std::int64_t of_chunk = block::kChunk * width, numbers = room * of_chunk;
+      const std::int32_t* chunks = start + std::int64_t{plan.groups} * division.strips * plan.slabs;
       const int status = block::correlate<A, tiles>(
           {problem, division.strips, division.passes, division.splits, problem.tiles(), numbers, start, offset,
            static_cast<const T*>(grad_y), static_cast<const T*>(x), partial},
           division.blocks, stream);
       if (status != cudaSuccess) return status;
       return FEDSPARSE_LAUNCH(block::block_add_kernel<T>, blocks_for(numbers), block::kThreads, 0, stream, partial,
-                              value, numbers, division.splits, static_cast<T*>(grad_values));
+                              chunks, of_chunk, value, numbers, division.splits, static_cast<T*>(grad_values));
     });
   });
 }

@@ -3,65 +3,27 @@
 // Each value learns its list entry; a stable sort by entry keeps the values of one entry in their order. The forward
 // list has the order of the values already.
 #include "../cpu/arena.h"
-#include "columns.cuh"
-#include "csr16.h"
 #include "cuda_api.h"
+#include "kept.cuh"
 #include "sort.cuh"
 
 namespace fedsparse::csr16 {
 namespace {
 
 constexpr int kWarps = fedsparse::kThreads / 32;
-constexpr std::int64_t kTaps = 64;  // along one axis of a kernel; a launch's arguments have room for more
-
-// Of one axis, for each tap: the one grid that it belongs to, its shift there, and the halo of that grid.
-struct AxisTaps {
-  std::int32_t owner[kTaps], shift[kTaps], halo[kTaps];
-
-  AxisTaps(const std::vector<Axis>& axes, std::int32_t tile) : owner{}, shift{}, halo{} {
-    for (std::size_t a = 0; a < axes.size(); ++a)
-      for (std::size_t k = 0; k < axes[a].shift.size(); ++k) {
-        if (axes[a].shift[k] < 0) continue;
-        owner[k] = static_cast<std::int32_t>(a);
-        shift[k] = axes[a].shift[k];
-        halo[k] = (tile - 1) * axes[a].source_step + axes[a].reach;
-      }
-  }
-};
 
 struct Lister {
-  std::int32_t rows, nnz, kernel_w, taps, outputs, inputs;  // of a group
-  std::int32_t targets, slabs, slab_channels, grids_x, entries;
-  bool backward;
-  const std::int32_t* row_start;
-  Columns column;
-  AxisTaps vertical, horizontal;
+  KeptRows kept;
+  std::int32_t nnz, targets, slabs, entries;
 
-  Lister(const Plan& plan, const ConvShape& s, bool backward_, const std::int32_t* row_start_, const Columns& column_,
+  Lister(const Plan& plan, const ConvShape& s, bool backward, const std::int32_t* row_start, const Columns& column,
          std::int64_t nnz_)
-      : rows(static_cast<std::int32_t>(s.out_channels)), nnz(static_cast<std::int32_t>(nnz_)),
-        kernel_w(static_cast<std::int32_t>(s.kernel_w)), taps(static_cast<std::int32_t>(s.taps())),
-        outputs(static_cast<std::int32_t>(s.out_channels / s.groups)),
-        inputs(static_cast<std::int32_t>(s.in_channels / s.groups)), targets(plan.target.channels), slabs(plan.slabs),
-        slab_channels(plan.slab_channels), grids_x(static_cast<std::int32_t>(plan.horizontal.size())),
-        entries(static_cast<std::int32_t>(plan.grids.size()) * targets * slabs), backward(backward_),
-        row_start(row_start_), column(column_), vertical(plan.vertical, plan.tile.rows),
-        horizontal(plan.horizontal, plan.tile.columns) {}
+      : kept(plan, s, backward, row_start, column), nnz(static_cast<std::int32_t>(nnz_)), targets(plan.target.channels),
+        slabs(plan.slabs), entries(static_cast<std::int32_t>(plan.grids.size()) * targets * slabs) {}
 
-  // Entry and distance of the value in this row and column.
+  // Of the value in this row and column.
   __device__ __forceinline__ std::int32_t entry(std::int32_t row, std::int32_t at) const {
-    const std::int32_t input = at / taps, tap = at % taps, y = tap / kernel_w, x = tap % kernel_w;
-    const std::int32_t source = backward ? row % outputs : input;
-    const std::int32_t target = backward ? row / outputs * inputs + input : row;
-    const std::int32_t grid = vertical.owner[y] * grids_x + horizontal.owner[x];
-    return (grid * targets + target) * slabs + source / slab_channels;
-  }
-  __device__ __forceinline__ std::uint16_t distance(std::int32_t row, std::int32_t at) const {
-    const std::int32_t tap = at % taps, y = tap / kernel_w, x = tap % kernel_w;
-    const std::int32_t source = backward ? row % outputs : at / taps;
-    const std::int32_t pitch = vertical.halo[y] * horizontal.halo[x] | 1;
-    return static_cast<std::uint16_t>(source % slab_channels * pitch + vertical.shift[y] * horizontal.halo[x] +
-                                      horizontal.shift[x]);
+    return (kept.grid(at) * targets + kept.target(row, at)) * slabs + kept.source(row, at) / kept.slab_channels;
   }
 };
 
@@ -76,9 +38,9 @@ struct ByEntry {
 
 __global__ void __launch_bounds__(fedsparse::kThreads) list_entries_kernel(const Lister l, Listed* __restrict__ out) {
   const auto stride = static_cast<std::int32_t>(gridDim.x * kWarps);
-  for (auto row = static_cast<std::int32_t>(blockIdx.x * kWarps + threadIdx.x / 32); row < l.rows; row += stride)
-    for (std::int64_t i = l.row_start[row] + threadIdx.x % 32; i < l.row_start[row + 1]; i += 32)
-      out[i] = {static_cast<std::uint32_t>(l.entry(row, l.column[i])), static_cast<std::int32_t>(i)};
+  for (auto row = static_cast<std::int32_t>(blockIdx.x * kWarps + threadIdx.x / 32); row < l.kept.rows; row += stride)
+    for (std::int64_t i = l.kept.row_start[row] + threadIdx.x % 32; i < l.kept.row_start[row + 1]; i += 32)
+      out[i] = {static_cast<std::uint32_t>(l.entry(row, l.kept.column[i])), static_cast<std::int32_t>(i)};
 }
 
 // The entries of a list by number.
@@ -97,8 +59,8 @@ __global__ void __launch_bounds__(fedsparse::kThreads)
     start[e] = static_cast<std::int32_t>(first_from(Entries{sorted}, 0, l.nnz, e));
   for (std::int64_t at = first; at < l.nnz; at += stride) {
     const std::int32_t i = sorted[at].value;
-    const auto row = static_cast<std::int32_t>(first_from(l.row_start, 0, l.rows + 1, std::int64_t{i} + 1) - 1);
-    offset[at] = l.distance(row, l.column[i]);
+    const std::int64_t row = first_from(l.kept.row_start, 0, l.kept.rows + 1, std::int64_t{i} + 1) - 1;
+    offset[at] = l.kept.distance(static_cast<std::int32_t>(row), l.kept.column[i]);
     if (value) value[at] = i;
   }
 }
@@ -121,7 +83,7 @@ int bits_below(std::int64_t count) {
 
 // What the numbers here have room for.
 bool listable(const ConvShape& s, std::int64_t nnz) {
-  return nnz >= 0 && nnz < std::int64_t{1} << 31 && s.kernel_h <= kTaps && s.kernel_w <= kTaps;
+  return nnz >= 0 && nnz < std::int64_t{1} << 31 && KeptRows::fit(s);
 }
 
 }  // namespace
@@ -145,7 +107,7 @@ int fedsparse_cuda_csr16_list(const ConvShape* shape, bool backward, std::int64_
   Arena arena(workspace);
   const csr16::Room room(nnz, arena);
   csr16::Listed* sorted = room.list;
-  int status = FEDSPARSE_LAUNCH(csr16::list_entries_kernel, blocks_for(std::int64_t{lister.rows} * 32),
+  int status = FEDSPARSE_LAUNCH(csr16::list_entries_kernel, blocks_for(std::int64_t{lister.kept.rows} * 32),
                                 fedsparse::kThreads, 0, stream, lister, room.list);
   if (status == cudaSuccess && backward && nnz > 0)
     status = sort::run(room.list, room.other, static_cast<const std::uint32_t*>(nullptr), nnz,

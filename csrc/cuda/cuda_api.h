@@ -167,29 +167,41 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 // Bytes of shared memory that a block of these kernels asks for, whatever the product.
 std::int64_t fedsparse_block_shared_bytes();
 
-// The widest strip (32, 16 or 8) of the pattern's structure: forward, the output channels that keep the same columns;
+// Which strips a pattern has, from row_start and column on the device: widest[0] neighbouring rows (32, 16 or 8; less:
+// no strips) keep the same columns, and of widest[1] neighbouring inputs every row keeps all or none at each position
+// of the kernel. The last strips may be shorter. `widest` (2) lies on the device as well and has to hold 32 twice.
+int fedsparse_cuda_block_strips(std::int64_t rows, std::int64_t inputs, std::int64_t taps,
+                                const std::int32_t* row_start, const void* column, bool wide, std::int32_t* widest,
+                                void* stream);
+
+// The width of strips (32, 16 or 8) for such a pattern: forward, the output channels that keep the same columns;
 // backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot
 // compute the product.
 std::int64_t fedsparse_block_width(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
-                                   const fedsparse::PatternView* pattern);
+                                   std::int64_t rows_alike, std::int64_t inputs_alike);
 
 // Entries of `start` for strips of `width`; 0 where there is no list.
 std::int64_t fedsparse_block_start_size(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
                                         std::int64_t width);
 
-// Fills `start` on the host; its last entry is the number of chunks of 16 lines. Fails in the forward direction where
-// rows of a strip keep different columns. As with csr16, the batch of `shape` does not matter.
-int fedsparse_block_start(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                          const fedsparse::PatternView* pattern, std::int32_t* start);
+// Chunks of 16 lines that no list of nnz weights exceeds in a pattern that is so alike (0, 8, 16 or 32): the same after
+// weights have changed places. In the forward direction rows are alike in strips of `width`.
+std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
+                                  std::int64_t width, std::int64_t nnz, std::int64_t rows_alike,
+                                  std::int64_t inputs_alike);
 
-// Fills the list on the host: offset (chunks * 16) and value (chunks * 16 * width).
-int fedsparse_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                         const fedsparse::PatternView* pattern, const std::int32_t* start, std::uint16_t* offset,
-                         std::int32_t* value);
+// Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, and of
+// offset (room * 16) and value (room * 16 * width) so many; what is behind them is not read. In the forward direction
+// rows of a strip have to keep the same columns. As with csr16, the batch of `shape` does not matter. Kernels beyond
+// 64 x 64 are refused.
+int fedsparse_cuda_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
+                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
+                              std::uint16_t* offset, std::int32_t* value, void* stream);
 
-// The values in the order of a list, (count) like its `value`, zeros where that is -1.
-int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t count, const std::int32_t* value, const void* values,
-                              void* packed, void* stream);
+// The values in the order of a list, (room * 16 * width) like its `value`, zeros where that is -1; of as many chunks as
+// `chunks` on the device says, the last entry of `start`.
+int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t width, std::int64_t room, const std::int32_t* chunks,
+                              const std::int32_t* value, const void* values, void* packed, void* stream);
 
 // y of x with the forward list; bias (out_channels) may be null.
 int fedsparse_cuda_block_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
@@ -203,11 +215,11 @@ int fedsparse_cuda_block_grad_x(const fedsparse::ConvShape* shape, std::int64_t 
 
 // Floats of scratch that the next function wants.
 std::int64_t fedsparse_block_partial_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                          std::int64_t chunks);
+                                          std::int64_t room);
 
 // The gradient of the kept values, (nnz), with the forward list.
 int fedsparse_cuda_block_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                     bool tf32, std::int64_t chunks, const std::int32_t* start,
+                                     bool tf32, std::int64_t room, const std::int32_t* start,
                                      const std::uint16_t* offset, const std::int32_t* value, const void* grad_y,
                                      const void* x, float* partial, void* grad_values, void* stream);
 }

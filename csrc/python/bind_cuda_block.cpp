@@ -10,44 +10,51 @@
 namespace py = pybind11;
 
 using fedsparse::ConvShape;
-using fedsparse::PatternView;
 using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
 using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 
-// Addresses of main memory.
+// A row list on the device: addresses of row_start and column, and whether columns have 32 bits.
+using RowsView = std::tuple<Address, Address, bool>;
+
 void bind_lists(py::module_& m) {
   m.def(
-      "block_width",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, const PatternView& pattern) {
-        const ConvShape shape = conv_shape(sizes);
-        return fedsparse_block_width(&shape, backward, dtype, &pattern);
+      "cuda_block_strips",
+      [](std::int64_t rows, std::int64_t inputs, std::int64_t taps, const RowsView& list, Address widest,
+         Address stream) {
+        const auto& [row_start, column, wide] = list;
+        return fedsparse_cuda_block_strips(rows, inputs, taps, at<const std::int32_t>(row_start),
+                                           at<const void>(column), wide, at<std::int32_t>(widest), at<void>(stream));
       },
       release());
+  m.def("block_width", [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t rows_alike,
+                          std::int64_t inputs_alike) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_block_width(&shape, backward, dtype, rows_alike, inputs_alike);
+  });
   m.def("block_start_size", [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width) {
     const ConvShape shape = conv_shape(sizes);
     return fedsparse_block_start_size(&shape, backward, dtype, width);
   });
-  m.def("block_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, std::int64_t chunks) {
+  m.def("block_room", [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, std::int64_t nnz,
+                         std::int64_t rows_alike, std::int64_t inputs_alike) {
     const ConvShape shape = conv_shape(sizes);
-    return fedsparse_block_partial_size(&shape, dtype, width, chunks);
+    return fedsparse_block_room(&shape, backward, dtype, width, nnz, rows_alike, inputs_alike);
+  });
+  m.def("block_partial_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, std::int64_t room) {
+    const ConvShape shape = conv_shape(sizes);
+    return fedsparse_block_partial_size(&shape, dtype, width, room);
   });
   m.def(
-      "block_start",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, const PatternView& pattern,
-         Address start) {
+      "cuda_block_list",
+      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, const RowsView& list,
+         Address start, Address offset, Address value, Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_block_start(&shape, backward, dtype, width, &pattern, at<std::int32_t>(start));
-      },
-      release());
-  m.def(
-      "block_list",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, const PatternView& pattern,
-         Address start, Address offset, Address value) {
-        const ConvShape shape = conv_shape(sizes);
-        return fedsparse_block_list(&shape, backward, dtype, width, &pattern, at<const std::int32_t>(start),
-                                    at<std::uint16_t>(offset), at<std::int32_t>(value));
+        const auto& [row_start, column, wide] = list;
+        return fedsparse_cuda_block_list(&shape, backward, dtype, width, at<const std::int32_t>(row_start),
+                                         at<const void>(column), wide, at<std::int32_t>(start),
+                                         at<std::uint16_t>(offset), at<std::int32_t>(value), at<void>(stream));
       },
       release());
 }
@@ -55,9 +62,11 @@ void bind_lists(py::module_& m) {
 void bind_products(py::module_& m) {
   m.def(
       "cuda_block_pack",
-      [](std::int64_t dtype, std::int64_t count, Address value, Address values, Address packed, Address stream) {
-        return fedsparse_cuda_block_pack(dtype, count, at<const std::int32_t>(value), at<const void>(values),
-                                         at<void>(packed), at<void>(stream));
+      [](std::int64_t dtype, std::int64_t width, std::int64_t room, Address chunks, Address value, Address values,
+         Address packed, Address stream) {
+        return fedsparse_cuda_block_pack(dtype, width, room, at<const std::int32_t>(chunks),
+                                         at<const std::int32_t>(value), at<const void>(values), at<void>(packed),
+                                         at<void>(stream));
       },
       release());
   m.def(
@@ -82,12 +91,12 @@ void bind_products(py::module_& m) {
       release());
   m.def(
       "cuda_block_grad_values",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, std::int64_t chunks, Address start,
+      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, std::int64_t room, Address start,
          Address offset, Address value, Address grad_y, Address x, Address partial, Address grad_values,
          Address stream) {
         const ConvShape shape = conv_shape(sizes);
         return fedsparse_cuda_block_grad_values(
-            &shape, dtype, width, tf32, chunks, at<const std::int32_t>(start), at<const std::uint16_t>(offset),
+            &shape, dtype, width, tf32, room, at<const std::int32_t>(start), at<const std::uint16_t>(offset),
             at<const std::int32_t>(value), at<const void>(grad_y), at<const void>(x), at<float>(partial),
             at<void>(grad_values), at<void>(stream));
       },

@@ -104,10 +104,10 @@ class CudaBackend:
         native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
         index, operands = (address(kept.start), address(kept.offset)), (address(slope), address(lines))
         if isinstance(kept, Strips):
-            size = native.block_partial_size(sizes, dtype, kept.width, kept.chunks)
+            size = native.block_partial_size(sizes, dtype, kept.width, kept.room)
             partial = slope.new_empty(size, dtype=torch.float32)
             launch(
-                "cuda_block_grad_values", slope, sizes, dtype, kept.width, _tf32(), kept.chunks, *index,
+                "cuda_block_grad_values", slope, sizes, dtype, kept.width, _tf32(), kept.room, *index,
                 address(kept.value), *operands, address(partial), address(grad_values),
             )  # fmt: skip
         else:
@@ -130,9 +130,9 @@ class CudaBackend:
 
 def _packed(strips: Strips, values: Tensor) -> Tensor:
     """The values in the order in which tensor cores take them."""
-    packed = values.new_empty(len(strips.value))
-    dtype = STORED[values.dtype]
-    launch("cuda_block_pack", values, dtype, len(packed), address(strips.value), address(values), address(packed))
+    packed, chunks = values.new_empty(len(strips.value)), strips.start[-1:]
+    sizes = STORED[values.dtype], strips.width, strips.room
+    launch("cuda_block_pack", values, *sizes, *map(address, (chunks, strips.value, values, packed)))
     return packed
 
 

@@ -1,9 +1,9 @@
 """What the CUDA kernels read of a pattern: strips for tensor cores where its rows are alike, lists of taps elsewhere.
 
-Taps are made on the device, without a look at the pattern from the host but whether neighbouring rows are alike. Strips
-are made on the host and copied.
+Both are made on the device. The host reads two numbers of a pattern: how many neighbouring rows, and inputs, are alike.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,10 +14,10 @@ from fedsparse._native import STORED, address, check, launch, row_list
 from fedsparse.backends.base import Case
 from fedsparse.pattern import Pattern
 
-__all__ = ["Strips", "Taps", "build", "sizes_of"]
+__all__ = ["Alike", "Strips", "Taps", "alike", "build", "listed", "sizes_of"]
 
 _CHUNK = 16  # lines
-_NARROWEST = 8  # channels of a strip
+_WIDEST = 32  # channels of a strip
 _LARGEST_KERNEL = 64  # pixels either way that the device can list
 
 Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
@@ -42,45 +42,55 @@ class Strips(NamedTuple):
 
     Attributes:
         width: channels of a strip, 8, 16 or 32.
-        chunks: of 16 lines.
-        start: int32, first chunk of each strip and slab.
-        offset: `(chunks * 16,)` uint16, distance of each line inside its slab.
-        value: `(chunks * 16 * width,)` int32, which value each packed number has, or -1.
+        room: chunks of 16 lines that fit: enough for every pattern of this structure with as many weights.
+        start: int32, first chunk of each strip and slab, then the number of chunks.
+        offset: `(room * 16,)` uint16, distance of each line inside its slab.
+        value: `(room * 16 * width,)` int32, which value each packed number has, or -1.
     """
 
     width: int
-    chunks: int
+    room: int
     start: Tensor
     offset: Tensor
     value: Tensor
 
 
+class Alike(NamedTuple):
+    """Which strips a pattern has.
+
+    Attributes:
+        rows: how many neighbouring rows keep the same columns, 8, 16 or 32; less: no 8 of them.
+        inputs: of how many neighbouring inputs all or none are kept, in each row and at each kernel position.
+    """
+
+    rows: int
+    inputs: int
+
+
 def build(pattern: Pattern, case: Case, backward: bool, device: torch.device) -> Taps | Strips:
     """Strips where the kept positions have a structure, whatever the pattern's granularity is called; else taps.
 
-    Devices that cannot give a block the memory that strips take get taps.
+    Devices that cannot give a block the memory that strips take get taps, as do kernels too large to be listed there.
     """
     native, here = _native.extension(), pattern.to(device)
-    if native.cuda_shared_limit() >= native.block_shared_bytes() and _rows_alike(here):
-        host = pattern.to("cpu")
-        width = native.block_width(sizes_of(case), backward, STORED[case.dtype], host.view)
-        if width:
-            return _strips(host, case, backward, width, device)
-    if _native.on_device(here.column) and max(case.shape[2:], default=1) <= _LARGEST_KERNEL:
-        return _device_taps(here, case, backward)
-    return _host_taps(pattern.to("cpu"), case, backward, device)
+    if not _native.on_device(here.column) or max(case.shape[2:], default=1) > _LARGEST_KERNEL:
+        return _host_taps(pattern.to("cpu"), case, backward, device)
+    strips = native.cuda_shared_limit() >= native.block_shared_bytes()
+    return listed(here, case, backward, alike(here) if strips else Alike(0, 0))
 
 
-def _rows_alike(pattern: Pattern) -> bool:
-    """Whether every 8 neighbouring rows keep the same columns, as those of the narrowest strips do."""
-    start, column = pattern.row_start.to(torch.int64), pattern.column.to(torch.int32)
-    rows = torch.arange(pattern.shape[0], device=start.device)
-    first, counts = rows // _NARROWEST * _NARROWEST, start.diff()
-    if not bool((counts == counts[first]).all()):
-        return False
-    row = pattern.rows
-    twin = start[first][row] + torch.arange(pattern.nnz, device=row.device) - start[row]
-    return bool((column == column[twin]).all())
+def alike(pattern: Pattern) -> Alike:
+    """Which strips a pattern has that lies on a device; the host waits for the answer."""
+    widest = torch.full((2,), _WIDEST, dtype=torch.int32, device=pattern.column.device)
+    sizes = pattern.shape[0], pattern.shape[1], math.prod(pattern.shape[2:])
+    launch("cuda_block_strips", widest, *sizes, row_list(pattern.row_start, pattern.column), address(widest))
+    return Alike(*widest.tolist())
+
+
+def listed(pattern: Pattern, case: Case, backward: bool, widest: Alike) -> Taps | Strips:
+    """The lists of a pattern that lies on a device and has these strips; nothing is read from there."""
+    width = _native.extension().block_width(sizes_of(case), backward, STORED[case.dtype], *widest)
+    return _strips(pattern, case, backward, width, widest) if width else _device_taps(pattern, case, backward)
 
 
 def _empty_taps(nnz: int, case: Case, backward: bool, device: torch.device) -> Taps:
@@ -106,16 +116,14 @@ def _host_taps(host: Pattern, case: Case, backward: bool, device: torch.device) 
     return Taps(*(index.to(device) for index in taps))
 
 
-def _strips(host: Pattern, case: Case, backward: bool, width: int, device: torch.device) -> Strips:
+def _strips(here: Pattern, case: Case, backward: bool, width: int, widest: Alike) -> Strips:
     native, problem = _native.extension(), (sizes_of(case), backward, STORED[case.dtype], width)
-    start = torch.empty(native.block_start_size(*problem), dtype=torch.int32)
-    check("block_start", native.block_start(*problem, host.view, address(start)))
-    chunks = int(start[-1])
-    offset = torch.empty(chunks * _CHUNK, dtype=torch.uint16)
-    value = torch.empty(chunks * _CHUNK * width, dtype=torch.int32)
-    status = native.block_list(*problem, host.view, address(start), address(offset), address(value))
-    check("block_list", status)
-    return Strips(width, chunks, *(index.to(device) for index in (start, offset, value)))
+    room = native.block_room(*problem, here.nnz, *widest)
+    start = here.row_start.new_empty(native.block_start_size(*problem))
+    offset, value = start.new_empty(room * _CHUNK, dtype=torch.uint16), start.new_empty(room * _CHUNK * width)
+    lists = map(address, (start, offset, value))
+    launch("cuda_block_list", start, *problem, row_list(here.row_start, here.column), *lists)
+    return Strips(width, room, start, offset, value)
 
 
 def sizes_of(case: Case) -> Sizes:

@@ -78,7 +78,7 @@ class FedSGC(FedDST):
         for name, gradients in client.top_pruned_gradients(pruned).items():
             values = layers[name].values.detach()
             swapped[name] = guided_swap(
-                patterns[name],
+                patterns[name].to("cpu"),
                 values.cpu(),
                 (values - downloaded[name]).cpu(),
                 gradients,

@@ -193,11 +193,12 @@ def core(pattern: Pattern, values: Tensor, share: float) -> Tensor:
 
     One of them is in it in any case. Larger units are ranked by their root mean square, and are in it as a whole.
     """
+    pattern = pattern.to("cpu")
     magnitudes, size = pruning.magnitudes(pattern, values), pattern.granularity.tiling(pattern.shape).size
     outside = min(pruning.whole(floor_share(share, pattern.nnz), size), len(magnitudes) - 1)
     inside = (magnitudes >= magnitudes.sort().values[outside]).nonzero().squeeze(1)
     flags = torch.zeros(pattern.nnz).index_fill_(0, pruning.places_of(pattern, inside), 1.0)
-    return pattern.to("cpu").scatter(flags) > 0
+    return pattern.scatter(flags) > 0
 
 
 def _accuracy(client: Client) -> float:

@@ -37,7 +37,7 @@ class SparseConv2d(SparseLayer):
         Raises:
             PatternError: the mask does not fit the weight, or the granularity is unknown.
         """
-        pattern = Pattern.from_mask(mask, parse(granularity)).to(conv.weight.device)
+        pattern = Pattern.from_mask(mask, parse(granularity), device=conv.weight.device)
         bias = None if conv.bias is None else conv.bias.detach().clone()
         layer = cls(pattern, pattern.gather(conv.weight.detach()), bias, conv)
         return layer.train(conv.training)

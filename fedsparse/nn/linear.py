@@ -20,7 +20,7 @@ class SparseLinear(SparseLayer):
         Raises:
             PatternError: the mask does not fit the weight, or the granularity is unknown.
         """
-        pattern = Pattern.from_mask(mask, parse(granularity)).to(linear.weight.device)
+        pattern = Pattern.from_mask(mask, parse(granularity), device=linear.weight.device)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         layer = cls(pattern, pattern.gather(linear.weight.detach()), bias)
         return layer.train(linear.training)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsparse._native import address, launch, row_list
 
-__all__ = ["exchanged_rows", "first_of", "moved_words", "narrowest", "places", "rows_of_mask", "transposed"]
+__all__ = ["exchanged_rows", "first_of", "moved_words", "narrowest", "places", "rows_of_flat", "transposed"]
 
 _NARROW = 1 << 16
 _WORD = 0xFFFFFFFF
@@ -22,10 +22,9 @@ def narrowest(largest: int) -> torch.dtype:
     return torch.uint16 if largest < _NARROW else torch.int32
 
 
-def rows_of_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`row_start` and `column` of a bool mask of dense shape, on its device."""
-    rows, columns = mask.shape[0], mask[0].numel()
-    flat = mask.reshape(-1).nonzero().squeeze(1)
+def rows_of_flat(shape: Sequence[int], flat: Tensor) -> tuple[Tensor, Tensor]:
+    """`row_start` and `column` of ascending flat positions `(nnz,)` int64 of a dense shape, on their device."""
+    rows, columns = shape[0], math.prod(shape[1:])
     return _starts(flat, rows, columns), (flat % columns).to(narrowest(columns - 1))
 
 

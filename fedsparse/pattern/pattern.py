@@ -91,8 +91,7 @@ class Pattern:
         Args:
             mask: on any device.
             granularity: unit of pruning.
-            device: of the index tensors, main memory unless given. Single positions of a mask that lies there are
-                listed there.
+            device: of the index tensors, main memory unless given. A mask that lies there is listed there.
 
         Raises:
             PatternError: the mask is not boolean, has fewer than two axes, is too large for int32 positions, or keeps
@@ -102,9 +101,11 @@ class Pattern:
             raise PatternError(f"a mask must be a bool tensor, got {mask.dtype}; use `mask.bool()` or a comparison")
         _check_shape(tuple(mask.shape))
         if device is not None and device.type != "cpu":
-            if isinstance(granularity, Element) and mask.device == device:
-                return cls.from_rows(tuple(mask.shape), *device_lists.rows_of_mask(mask), granularity)
-            return cls.from_mask(mask, granularity).to(device)
+            if mask.device != device:
+                return cls.from_mask(mask, granularity).to(device)
+            flat = mask.reshape(-1).nonzero().squeeze(1)
+            granularity.check(mask.shape, flat)
+            return cls.from_rows(tuple(mask.shape), *device_lists.rows_of_flat(mask.shape, flat), granularity)
         mask = mask.detach().cpu().contiguous()
         if not isinstance(granularity, Element):
             granularity.check(mask.shape, mask.view(-1).nonzero().squeeze(1))

@@ -90,8 +90,7 @@ class Tiling:
         if self.size == 1 and bool((flat[1:] > flat[:-1]).all()):
             return flat, entries
         tiles, place = self.of(flat).unique(return_inverse=True)
-        found = torch.zeros(len(tiles), dtype=torch.float64, device=flat.device)
-        return tiles, found.index_add_(0, place, entries.double()) / self.sizes(tiles)
+        return tiles, _sums(place, entries.double(), len(tiles)) / self.sizes(tiles)
 
     def _whole(self, dense: Tensor, value: float) -> Tensor:
         """A number per position, of shape `axes`, with `value` where tiles of the edge are broken off."""
@@ -150,6 +149,14 @@ class Tiling:
             if n > 1
         )
         return ", ".join(spans)
+
+
+def _sums(place: Tensor, entries: Tensor, count: int) -> Tensor:
+    """Sum of the entries of each place, `(count,)`, added in an order that does not change from call to call."""
+    found = entries.new_zeros(count)
+    if found.device.type == "cpu":
+        return found.index_add_(0, place, entries)
+    return found.index_put_((place,), entries, accumulate=True)  # on a GPU this one sorts, the other does not
 
 
 def _span(name: str, first: int, end: int) -> str:

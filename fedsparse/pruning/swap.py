@@ -20,8 +20,7 @@ def swap(pattern: Pattern, values: Tensor, candidates: Tensor, *, scores: Tensor
 
     A dropped position cannot come back in the same swap, because only positions pruned at entry may be
     candidates. With fewer candidates, fewer are swapped; the last weight is never dropped. Ties go to the
-    lowest flat position. Single positions are swapped where the pattern lies, larger units in main memory; the new
-    pattern lies where the old one does.
+    lowest flat position. All happens where the pattern lies, and so does the new one.
 
     Larger units are swapped whole, `count` being rounded to the closest number of them: by the root mean square of
     their values, and of their scores, a missing one being 0. A unit gives way to one of its own pool (see
@@ -74,13 +73,12 @@ class _Order(NamedTuple):
 
 
 def _order(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> _Order:
-    single = isinstance(pattern.granularity, Element)
-    where = pattern.column.device if single else torch.device("cpu")
+    where = pattern.column.device
     values, candidates, scores = values.detach().to(where), candidates.to(where), scores.detach().to(where)
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
     candidates, scores = _ascending(pattern, candidates, scores)
     _check_candidates(pattern, candidates)
-    if single:
+    if isinstance(pattern.granularity, Element):
         count = max(0, min(count, candidates.numel(), pattern.nnz - 1))
     return _Order(values, candidates, scores, count)
 

@@ -2,6 +2,8 @@
 
 Scores of positions become scores of units by their mean, weights and gradients by their root mean square: both per
 element, so that units of different size compare. Of single positions, units are the positions themselves.
+
+Units are counted, ranked and chosen where the pattern lies.
 """
 
 import torch
@@ -34,17 +36,17 @@ def whole(weights: int, size: int) -> int:
 
 # ---- scores
 def kept_units(pattern: Pattern) -> Tensor:
-    """Units that a pattern keeps, `(u,)` int64 ascending, in main memory."""
-    tiling, flat = _tiling(pattern), pattern.flat.cpu()
+    """Units that a pattern keeps, `(u,)` int64 ascending."""
+    tiling, flat = _tiling(pattern), pattern.flat
     return flat if tiling.size == 1 else tiling.of(flat).unique()
 
 
 def magnitudes(pattern: Pattern, values: Tensor) -> Tensor:
     """Root mean square of each kept unit's `values` `(nnz,)`, `(u,)` in the order of `kept_units`."""
-    values = values.detach().cpu()
+    values = values.detach().to(pattern.column.device)
     if _tiling(pattern).size == 1:
         return values.abs()
-    return magnitudes_at(_tiling(pattern), pattern.flat.cpu(), values)[1]
+    return magnitudes_at(_tiling(pattern), pattern.flat, values)[1]
 
 
 def magnitudes_at(tiling: Tiling, flat: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,8 @@ def highest(scores: Tensor, count: int, pool: Tensor, most: Tensor) -> Tensor:
     by_pool = pool[order].sort(stable=True)
     sizes = torch.bincount(pool[open_ones], minlength=len(most))
     rank = torch.empty_like(order)
-    rank[by_pool.indices] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[by_pool.values]
+    places = torch.arange(len(order), device=order.device)
+    rank[by_pool.indices] = places - (sizes.cumsum(0) - sizes)[by_pool.values]
     return order[rank < most[pool[order]]][:count].sort().values
 
 
@@ -119,13 +122,13 @@ def fitting(scores: Tensor, sizes: Tensor, room: int) -> Tensor:
 
 
 def likewise(pattern: Pattern, units: Tensor, scores: Tensor) -> Pattern:
-    """Pattern of the highest scores, as many of each pool as `pattern` keeps.
+    """Pattern of the highest scores, as many of each pool as `pattern` keeps; in main memory.
 
     Args:
         units: `(n,)` int64, distinct, from which to choose; as many or more of each pool as `pattern` keeps.
         scores: `(n,)`, of each.
     """
-    kept, granularity = kept_units(pattern), pattern.granularity
+    kept, granularity, units, scores = kept_units(pattern.to("cpu")), pattern.granularity, units.cpu(), scores.cpu()
     if granularity.pools(pattern.shape) == 1:
         chosen = units[top(scores, len(kept))]
     else:
@@ -165,7 +168,7 @@ def replaceable(pattern: Pattern, drop: Tensor, count: int) -> Tensor:
         drop: `(u,)` scores of the kept units, in their order; the highest go. One stays in any case.
     """
     granularity, kept = pattern.granularity, kept_units(pattern)
-    every = _in_pools(pattern, torch.arange(_tiling(pattern).count))
+    every = _in_pools(pattern, torch.arange(_tiling(pattern).count, device=kept.device))
     room = every - _in_pools(pattern, kept)
     return highest(drop, min(count, len(kept) - 1), granularity.pool_of(pattern.shape, kept), room)
 
@@ -180,11 +183,11 @@ def refilled(thinned: Pattern, full: Pattern, positions: Tensor, scores: Tensor)
     granularity, shape = full.granularity, full.shape
     kept = kept_units(full)
     missing = _in_pools(full, kept) - _in_pools(full, kept_units(thinned))
-    units, grow = magnitudes_at(_tiling(full), positions, scores)
+    units, grow = magnitudes_at(_tiling(full), positions.to(kept.device), scores.to(kept.device))
     fresh = ~torch.isin(units, kept)
     units, grow = units[fresh], grow[fresh]
     best = highest(grow, int(missing.sum()), granularity.pool_of(shape, units), missing)
-    nothing = torch.empty(0, dtype=torch.int64)
+    nothing = units.new_empty(0)
     return thinned.exchanged(nothing, _tiling(full).positions(units[best]))
 
 
@@ -193,8 +196,8 @@ def places_of(pattern: Pattern, kept: Tensor) -> Tensor:
     tiling = _tiling(pattern)
     if tiling.size == 1:
         return kept
-    units, unit_of_value = tiling.of(pattern.flat.cpu()).unique(return_inverse=True)
-    chosen = torch.zeros(len(units), dtype=torch.bool)
+    units, unit_of_value = tiling.of(pattern.flat).unique(return_inverse=True)
+    chosen = torch.zeros(len(units), dtype=torch.bool, device=units.device)
     chosen[kept] = True
     return chosen[unit_of_value].nonzero().squeeze(1)
 

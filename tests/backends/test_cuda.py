@@ -1,6 +1,7 @@
 """The cuda backend: its kernels on the CPU through the binding, its refusals, and the device where there is one."""
 
 import gc
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -178,13 +179,31 @@ def test_devices_of_little_memory(backend, binding, monkeypatch):
     assert backend.refuse(CASE) == "cuda kernels take 90 KiB of shared memory a block, the device has 64"
 
 
-def test_lists_follow_an_index_that_is_overwritten(backend, generator):
+def with_strips(case, generator):  # noqa: ARG001  drawn as with_taps
+    """Two patterns of vectors of 8 with as many weights, the second of which needs more chunks of lines."""
+    units = torch.zeros(case.shape[0] // 8, math.prod(case.shape[1:]), dtype=torch.bool)
+    few, more = units.clone(), units.clone()
+    few[0, :32] = True
+    more[0, :19] = more[1, 3:16] = True
+    return [Pattern.from_mask(kept.repeat_interleave(8, 0).view(case.shape)) for kept in (few, more)]
+
+
+def with_taps(case, generator):
+    order = torch.randperm(math.prod(case.shape), generator=generator)
+    first = Pattern.from_mask((order < 30).view(case.shape))
+    return [first, Pattern.from_mask(first.mask().roll(1, 0))]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "outputs", "kind"), [(with_taps, 6, Taps), (with_strips, 16, Strips)], ids=["taps", "strips"]
+)
+def test_lists_follow_an_index_that_is_overwritten(backend, drawn, outputs, kind, generator):
     """As a captured graph needs it: the same addresses, and the products of the new pattern."""
-    x, grad = torch.randn(CASE.input, generator=generator), torch.randn(CASE.output, generator=generator)
-    order = torch.randperm(6 * 4 * 9, generator=generator)
-    first = Pattern.from_mask((order < 30).view(6, 4, 3, 3))
-    second = Pattern.from_mask(first.mask().roll(1, 0))
-    values, case = torch.randn(first.nnz, generator=generator), replace(CASE, nnz=first.nnz)
+    case = replace(CASE, shape=(outputs, *CASE.shape[1:]))
+    first, second = drawn(case, generator)
+    case = replace(case, nnz=first.nnz)
+    x, grad = torch.randn(case.input, generator=generator), torch.randn(case.output, generator=generator)
+    values = torch.randn(first.nnz, generator=generator)
     held = Pattern.from_index(first.shape, [tensor.clone() for tensor in first.index])
 
     def results(pattern):
@@ -193,12 +212,16 @@ def test_lists_follow_an_index_that_is_overwritten(backend, generator):
 
     old = results(held)
     before = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
+    needed = backend._list(held, case, backward=False).start[-1].item()
     for tensor, new in zip(held.index, second.index, strict=True):
         tensor.copy_(new)
     assert backend.rewrite(held.column, second)
     after = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
     assert len(before) == 6
     assert before == after
+    kept = backend._list(held, case, backward=False)
+    assert isinstance(kept, kind)
+    assert (kept.start[-1].item() > needed) == (kind is Strips)
     new = results(held)
     assert all(torch.equal(a, b) for a, b in zip(new, results(second), strict=True))
     assert not torch.equal(old[0], new[0])
@@ -291,6 +314,13 @@ def test_a_device_computes_layers_of_full_size(device_backend, dtype):
         pattern = Pattern.from_mask(torch.rand(shape, generator=generator) < density)
         product = ProductCase(Case(shape, size, pattern.nnz, geometry, dtype), pattern, True, 3)
         check_products(device_backend, product, tolerance=STORED.get(dtype, 2e-6))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_a_device_multiplies_structured_weights(device_backend, name):
+    check_products(device_backend, STRUCTURED[name].product, tolerance=2e-6)
 
 
 @pytest.mark.gpu

@@ -21,6 +21,11 @@ class Lines(NamedTuple):
     def chunks(self) -> int:
         return int(self.start[-1])
 
+    @property
+    def room(self) -> int:
+        """Chunks that fit."""
+        return len(self.offset) // 16
+
 
 @dataclass(frozen=True)
 class BlockProduct(Product):
@@ -29,10 +34,12 @@ class BlockProduct(Product):
     Attributes:
         widths: of the strips of output and of input channels.
         tf32: whether float32 operands are rounded to TF32.
+        spare: chunks that lists have room for besides their own.
     """
 
     widths: tuple[int, int] = (16, 16)
     tf32: bool = False
+    spare: int = 0
 
     def run(self, shim: Shim) -> Results:
         """Forward and both gradients."""
@@ -44,32 +51,34 @@ class BlockProduct(Product):
         grad_values = poisoned(len(self.values), store)
         shim(
             "fedsparse_cuda_block_forward", shape, self.dtype, wide, self.tf32, forward.start, forward.offset,
-            self._packed(shim, forward), x, bias, y, None,
+            self._packed(shim, forward, wide), x, bias, y, None,
         )  # fmt: skip
         shim(
             "fedsparse_cuda_block_grad_x", shape, self.dtype, tall, self.tf32, backward.start, backward.offset,
-            self._packed(shim, backward), grad, grad_x, None,
+            self._packed(shim, backward, tall), grad, grad_x, None,
         )  # fmt: skip
         partial = poisoned(
-            shim.value("fedsparse_block_partial_size", shape, self.dtype, wide, forward.chunks), np.float32
+            shim.value("fedsparse_block_partial_size", shape, self.dtype, wide, forward.room), np.float32
         )
         shim(
-            "fedsparse_cuda_block_grad_values", shape, self.dtype, wide, self.tf32, forward.chunks, forward.start,
+            "fedsparse_cuda_block_grad_values", shape, self.dtype, wide, self.tf32, forward.room, forward.start,
             forward.offset, forward.value, grad, x, partial, grad_values, None,
         )  # fmt: skip
         return Results(self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values)
 
     def lines(self, shim: Shim, *, backward: bool) -> Lines:
-        """A list in arrays of exactly the sizes asked for."""
+        """A list as the reference makes it; what is spare names the first value, at no line."""
         shape, width, view = ConvShape(*self.shape), self.widths[backward], self.view
         start = poisoned(shim.value("fedsparse_block_start_size", shape, backward, self.dtype, width), np.int32)
-        shim("fedsparse_block_start", shape, backward, self.dtype, width, view, start)
-        offset = poisoned(int(start[-1]) * 16, np.uint16)
-        value = poisoned(int(start[-1]) * 16 * width, np.int32)
-        shim("fedsparse_block_list", shape, backward, self.dtype, width, view, start, offset, value)
+        shim("reference_block_start", shape, backward, self.dtype, width, view, start)
+        offset = poisoned((int(start[-1]) + self.spare) * 16, np.uint16)
+        value = np.zeros((int(start[-1]) + self.spare) * 16 * width, np.int32)
+        value.view(np.uint8)[: int(start[-1]) * 64 * width] = 0xFF
+        shim("reference_block_list", shape, backward, self.dtype, width, view, start, offset, value)
         return Lines(start, offset, value)
 
-    def _packed(self, shim: Shim, lines: Lines) -> NDArray:
-        packed = poisoned(len(lines.value), self.values.dtype)
-        shim("fedsparse_cuda_block_pack", self.dtype, len(packed), lines.value, self.values, packed, None)
+    def _packed(self, shim: Shim, lines: Lines, width: int) -> NDArray:
+        packed, chunks = poisoned(len(lines.value), self.values.dtype), lines.start[-1:]
+        sizes = self.dtype, width, lines.room
+        shim("fedsparse_cuda_block_pack", *sizes, chunks, lines.value, self.values, packed, None)
         return packed

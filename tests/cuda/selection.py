@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.cuda.block_products import BlockProduct, Lines
 from tests.cuda.products import FLOAT32, STORAGE, ConvShape, Product, poisoned
 from tests.cuda.shim import Shim
 
@@ -114,3 +115,28 @@ def tap_list(shim: Shim, product: Product, backward: bool) -> tuple[NDArray, NDA
         start, offset, value if backward else None, room, None,
     )  # fmt: skip
     return start, offset, value
+
+
+def widest_strips(shim: Shim, product: Product) -> NDArray:
+    """How many neighbouring rows, and inputs, of the weight are alike: at most 32 of each."""
+    s, widest, wide = product.shape, np.full(2, 32, np.int32), product.column.dtype == np.int32
+    shim(
+        "fedsparse_cuda_block_strips", s[4], s[1] // s[13], s[5] * s[6], product.row_start, product.column, wide,
+        widest, None,
+    )  # fmt: skip
+    return widest
+
+
+def line_list(shim: Shim, product: BlockProduct, backward: bool) -> Lines:
+    """A list in strips of the product's widths, in arrays of exactly the sizes asked for."""
+    problem = ConvShape(*product.shape), backward, product.dtype, product.widths[backward]
+    alike = widest_strips(shim, product).tolist()
+    room = shim.value("fedsparse_block_room", *problem, len(product.values), *alike)
+    lines = Lines(
+        poisoned(shim.value("fedsparse_block_start_size", *problem), np.int32),
+        poisoned(room * 16, np.uint16),
+        poisoned(room * 16 * problem[3], np.int32),
+    )
+    wide = product.column.dtype == np.int32
+    shim("fedsparse_cuda_block_list", *problem, product.row_start, product.column, wide, *lines, None)
+    return lines

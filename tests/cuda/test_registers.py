@@ -53,6 +53,10 @@ REGISTERS = {
     "carry_kernel": 32,
     "list_entries_kernel": 32,
     "list_taps_kernel": 32,
+    "count_lines_kernel": 32,
+    "add_counts_kernel": 32,
+    "list_lines_kernel": 64,
+    "find_strips_kernel": 32,
 }
 ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_90'"

@@ -14,6 +14,7 @@ from tests.cuda import selection
 from tests.cuda import shim as shim_build
 from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, as_stored
 from tests.cuda.test_block import CASES
+from tests.cuda.test_block_rebuild import AWKWARD
 from tests.cuda.test_csr16 import LARGE, SPECIAL, stored
 from tests.cuda.test_rebuild import changes
 from tests.cuda.test_topk import planted, pruned_positions
@@ -90,6 +91,10 @@ def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
         calls += [("tap_list", (held, backward)) for backward in (False, True)]
         rows = held.row_start, held.column, product.pattern.size // product.pattern.shape[0]
         calls += [("exchange", (*rows, *change)) for change in changes(rng, product.pattern)]
+    for number, case in enumerate((*CASES.values(), *AWKWARD.values())):
+        structured = case.stored((FLOAT32, BFLOAT16, FLOAT16)[number % 3])
+        calls += [("widest_strips", (structured,))]
+        calls += [("line_list", (structured, backward)) for backward in (False, True)]
     held, _, _ = planted(np.ones(300), np.ones(300))
     calls.append(("topk_pruned", (held, 3)))
     coarse = [rng.integers(-3, 4, size).astype(np.float32) for size in (0, 5, 9000, 1)]

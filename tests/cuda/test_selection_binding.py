@@ -1,16 +1,21 @@
 """Selection kernels through the binding, with torch tensors: on the CPU, and on the device where there is one."""
 
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fedsparse import _native
+from fedsparse._native import row_list
 from fedsparse.backends.activation import Pruning, plain_pack
 from fedsparse.pattern import Pattern
+from tests.cuda.products import BFLOAT16
+from tests.cuda.test_block import CASES
 
 
 class Target(NamedTuple):
@@ -105,6 +110,26 @@ def test_a_changed_pattern_and_its_lists(target):
     assert target.native.csr16_list(sizes, True, 0, wanted.view, *(t.data_ptr() for t in host)) == 0
     for ours, theirs in zip(found, host, strict=True):
         assert torch.equal(ours.cpu().to(torch.int32), theirs.to(torch.int32))
+
+
+@pytest.mark.parametrize("name", ["strides", "vectors of 16", "a linear layer of blocks of 32"])
+def test_strips_and_their_lists(target, shim, name):
+    """Bit for bit those of the reference."""
+    case = CASES[name]
+    held, pattern = case.stored(BFLOAT16), case.product.pattern
+    old = [t.to(target.device) for t in (pattern.row_start, pattern.column)]
+    rows, widest = row_list(*old), target.empty(2, torch.int32).fill_(32)
+    target("cuda_block_strips", *pattern.shape[:2], math.prod(pattern.shape[2:]), rows, widest)
+    alike = widest.tolist()
+    for backward in (False, True):
+        problem = held.shape, backward, BFLOAT16, case.widths[backward]
+        assert target.native.block_width(*problem[:3], *alike) == problem[3]
+        room, size = target.native.block_room(*problem, pattern.nnz, *alike), target.native.block_start_size(*problem)
+        shapes = (size, torch.int32), (room * 16, torch.uint16), (room * 16 * problem[3], torch.int32)
+        found = [target.empty(*shape) for shape in shapes]
+        target("cuda_block_list", *problem, rows, *found)
+        for ours, theirs in zip(found, held.lines(shim, backward=backward), strict=True):
+            assert np.array_equal(ours.cpu().numpy()[: len(theirs)], theirs)
 
 
 def test_a_dense_gradient(target):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fedsparse.pattern import Pattern, carried, device_lists
+from fedsparse.errors import PatternError
+from fedsparse.pattern import Pattern, carried, device_lists, parse
 
 SHAPES = [(5, 7), (12, 10, 3, 3), (3, 1, 5, 1), (70000, 2), (2, 70000), (4, 3, 2, 2)]
 
@@ -17,18 +18,10 @@ def drawn(shape, share, generator):
 def test_lists_of_a_mask_are_the_compiled_ones(shape, share, generator):
     mask = drawn(shape, share, generator)
     wanted = Pattern.from_mask(mask)
-    rows = device_lists.rows_of_mask(mask)
+    rows = device_lists.rows_of_flat(shape, mask.view(-1).nonzero().squeeze(1))
     for ours, theirs in zip((*rows, *device_lists.transposed(shape, *rows)), wanted.index, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.to(torch.int64), theirs.to(torch.int64))
-
-
-def test_a_mask_whose_memory_is_not_in_order(generator):
-    mask = drawn((9, 6), 0.4, generator).t()
-    row_start, column = device_lists.rows_of_mask(mask)
-    wanted = Pattern.from_mask(mask)
-    assert torch.equal(row_start, wanted.row_start)
-    assert torch.equal(column.to(torch.int64), wanted.column.to(torch.int64))
 
 
 @pytest.mark.parametrize("shares", [(0.3, 0.3), (-1.0, 0.5), (0.5, -1.0), (2.0, 0.2)])
@@ -72,13 +65,22 @@ def test_an_exchange_on_the_device(where, generator):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "block:3", "channel"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_device_makes_the_same_pattern(shape, generator):
-    mask = drawn(shape, 0.3, generator)
-    wanted, found = Pattern.from_mask(mask), Pattern.from_mask(mask.cuda(), device=torch.device("cuda:0"))
+def test_a_device_makes_the_same_pattern(shape, granularity, generator):
+    unit, device = parse(granularity), torch.device("cuda:0")
+    tiling = unit.tiling(shape)
+    mask = tiling.spread(drawn((tiling.count,), 0.3, generator)).view(shape)
+    wanted, found = Pattern.from_mask(mask, unit), Pattern.from_mask(mask.cuda(), unit, device=device)
     assert found.column.device.type == "cuda"
     for ours, theirs in zip(found.index, wanted.index, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu().to(torch.int64), theirs.to(torch.int64))
+    turned = mask.cuda().transpose(0, 1)  # memory that is not in order
+    assert Pattern.from_mask(turned, device=device) == Pattern.from_mask(mask.transpose(0, 1))
+    if tiling.size > 1 and mask.any():
+        mask.view(-1)[mask.view(-1).nonzero()[0]] = False
+        with pytest.raises(PatternError, match="keeps or prunes whole units"):
+            Pattern.from_mask(mask.cuda(), unit, device=device)
     other = Pattern.from_mask(drawn(shape, 0.4, generator))
     assert torch.equal(found.carry_to(other.to("cuda:0")).cpu(), wanted.carry_to(other))

@@ -17,10 +17,13 @@ def drawn(generator, granularity="element"):
     """Patterns, values, and candidates with scores, in main memory."""
     patterns, values, candidates = {}, {}, {}
     for name, shape in SHAPES.items():
-        mask = torch.rand(shape, generator=generator) < 0.4
-        if granularity != "element":
-            mask = mask[::4].repeat_interleave(4, 0)[: shape[0]]
-        patterns[name] = Pattern.from_mask(mask, parse(granularity))
+        unit, mask = parse(granularity), torch.zeros(shape, dtype=torch.bool)
+        if unit.share is None:
+            tiling = unit.tiling(shape)
+            mask = tiling.spread(torch.rand(tiling.count, generator=generator) < 0.4).view(shape)
+        else:
+            mask.view(-1)[unit.fixed_choice(torch.rand(shape, generator=generator))] = True
+        patterns[name] = Pattern.from_mask(mask, unit)
         values[name] = torch.randn(patterns[name].nnz, generator=generator)
         pruned = (~mask).view(-1).nonzero().squeeze(1)
         chosen = pruned[torch.randperm(len(pruned), generator=generator)[: len(pruned) // 2]]
@@ -49,6 +52,26 @@ def test_swaps_where_the_patterns_lie(where, generator):
     for name, pattern in patterns.items():
         assert found[name].column.device == torch.device(where)
         assert found[name] == by_definition(pattern, values[name], *candidates[name], COUNTS[name]), name
+
+
+@pytest.mark.parametrize("granularity", ["vector:4", "block:2", "channel", "nm:1:2"])
+def test_whole_units_are_swapped_where_the_patterns_lie(where, granularity, generator, monkeypatch):
+    """As in main memory, which is not asked for anything."""
+    patterns, values, candidates = drawn(generator, granularity)
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "on_device", lambda _: False)
+        wanted = swap_all(patterns, values, candidates, COUNTS)
+    there = (
+        {name: pattern.to(where) for name, pattern in patterns.items()},
+        {name: kept.to(where) for name, kept in values.items()},
+        {name: tuple(t.to(where) for t in pair) for name, pair in candidates.items()},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "cpu", None)
+        found = swap_all(*there, COUNTS)
+    assert found == wanted
+    assert found["a"] != patterns["a"]
+    assert all(pattern.column.device == torch.device(where) for pattern in found.values())
 
 
 def test_one_launch_for_all(binding, where, generator, monkeypatch):
