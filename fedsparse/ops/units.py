@@ -38,7 +38,8 @@ def topk_pruned_units(
         index, shape, geometry, backend: as of `ops.product`.
     """
     case = read_case(x, shape, index[1].numel(), geometry)
-    pattern, engine = Pattern.from_index(case.shape, index), backends.backend(backend, case)
+    pattern = Pattern.from_index(case.shape, index)
+    engine = backends.backend(backend, case, pattern)
     k = min(k, pattern.size - pattern.nnz)
     if isinstance(engine, CpuBackend):
         return engine.topk_pruned_units(grad.contiguous(), x.contiguous(), pattern, k, tiling.tile, case)
