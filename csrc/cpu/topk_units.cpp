@@ -20,6 +20,7 @@ constexpr double kBelow = 1 - 1e-12;
 // into `width` units, each with every width-th column of the run.
 struct UnitGrid {
   std::int64_t rows, columns, high, span, width, across;
+  std::int64_t whole;  // units of a band, its first ones, that no edge makes narrower
 
   UnitGrid(const PatternView& p, const Unit& unit)
       : rows(p.rows), columns(p.inputs * p.taps), high(unit.rows) {
@@ -28,6 +29,7 @@ struct UnitGrid {
     width = whole ? 1 : p.taps;
     if (span == 1) width = columns;
     across = (columns + span * width - 1) / (span * width) * width;
+    whole = last_columns() < span ? across - width : across;
   }
 
   std::int64_t count() const { return (rows + high - 1) / high * across; }
@@ -35,7 +37,7 @@ struct UnitGrid {
   std::int64_t most() const { return std::min(high, rows) * std::min(span, columns / width); }
   std::int64_t fewest() const { return last(rows, high) * last_columns(); }
   std::int64_t rows_at(std::int64_t row) const { return std::min(high, rows - row); }
-  std::int64_t columns_at(std::int64_t i) const { return i < across - width ? span : last_columns(); }
+  std::int64_t columns_at(std::int64_t i) const { return i < whole ? span : last_columns(); }
 
  private:
   std::int64_t last_columns() const { return last(columns / width, span); }
@@ -152,9 +154,8 @@ class BestUnits {
   // The units of the band that begins with row number `row`.
   void offer(std::int64_t row, const float* gradient, const double* sums) {
     const std::int64_t first = row / grid_.high * grid_.across, rows = grid_.rows_at(row);
-    const std::int64_t whole = grid_.across - grid_.width;  // units that no edge makes narrower
     for (std::int64_t i = 0; i < grid_.across;) {
-      if (i + kGlance <= whole && !any_above(sums + i, rows * grid_.span)) {
+      if (i + kGlance <= grid_.whole && !any_above(sums + i, rows * grid_.span)) {
         i += kGlance;
         continue;
       }
