@@ -12,7 +12,7 @@ namespace {
 // Gradients gathered beyond twice what may stay, before the worst are dropped: makes that rare where k is small.
 constexpr std::int64_t kSlack = 16 * 1024;
 // Units that one test passes over when none is good enough.
-constexpr std::int64_t kGlance = 32;
+constexpr std::int64_t kGlance = 16;
 // A sum of squares below this share of the worst score times the size has a lower score, however either is rounded.
 constexpr double kBelow = 1 - 1e-12;
 
@@ -24,9 +24,9 @@ struct UnitGrid {
 
   UnitGrid(const PatternView& p, const Unit& unit)
       : rows(p.rows), columns(p.inputs * p.taps), high(unit.rows) {
-    const bool whole = unit.taps == p.taps;  // kernels are not cut
-    span = whole ? unit.inputs * p.taps : unit.inputs;
-    width = whole ? 1 : p.taps;
+    const bool every_tap = unit.taps == p.taps;
+    span = every_tap ? unit.inputs * p.taps : unit.inputs;
+    width = every_tap ? 1 : p.taps;
     if (span == 1) width = columns;
     across = (columns + span * width - 1) / (span * width) * width;
     whole = last_columns() < span ? across - width : across;
@@ -161,6 +161,7 @@ class BestUnits {
       }
       for (const std::int64_t end = std::min(i + kGlance, grid_.across); i < end; ++i) {
         const std::int64_t size = rows * grid_.columns_at(i);
+        if (sums[i] < bound(size)) continue;
         const std::int64_t key = key_of(sums[i] / static_cast<double>(size));
         if (key <= floor_) continue;
         if (used_ + size > room_) drop_worst();
@@ -188,11 +189,13 @@ class BestUnits {
   }
 
  private:
-  // Whether any of kGlance units of `size` weights may be good enough, or is NaN.
+  // Units of `size` weights are worth a division where their sum of squares is not below this, or NaN.
+  double bound(std::int64_t size) const { return floor_score_ * static_cast<double>(size) * kBelow; }
+
   bool any_above(const double* sums, std::int64_t size) const {
-    const double bound = floor_score_ * static_cast<double>(size) * kBelow;
+    const double least = bound(size);
     std::int64_t above = 0;
-    for (std::int64_t i = 0; i < kGlance; ++i) above |= !(sums[i] < bound);
+    for (std::int64_t i = 0; i < kGlance; ++i) above |= !(sums[i] < least);
     return above != 0;
   }
 
