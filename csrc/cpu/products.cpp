@@ -35,10 +35,9 @@ void deliver_slopes(const Gather& g, std::int64_t stripes, float* to) {
   }
 }
 
-std::int64_t conv_forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
-                          Arena& arena) {
+std::int64_t conv_forward(const Problem& problem, const Strips& strips, const Term& x, const float* values,
+                          const float* bias, void* y, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
-  const Strips strips = row_strips(problem.pattern, problem.shape.groups, kernels.strip_width);
   const Geometry geometry = forward_geometry(problem, strips.shared());
   Gather g = describe(problem, geometry);
   g.program = forward_program(problem, geometry, strips, values, arena);
@@ -50,11 +49,14 @@ std::int64_t conv_forward(const Problem& problem, const Term& x, const float* va
   return arena.used();
 }
 
-std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values,
-                           void* grad_x, float* grad_values, Arena& arena) {
+// Whether what was saved is expanded first, which only the loops of single targets know how to.
+bool expands(const Problem& problem, const Saved& x, bool wants_values) {
+  return wants_values && !x.is_term(problem.half);
+}
+
+std::int64_t conv_backward(const Problem& problem, const Strips& strips, const void* grad_y, const Saved& x,
+                           const float* values, void* grad_x, float* grad_values, Arena& arena) {
   const GatherKernels& kernels = problem.kernels->gather;
-  const bool expands = grad_values && !x.is_term(problem.half);  // which single targets alone know how to
-  const Strips strips = input_strips(problem.pattern, expands ? 1 : kernels.strip_width);
   const Geometry geometry = backward_geometry(problem, strips.shared());
   Gather g = describe(problem, geometry);
   g.program = backward_program(problem, geometry, strips, values, arena);
@@ -64,7 +66,7 @@ std::int64_t conv_backward(const Problem& problem, const void* grad_y, const Sav
   saved.image_lines = problem.shape.in_channels * problem.shape.height * problem.shape.width;
   if (grad_values) {
     g.other = x.held.term;
-    if (expands) g.saved = &saved;
+    if (expands(problem, x, true)) g.saved = &saved;
   }
   const std::int64_t stripes = kernels.split(g).stripes;
   if (grad_values) g.slope = arena.take<float>(stripes * g.program.count);
@@ -123,24 +125,28 @@ ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t out
   return {batch, inputs, 1, 1, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1};
 }
 
-StripWidths strip_widths(const Problem& problem) {
+Strips forward_strips(const Problem& problem) {
   if (problem.linear) return {};
-  const std::int64_t width = problem.kernels->gather.strip_width;
-  return {row_strips(problem.pattern, problem.shape.groups, width).width, input_strips(problem.pattern, width).width};
+  return row_strips(problem.pattern, problem.shape.groups, problem.kernels->gather.strip_width);
 }
 
-std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
-                     void* workspace) {
+Strips backward_strips(const Problem& problem, const Saved& x, bool wants_values) {
+  if (problem.linear) return {};
+  return input_strips(problem.pattern, expands(problem, x, wants_values) ? 1 : problem.kernels->gather.strip_width);
+}
+
+std::int64_t forward(const Problem& problem, const Strips& strips, const Term& x, const float* values,
+                     const float* bias, void* y, void* workspace) {
   Arena arena(workspace);
   return problem.linear ? linear_forward(problem, x, values, bias, y, arena)
-                        : conv_forward(problem, x, values, bias, y, arena);
+                        : conv_forward(problem, strips, x, values, bias, y, arena);
 }
 
-std::int64_t backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values, void* grad_x,
-                      float* grad_values, void* workspace) {
+std::int64_t backward(const Problem& problem, const Strips& strips, const void* grad_y, const Saved& x,
+                      const float* values, void* grad_x, float* grad_values, void* workspace) {
   Arena arena(workspace);
   return problem.linear ? linear_backward(problem, grad_y, x, values, grad_x, grad_values, arena)
-                        : conv_backward(problem, grad_y, x, values, grad_x, grad_values, arena);
+                        : conv_backward(problem, strips, grad_y, x, values, grad_x, grad_values, arena);
 }
 
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* rows,

@@ -5,13 +5,11 @@
 
 #include "arena.h"
 #include "fedsparse/api.h"
-#include "kernels.h"
+#include "gradient_chunks.h"
 
 namespace fedsparse {
 namespace {
 
-// Positions whose gradients are computed at a time: enough rows to amortise packing the activations.
-constexpr std::int64_t kChunk = 64 * 1024;
 // Candidates gathered beyond 2k before the worst are dropped: makes that rare where k is small.
 constexpr std::int64_t kSlack = 4096;
 // Gradients that one test passes over when none is large enough.
@@ -154,38 +152,20 @@ void offer_row(const PatternView& pattern, std::int64_t row, std::int64_t column
   }
 }
 
-void follow_line(const RowLines& lines, std::int64_t row, std::int64_t columns, float* gradient) {
-  if (!lines.slope) return;
-  const float slope = lines.slope[row], offset = lines.offset[row];
-  for (std::int64_t i = 0; i < columns; ++i) gradient[i] = slope * gradient[i] + offset;
-}
-
 }  // namespace
 
 std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, const RowLines& lines,
                          std::int64_t k, std::int64_t* positions, float* gradients, void* workspace) {
-  const ConvShape& shape = problem.shape;
   const PatternView& pattern = problem.pattern;
-  const WeightGradientKernels& kernels = problem.kernels->weight_gradient;
   const std::int64_t columns = pattern.inputs * pattern.taps;
-  const std::int64_t chunk_rows = std::clamp<std::int64_t>(std::max(kChunk, k) / columns, 1, pattern.rows);
-
   Arena arena(workspace);
-  float* const chunk = arena.take<float>(chunk_rows * columns);
+  const GradientChunks chunks(problem, grad_y, x, lines, k, 1, arena);
   BestK best(arena.take<Candidate>(BestK::room_for(k)), k);
-  std::byte* const scratch = arena.take<std::byte>(
-      kernels.rows(shape, problem.half, grad_y, x, 0, chunk_rows, chunk, nullptr, problem.threads));
   if (!workspace || k == 0) return arena.used();
-
-  for (std::int64_t first = 0; first < pattern.rows; first += chunk_rows) {
-    const std::int64_t last = std::min(first + chunk_rows, pattern.rows);
-    kernels.rows(shape, problem.half, grad_y, x, first, last, chunk, scratch, problem.threads);
-    for (std::int64_t row = first; row < last; ++row) {
-      float* const gradient = chunk + (row - first) * columns;
-      follow_line(lines, row, columns, gradient);
-      offer_row(pattern, row, columns, gradient, best);
-    }
-  }
+  chunks.each([&](std::int64_t first, std::int64_t rows, float* gradient) {
+    for (std::int64_t row = 0; row < rows; ++row)
+      offer_row(pattern, first + row, columns, gradient + row * columns, best);
+  });
   best.finish(positions, gradients);
   return arena.used();
 }

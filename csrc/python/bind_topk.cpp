@@ -43,4 +43,14 @@ void bind_topk(py::module_& m) {
                            at<float>(gradients), at<void>(workspace));
       },
       release());
+  m.def(
+      "topk_pruned_units",
+      [](const Problem& problem, Address grad_y, const std::array<Address, 3>& x, bool relu,
+         const std::array<Address, 2>& lines, const std::array<std::int64_t, 3>& unit, std::int64_t k,
+         Address positions, Address gradients, Address workspace) {
+        const RowLines by_row{at<const float>(lines[0]), at<const float>(lines[1])};
+        return topk_pruned_units(problem, at<const void>(grad_y), term(x, relu), by_row, {unit[0], unit[1], unit[2]}, k,
+                                 at<std::int64_t>(positions), at<float>(gradients), at<void>(workspace));
+      },
+      release());
 }

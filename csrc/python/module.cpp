@@ -9,6 +9,7 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/memory.h"
+#include "../cpu/strips.h"
 #include "bind.h"
 #include "fedsparse/api.h"
 
@@ -62,10 +63,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Problem>(m, "Problem");
   m.def("conv2d_problem", &conv2d_problem);
   m.def("linear_problem", &linear_problem);
-  m.def("strip_widths", [](const Problem& problem) {
-    const StripWidths widths = strip_widths(problem);
-    return std::make_pair(widths.outputs, widths.inputs);
-  });
+  py::class_<Strips>(m, "Strips").def_readonly("width", &Strips::width);
 
   m.def("count_kept", [](Address mask, std::int64_t rows, std::int64_t columns, Address row_start, int threads) {
     return count_kept(at<const std::uint8_t>(mask), rows, columns, at<std::int32_t>(row_start), threads);
@@ -91,18 +89,25 @@ PYBIND11_MODULE(_C, m) {
   });
 
   using release = py::call_guard<py::gil_scoped_release>;
+  m.def("forward_strips", &forward_strips, release());
+  m.def(
+      "backward_strips",
+      [](const Problem& problem, const HeldView& x, const CutsView& stays, const PackedView& instead,
+         bool wants_values) { return backward_strips(problem, {held(x), cuts(stays), packed(instead)}, wants_values); },
+      release());
   m.def(
       "forward",
-      [](const Problem& problem, const TermView& x, Address values, Address bias, Address y, Address workspace) {
-        return forward(problem, term(x), at<const float>(values), at<const float>(bias), at<void>(y),
+      [](const Problem& problem, const Strips& strips, const TermView& x, Address values, Address bias, Address y,
+         Address workspace) {
+        return forward(problem, strips, term(x), at<const float>(values), at<const float>(bias), at<void>(y),
                        at<void>(workspace));
       },
       release());
   m.def(
       "backward",
-      [](const Problem& problem, Address grad_y, const HeldView& x, const CutsView& stays, const PackedView& instead,
-         Address values, Address grad_x, Address grad_values, Address workspace) {
-        return backward(problem, at<const void>(grad_y), {held(x), cuts(stays), packed(instead)},
+      [](const Problem& problem, const Strips& strips, Address grad_y, const HeldView& x, const CutsView& stays,
+         const PackedView& instead, Address values, Address grad_x, Address grad_values, Address workspace) {
+        return backward(problem, strips, at<const void>(grad_y), {held(x), cuts(stays), packed(instead)},
                         at<const float>(values), at<void>(grad_x), at<float>(grad_values), at<void>(workspace));
       },
       release());

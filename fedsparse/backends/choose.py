@@ -23,6 +23,9 @@ BACKENDS: dict[str, Backend] = {
 # By a layer itself, conversions between layouts included, and between others of its kind.
 _BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}
 _BREAK_EVEN_BLOCKED = {"conv2d": 0.7, "linear": 0.25}
+# Of convolutions whose kernels take neighbouring channels together going forward, and going backward as well.
+_BREAK_EVEN_STRIPS = (0.4, 0.45)
+_BREAK_EVEN_STRIPS_BLOCKED = (0.75, 0.8)
 # Leaving the kernels' layout for one dense product costs about what this many weights per output channel cost.
 _CONVERSION = 300
 # Products per number that a 1x1 convolution by itself must have, or moving its pictures between layouts costs more than
@@ -36,13 +39,13 @@ def names() -> tuple[str, ...]:
     return ("auto", *BACKENDS)
 
 
-def break_even(case: Case, *, blocked: bool = False) -> float:
+def break_even(case: Case, *, blocked: bool = False, strips: tuple[int, int] = (1, 1)) -> float:
     """Density up to which the cpu kernels beat a dense product of the same case, forward and backward together.
 
     A rule read off measurements (benchmarks/RESULTS.md, "Products"), on the careful side, as long as all lanes of a
     register hold a sample; work on empty lanes is lost. With `blocked`, the layer stands in a network whose activations
-    are in the kernels' layout already: then the dense product pays for leaving and entering it. The
-    measurements are of float32; bfloat16 follows the same rule.
+    are in the kernels' layout already: then the dense product pays for leaving and entering it. `strips` is what
+    `CpuBackend.strip_widths` finds in the mask. The measurements are of float32; bfloat16 follows the same rule.
     """
     batch = case.input[0]
     full = max(-(-batch // _LANES), 1) * _LANES
@@ -50,6 +53,9 @@ def break_even(case: Case, *, blocked: bool = False) -> float:
         return batch / full
     if not blocked and case.shape[2:] == (1, 1) and _work(case) < _POINTWISE_WORK:
         return 0.0
+    shared = sum(width > 1 for width in strips)
+    if shared and case.op == "conv2d":
+        return (_BREAK_EVEN_STRIPS_BLOCKED if blocked else _BREAK_EVEN_STRIPS)[shared - 1] * batch / full
     return (_BREAK_EVEN_BLOCKED if blocked else _BREAK_EVEN)[case.op] * batch / full
 
 
@@ -59,34 +65,46 @@ def _work(case: Case) -> float:
     return math.prod(case.shape) * places / (math.prod(case.input[1:]) + case.shape[0] * places)
 
 
-def explain(case: Case, *, blocked: bool = False) -> dict[str, str]:
-    """For each backend `auto` considers, in order: `chosen`, or why it was passed over."""
-    reasons: dict[str, str] = {}
-    cpu = BACKENDS["cpu"]
-    reasons["cpu"] = cpu.refuse(case) or (
-        "chosen"
-        if case.density <= break_even(case, blocked=blocked)
-        else f"density {case.density:.2f} is above break-even, "
-        f"{break_even(case, blocked=blocked):.2f} for a batch of {case.input[0]}"
-    )
-    reasons["masked"] = "not needed" if reasons["cpu"] == "chosen" else "chosen"
-    return reasons
+def explain(case: Case, pattern: Pattern | None = None, *, blocked: bool = False) -> dict[str, str]:
+    """For each backend `auto` considers, in order: `chosen`, or why it was passed over.
+
+    Without `pattern`, its mask is taken as one of single weights.
+    """
+    refusal = BACKENDS["cpu"].refuse(case)
+    if refusal is None:
+        bound = _bound(case, pattern, blocked=blocked)
+        if case.density <= bound:
+            return {"cpu": "chosen", "masked": "not needed"}
+        refusal = f"density {case.density:.2f} is above break-even, {bound:.2f} for a batch of {case.input[0]}"
+    return {"cpu": refusal, "masked": "chosen"}
 
 
-def choose(case: Case, *, blocked: bool = False) -> Backend:
-    """The backend `auto` uses for a case."""
-    reasons = explain(case, blocked=blocked)
-    return next(BACKENDS[name] for name, reason in reasons.items() if reason == "chosen")
+def choose(case: Case, pattern: Pattern | None = None, *, blocked: bool = False) -> Backend:
+    """The backend `auto` uses for a case; see `explain`."""
+    pays = BACKENDS["cpu"].refuse(case) is None and _pays(case, pattern, blocked=blocked)
+    return BACKENDS["cpu" if pays else "masked"]
 
 
-def backend(name: str, case: Case, *, blocked: bool = False) -> Backend:
-    """The backend called `name`, or the chosen one for `auto`.
+def _pays(case: Case, pattern: Pattern | None, *, blocked: bool) -> bool:
+    """Whether a case is below its break-even density. Its mask is read only where that decides, for it takes time."""
+    least, most = (break_even(case, blocked=blocked, strips=widths) for widths in ((1, 1), (2, 2)))
+    return case.density <= least or (case.density <= most and case.density <= _bound(case, pattern, blocked=blocked))
+
+
+def _bound(case: Case, pattern: Pattern | None, *, blocked: bool) -> float:
+    """The break-even density of a case and its mask."""
+    strips = (1, 1) if pattern is None else CpuBackend().strip_widths(pattern, case)
+    return break_even(case, blocked=blocked, strips=strips)
+
+
+def backend(name: str, case: Case, pattern: Pattern | None = None, *, blocked: bool = False) -> Backend:
+    """The backend called `name`, or for `auto` the one chosen for a case and its mask.
 
     Raises:
         BackendError: there is none of that name, or it cannot compute the case.
     """
     if name == "auto":
-        return choose(case, blocked=blocked)
+        return choose(case, pattern, blocked=blocked)
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(names())}")
     reason = BACKENDS[name].refuse(case)

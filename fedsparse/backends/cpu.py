@@ -101,13 +101,21 @@ class CpuBackend:
         positions, gradients = self.topk_pruned_blocked(blocked_grad, term, pattern, k, case)
         return positions, gradients.to(grad.dtype)
 
+    def topk_pruned_units(
+        self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, tile: tuple[int, int, int], case: Case
+    ) -> tuple[Tensor, Tensor]:
+        """`topk_pruned` of units, as `topk_pruned_blocked` finds them."""
+        blocked_grad, term = to_blocked(grad, self.isa), Term(to_blocked(x, self.isa))
+        positions, gradients = self.topk_pruned_blocked(blocked_grad, term, pattern, k, case, tile=tile)
+        return positions, gradients.to(grad.dtype)
+
     # ---- blocked activations
     def forward_blocked(self, x: Term, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
         """The product, blocked, of the dtype of x; values and bias may be float32 where x is bfloat16."""
         native, problem = _native.extension(), self._problem(pattern, case)
         values, bias = values.float(), None if bias is None else bias.float()
         y = x.data.new_empty(blocked_shape(case.output, x.data.shape[-1]))
-        arguments = (x.view, address(values), address(bias), address(y))
+        arguments = (native.forward_strips(problem), x.view, address(values), address(bias), address(y))
         workspace = _workspace(native.forward(problem, *arguments, 0))
         native.forward(problem, *arguments, address(workspace))
         return y
@@ -123,7 +131,9 @@ class CpuBackend:
         dtype, values = values.dtype, values.float()
         grad_x = grad.new_empty(blocked_shape(case.input, grad.shape[-1])) if want_x else None
         grad_values = None if x is None else torch.empty_like(values)
-        arguments = (address(grad), *_saved(x), address(values), address(grad_x), address(grad_values))
+        saved = _saved(x)
+        strips = native.backward_strips(problem, *saved, x is not None)
+        arguments = (strips, address(grad), *saved, address(values), address(grad_x), address(grad_values))
         workspace = _workspace(native.backward(problem, *arguments, 0))
         native.backward(problem, *arguments, address(workspace))
         return Gradients(grad_x, None if grad_values is None else grad_values.to(dtype))
@@ -136,25 +146,32 @@ class CpuBackend:
         k: int,
         case: Case,
         lines: tuple[Tensor, Tensor] | None = None,
+        tile: tuple[int, int, int] = (1, 1, 1),
     ) -> tuple[Tensor, Tensor]:
         """`topk_pruned` of a blocked gradient and a term of its dtype, uncut; gradients float32.
 
-        With `lines`, slope and offset `(out,)` float32, of `slope * gradient + offset` by row.
+        With `lines`, slope and offset `(out,)` float32, of `slope * gradient + offset` by row. Tiles (see
+        `pattern.Tiling`) of more than one position are found as a whole, by falling mean square, ties by number: from
+        the first on as many as have at most k positions together, with ascending positions each.
         """
         native, problem = _native.extension(), self._problem(pattern, case)
         positions, gradients = torch.empty(k, dtype=torch.int64), torch.empty(k)
         slope, offset = lines or (None, None)
         view = x.view
-        by_row = (address(slope), address(offset))
-        arguments = (address(grad), view[:3], view[3], by_row, k, address(positions), address(gradients))
-        workspace = _workspace(native.topk_pruned(problem, *arguments, 0))
-        native.topk_pruned(problem, *arguments, address(workspace))
-        return positions, gradients
+        term = (address(grad), view[:3], view[3], (address(slope), address(offset)))
+        found = (k, address(positions), address(gradients))
+        if tile == (1, 1, 1):
+            workspace = _workspace(native.topk_pruned(problem, *term, *found, 0))
+            native.topk_pruned(problem, *term, *found, address(workspace))
+            return positions, gradients
+        workspace = _workspace(native.topk_pruned_units(problem, *term, tile, *found, 0))
+        count = native.topk_pruned_units(problem, *term, tile, *found, address(workspace))
+        return positions[:count], gradients[:count]
 
     def strip_widths(self, pattern: Pattern, case: Case) -> tuple[int, int]:
         """Neighbouring channels, kept alike, that forward and backward take together; 1 where each goes by itself."""
-        outputs, inputs = _native.extension().strip_widths(self._problem(pattern, case))
-        return outputs, inputs
+        native, problem = _native.extension(), self._problem(pattern, case)
+        return native.forward_strips(problem).width, native.backward_strips(problem, *_saved(None), False).width
 
     def _problem(self, pattern: Pattern, case: Case) -> object:
         native, threads, isa = _native.extension(), torch.get_num_threads(), self.isa or _best()

@@ -15,7 +15,7 @@ from fedsparse.backends.term import Term
 from fedsparse.blocked.nodes import operand, store
 from fedsparse.blocked.tensor import Blocked
 from fedsparse.ops.products import read_case
-from fedsparse.pattern import Pattern
+from fedsparse.pattern import Pattern, Tiling
 
 __all__ = ["blocked_topk_pruned", "blocked_values_gradient"]
 
@@ -41,14 +41,23 @@ def _caught(grad: Tensor, x: Tensor, weight: Sequence[Any]) -> _Caught | None:
 
 
 def blocked_topk_pruned(
-    grad: Tensor, x: Tensor, k: int, weight: Sequence[Any], lines: tuple[Tensor, Tensor] | None = None
+    grad: Tensor,
+    x: Tensor,
+    k: int,
+    weight: Sequence[Any],
+    tiling: Tiling,
+    lines: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """`ops.topk_pruned`, with float32 gradients; of `slope * gradient + offset` with `lines`, `(out,)` float32 each."""
+    """`ops.topk_pruned`, or `ops.topk_pruned_units` of larger tiles than single positions, with float32 gradients.
+
+    Of `slope * gradient + offset` with `lines`, `(out,)` float32 each.
+    """
     found = _caught(grad, x, weight)
     if found is None:
         return None
     grad, term, pattern, case, engine = found
-    return engine.topk_pruned_blocked(grad, term, pattern, min(k, pattern.size - pattern.nnz), case, lines)
+    k = min(k, pattern.size - pattern.nnz)
+    return engine.topk_pruned_blocked(grad, term, pattern, k, case, lines, tiling.tile)
 
 
 def blocked_values_gradient(grad: Tensor, x: Tensor, values: Tensor, weight: Sequence[Any]) -> Tensor | None:

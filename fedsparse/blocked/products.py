@@ -52,7 +52,7 @@ def blocked_product(
         case = read_case(x, pattern.shape, values.numel(), geometry)
         if _cast(x.dtype) != x.dtype:
             case = replace(case, dtype=_cast(x.dtype))
-    engine = backends.backend(backend, case, blocked=True)
+    engine = backends.backend(backend, case, pattern, blocked=True)
     if not isinstance(engine, CpuBackend):
         return None
     batch = case.input[0]

@@ -188,15 +188,14 @@ class SparseLayer(nn.Module):
 
         Of larger units than single weights, of those of the largest root mean square that fit into k.
         """
-        index, shape, geometry, _ = weight
-        tiling = self.granularity.tiling(shape)
-        found = blocked_topk_pruned(grad, x, k, weight) if tiling.size == 1 else None
+        tiling = self.granularity.tiling(self._pattern.shape)
+        found = blocked_topk_pruned(grad, x, k, weight, tiling)
         if found is not None:
             return found[0], found[1].to(self.values.dtype)
         grad, x = self.ordinary(grad, x)
         if tiling.size == 1:
             return ops.topk_pruned(grad, x, k, *weight)
-        return ops.topk_pruned_units(grad, x, k, tiling, index, shape, geometry)
+        return ops.topk_pruned_units(grad, x, k, tiling, *weight)
 
     def dense_gradient(self, grad: Tensor, x: Tensor, weight: Operand) -> Tensor:
         """dL/dw at every position, in dense shape."""

@@ -134,10 +134,10 @@ class SparseNormalisedConv2d(SparseConv2d):
     def top_pruned_gradient(self, grad: Tensor, x: Tensor, k: int, weight: Operand) -> tuple[Tensor, Tensor]:
         slope, offset, _ = self._pruned_line(grad, x, weight)
         # dL/dw_p = slope dL/dw^_p + offset, by row.
-        if self.granularity.tiling(self._pattern.shape).size == 1:
-            found = blocked_topk_pruned(grad, x, k, weight, (slope.float(), offset.float()))
-            if found is not None:
-                return found[0], found[1].to(self.values.dtype)
+        tiling = self.granularity.tiling(self._pattern.shape)
+        found = blocked_topk_pruned(grad, x, k, weight, tiling, (slope.float(), offset.float()))
+        if found is not None:
+            return found[0], found[1].to(self.values.dtype)
         # One more image makes the offset part of the product's gradient: all ones, with the offsets as its output's
         # gradient at one pixel. Padding is written out, as ones see none.
         index, shape, geometry, backend = weight

@@ -259,9 +259,11 @@ def _planned(name: str, layer: SparseLayer, seen: _Seen, trace: Trace, repeats: 
         shape=case.shape,
         density=case.density,
         granularity=str(layer.granularity),
-        backend=backends.backend(layer.backend, case, blocked=blocked is not None).name,
+        backend=backends.backend(layer.backend, case, layer.pattern, blocked=blocked is not None).name,
         blocked=blocked is not None,
-        reasons=backends.explain(case, blocked=seen.inside) if auto else {layer.backend: "chosen by set_backend"},
+        reasons=backends.explain(case, layer.pattern, blocked=seen.inside)
+        if auto
+        else {layer.backend: "chosen by set_backend"},
         ms_sparse=1e3 * statistics.median(times["sparse"][1:]),
         ms_dense=1e3 * statistics.median(times["dense"][1:]),
         bytes_sparse=layer.nnz * layer.values.element_size() + layer.pattern.nbytes,

@@ -113,8 +113,8 @@ def _eager(
 ) -> Tensor:
     check_parameters(x, values, bias, index, shape[0])
     case = read_case(x, shape, values.numel(), geometry)
-    engine = backends.backend(backend, case)
     pattern = Pattern.from_index(case.shape, index)
+    engine = backends.backend(backend, case, pattern)
     bias = None if bias is None else bias.contiguous()
     return engine.forward(x.contiguous(), values.contiguous(), pattern, bias, case).contiguous()
 
@@ -131,7 +131,8 @@ def _eager_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     case = read_case(x, shape, values.numel(), geometry)
-    engine, pattern = backends.backend(backend, case), Pattern.from_index(case.shape, index)
+    pattern = Pattern.from_index(case.shape, index)
+    engine = backends.backend(backend, case, pattern)
     found = engine.backward(
         grad.contiguous(), x.contiguous(), values.contiguous(), pattern, (want_x, want_values), case
     )
@@ -147,7 +148,7 @@ def _eager_topk(
 ) -> tuple[Tensor, Tensor]:
     case = read_case(x, shape, index[1].numel(), geometry)
     pattern = Pattern.from_index(case.shape, index)
-    engine = backends.backend(backend, case)
+    engine = backends.backend(backend, case, pattern)
     return engine.topk_pruned(grad.contiguous(), x.contiguous(), pattern, min(k, pattern.size - pattern.nnz), case)
 
 

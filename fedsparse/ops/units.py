@@ -1,4 +1,4 @@
-"""The pruned units of largest gradient, with rows of the dense gradient a chunk at a time."""
+"""The pruned units of largest gradient, in chunks of rows of the dense gradient: by the CPU kernels or by torch."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsparse.ops.products import weight_gradient
-from fedsparse.pattern import Tiling
+from fedsparse import backends
+from fedsparse.backends.cpu import CpuBackend
+from fedsparse.ops.products import read_case, weight_gradient
+from fedsparse.pattern import Pattern, Tiling
 
 __all__ = ["topk_pruned_units"]
 
@@ -23,6 +25,7 @@ def topk_pruned_units(
     index: Sequence[Tensor],
     shape: Sequence[int],
     geometry: Sequence[int],
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Flat positions and signed gradients of the best pruned units that have at most `k` positions in all.
 
@@ -32,8 +35,27 @@ def topk_pruned_units(
     Args:
         grad, x: gradient of the product's output, and its input.
         tiling: the units, each wholly kept or wholly pruned.
-        index, shape, geometry: as of `ops.product`.
+        index, shape, geometry, backend: as of `ops.product`.
     """
+    case = read_case(x, shape, index[1].numel(), geometry)
+    pattern = Pattern.from_index(case.shape, index)
+    engine = backends.backend(backend, case, pattern)
+    k = min(k, pattern.size - pattern.nnz)
+    if isinstance(engine, CpuBackend):
+        return engine.topk_pruned_units(grad.contiguous(), x.contiguous(), pattern, k, tiling.tile, case)
+    return _in_chunks(grad, x, k, tiling, index, shape, geometry)
+
+
+def _in_chunks(
+    grad: Tensor,
+    x: Tensor,
+    k: int,
+    tiling: Tiling,
+    index: Sequence[Tensor],
+    shape: Sequence[int],
+    geometry: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The units with torch's dense products, on any device and in any dtype."""
     rows, columns, high = shape[0], math.prod(shape[1:]), tiling.tile[0]
     step = max(1, max(_CHUNK, k) // (columns * high)) * high
     units, scores = grad.new_empty(0, dtype=torch.int64), grad.new_empty(0, dtype=torch.float64)

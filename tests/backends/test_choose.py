@@ -11,6 +11,7 @@ from fedsparse.backends.choose import break_even
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
+from fedsparse.pattern.granularity import parse
 
 LINEAR = Case((10, 20), (16, 20), 20)
 CONV = Case((8, 4, 3, 3), (32, 4, 9, 9), 30, Geometry(padding=(1, 1)))
@@ -51,6 +52,53 @@ def test_empty_lanes_lower_the_break_even():
     assert choose(case).name == "cpu"
     assert choose(replace(case, input=(8, *case.input[1:]))).name == "masked"
     assert break_even(replace(case, input=(17, *case.input[1:]))) == pytest.approx(0.3 * 17 / 32)
+
+
+def structured(granularity: str, density: float) -> tuple[Case, Pattern]:
+    """A product with a random mask of whole units."""
+    shape = (64, 64, 3, 3)
+    tiling = parse(granularity).tiling(shape)
+    order = torch.randperm(tiling.count, generator=torch.Generator().manual_seed(3))
+    pattern = Pattern.from_mask(tiling.spread(order < round(density * tiling.count)).view(shape))
+    return Case(shape, (32, 64, 9, 9), pattern.nnz, Geometry(padding=(1, 1))), pattern
+
+
+@pytest.mark.parametrize(
+    ("granularity", "blocked", "bound"),
+    [
+        ("vector:16", False, 0.4),
+        ("vector:16", True, 0.75),
+        ("block:16", False, 0.45),
+        ("block:16", True, 0.8),
+    ],
+)
+def test_strips_raise_the_break_even(granularity, blocked, bound):
+    for density, name in ((bound - 0.04, "cpu"), (bound + 0.04, "masked")):
+        case, pattern = structured(granularity, density)
+        assert choose(case, pattern, blocked=blocked).name == name
+        assert backend("auto", case, pattern, blocked=blocked).name == name
+        assert choose(case, blocked=blocked).name == ("cpu" if case.density < (0.7 if blocked else 0.3) else "masked")
+    words = f"density {case.density:.2f} is above break-even, {bound:.2f} for a batch of 32"
+    assert explain(case, pattern, blocked=blocked) == {"cpu": words, "masked": "chosen"}
+
+
+def test_single_weights_have_no_strips_to_raise_it():
+    for density, name in ((0.29, "cpu"), (0.31, "masked"), (0.42, "masked")):
+        assert choose(*structured("element", density)).name == name
+
+
+def test_strips_are_looked_for_where_they_may_decide_only(monkeypatch):
+    searched = []
+    monkeypatch.setattr(CpuBackend, "strip_widths", lambda *arguments: searched.append(arguments) or (8, 8))
+    for density in (0.05, 0.29, 0.31, 0.44, 0.46, 1.0):
+        case, pattern = structured("element", density)
+        choose(case, pattern)
+        choose(replace(case, dtype=torch.float64), pattern)
+        choose(case)
+    assert [pattern.density for _, pattern, _ in searched] == pytest.approx([0.31, 0.44], abs=1e-4)
+    square = Pattern.from_mask(torch.arange(200).view(10, 20) < 24)
+    assert choose(replace(LINEAR, nnz=24), square).name == "masked"
+    assert len(searched) == 2
 
 
 @pytest.mark.parametrize(("case", "words"), REFUSALS)

@@ -102,6 +102,23 @@ def test_a_mask_of_single_weights_has_no_strips(backend):
     assert backend.strip_widths(linear.pattern, linear.case) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("saved", "shared"),
+    [
+        pytest.param((((1, 0, 0, False), False), (0, 0), (0, 0, 0, False)), True, id="whole"),
+        pytest.param((((1, 0, 0, False), True), (0, 0), (0, 0, 0, False)), False, id="bfloat16"),
+        pytest.param((((1, 0, 0, False), False), (1, 1), (0, 0, 0, False)), False, id="cut"),
+        pytest.param((((0, 0, 0, False), False), (0, 0), (1, 1, 1, False)), False, id="packed"),
+    ],
+)
+def test_what_is_expanded_first_is_walked_by_single_inputs(saved, shared):
+    one, native = CONVOLUTIONS["block:8"], _native.extension()
+    sizes = (*one.case.input, one.case.shape[0], 3, 3, 1, 1, 1, 1, 1, 1, 1)
+    problem = native.conv2d_problem(next(iter(_native.instruction_sets())), one.pattern.view, sizes, 1, False)
+    assert (native.backward_strips(problem, *saved, True).width > 1) == shared
+    assert native.backward_strips(problem, *saved, False).width > 1
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.isa)

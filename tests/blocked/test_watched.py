@@ -58,9 +58,10 @@ PRUNINGS = {
 }
 
 
-def built(name: str, pruning: str = "whole") -> nn.Module:
+def built(name: str, pruning: str = "whole", granularity: str = "element") -> nn.Module:
     torch.manual_seed(3)
-    model = fs.sparsify(NETWORKS[name](), 0.4, distribution="uniform", exclude="none")
+    model = NETWORKS[name]()
+    fs.sparsify(model, 0.4, distribution="uniform", exclude="none", granularity=granularity)
     fs.set_backend(model, "cpu")
     return PRUNINGS[pruning](model)
 
@@ -115,6 +116,29 @@ def test_the_search_finds_what_it_finds_in_ordinary_layers(name: str, batch: int
         pruned = (~layer.mask).view(-1).nonzero().squeeze(1)
         order = torch.sort(dense[pruned].abs(), descending=True, stable=True).indices
         assert torch.equal(probe.indices, pruned[order]), key
+
+
+@pytest.mark.parametrize("granularity", ["vector:3", "block:4"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_whole_units_are_found_without_leaving_the_layout(name: str, granularity: str) -> None:
+    model, truth = built(name, granularity=granularity), leave_blocked(built(name, granularity=granularity))
+    fs.set_backend(truth, "reference")
+    x = pictures(33)
+    found, wanted = searched(model, x), searched(truth, x)
+    for key, probe in found.items():
+        layer = sparse_layers(model)[key]
+        tiling = layer.granularity.tiling(layer.pattern.shape)
+        dense = torch.zeros(layer.pattern.size).index_copy_(0, probe.indices, probe.gradients)
+        other = torch.zeros(layer.pattern.size).index_copy_(0, wanted[key].indices, wanted[key].gradients)
+        assert close(dense, other, 2e-4), key
+        scores = tiling.spread(tiling.sums(dense.double().square()) / tiling.sizes())
+        pruned = (~layer.mask).view(-1).nonzero().squeeze(1)
+        order = torch.sort(scores[pruned], descending=True, stable=True).indices
+        unit = tiling.of(probe.indices)
+        assert torch.equal(probe.indices.sort().values, pruned), key
+        assert torch.equal(scores[probe.indices], scores[pruned[order]]), key
+        assert bool((probe.indices[1:] > probe.indices[:-1])[unit[1:] == unit[:-1]].all()), key
+        assert len(unit.unique_consecutive()) == len(unit.unique()), key
 
 
 @pytest.mark.parametrize("cast", [False, True], ids=["float32", "autocast"])

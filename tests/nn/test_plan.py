@@ -126,7 +126,8 @@ def test_a_masked_layer_in_the_middle_is_worth_its_conversions(pictures):
     model = convs()
     fs.set_masks(model, {"1.weight": torch.ones(36, 36, 3, 3, dtype=torch.bool)})
     table = fs.plan(model, pictures, repeats=1)
-    words = "density 1.00 is above break-even, 0.70 for a batch of 16"
+    # Where everything is kept, neighbouring channels are kept alike.
+    words = "density 1.00 is above break-even, 0.80 for a batch of 16"
     assert [(row.backend, row.blocked, row.why) for row in table.layers] == [
         ("cpu", True, ""),
         ("masked", False, words),

@@ -37,10 +37,10 @@ def expected(gradient, pattern, k):
     return found
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 18])
+@pytest.mark.parametrize(("backend", "chunk"), [("cpu", 1 << 18), ("masked", 1), ("masked", 1 << 18)])
 @pytest.mark.parametrize("granularity", ["vector:2", "vector:4", "block:3", "channel"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_equals_a_stable_sort_of_units(name, granularity, chunk, generator, monkeypatch):
+def test_equals_a_stable_sort_of_units(name, granularity, backend, chunk, generator, monkeypatch):
     monkeypatch.setattr(units, "_CHUNK", chunk)
     make, shape = LAYERS[name]
     dense, unit = make(), parse(granularity)
@@ -49,6 +49,7 @@ def test_equals_a_stable_sort_of_units(name, granularity, chunk, generator, monk
     mask = tiling.spread(kept).view(dense.weight.shape)
     kind = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
     layer = kind.from_dense(dense, mask, granularity=granularity)
+    layer.set_backend(backend)
     x = integers(shape, generator)
     weights = integers(layer(x).shape, generator)
     twin = layer.to_dense().double()
@@ -74,6 +75,16 @@ def test_of_nm_single_weights_are_found(generator):
             layer(x).square().sum().backward()
         found.append(top.indices)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_have_the_dtype_of_the_values(dtype, generator):
+    nothing = torch.zeros(8, 3, 3, 3, dtype=torch.bool)
+    layer = SparseConv2d.from_dense(nn.Conv2d(3, 8, 3), nothing, granularity="vector:4").to(dtype)
+    with fs.topk_pruned_gradient(layer, 61) as top:
+        layer(integers((16, 3, 5, 5), generator).to(dtype)).sum().backward()
+    assert (top.gradients.dtype, top.indices.dtype) == (dtype, torch.int64)
+    assert len(top.indices) == len(top.gradients) == 60
 
 
 def test_of_normalised_convolutions(generator):

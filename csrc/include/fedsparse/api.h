@@ -13,6 +13,7 @@ namespace fedsparse {
 
 struct Kernels;
 struct Saved;
+struct Strips;
 struct Term;
 
 // ---- patterns
@@ -43,20 +44,18 @@ struct Problem {
 // What a linear layer looks like to the kernels: a 1x1 convolution of one-pixel pictures.
 ConvShape linear_shape(std::int64_t batch, std::int64_t inputs, std::int64_t outputs);
 
-// How many neighbouring channels, kept alike, the kernels take together (cpu/strips.h): 1 where each goes by itself.
-struct StripWidths {
-  std::int64_t outputs = 1;  // forward
-  std::int64_t inputs = 1;   // backward, where x was saved as it is
-};
-StripWidths strip_widths(const Problem& problem);
+// Which channels, kept alike, a call takes together (cpu/strips.h): found once, for the size of its workspace and for
+// its run. A linear layer has none.
+Strips forward_strips(const Problem& problem);
+Strips backward_strips(const Problem& problem, const Saved& x, bool wants_values);
 
 // Activations are blocked (cpu/blocked.h); x is read through its term, so that a norm and a ReLU need no pass of their own.
-std::int64_t forward(const Problem& problem, const Term& x, const float* values, const float* bias, void* y,
-                     void* workspace);
+std::int64_t forward(const Problem& problem, const Strips& strips, const Term& x, const float* values,
+                     const float* bias, void* y, void* workspace);
 // grad_x (of what the term makes of x) and grad_values may be null (not both): what is null is not computed. Pruned x
 // (cpu/activation.h) changes grad_values only.
-std::int64_t backward(const Problem& problem, const void* grad_y, const Saved& x, const float* values, void* grad_x,
-                      float* grad_values, void* workspace);
+std::int64_t backward(const Problem& problem, const Strips& strips, const void* grad_y, const Saved& x,
+                      const float* values, void* grad_x, float* grad_values, void* workspace);
 
 // What takes the gradients of a row to those that are ranked, `slope[row] * gradient + offset[row]`; null: themselves.
 struct RowLines {
@@ -69,6 +68,20 @@ struct RowLines {
 // held: memory grows with k, not with the weight.
 std::int64_t topk_pruned(const Problem& problem, const void* grad_y, const Term& x, const RowLines& lines,
                          std::int64_t k, std::int64_t* positions, float* gradients, void* workspace);
+
+// Boxes of a weight that are kept or pruned as a whole, numbered in row order. Where an axis is no multiple of theirs,
+// the last ones are smaller.
+struct Unit {
+  std::int64_t rows = 1, inputs = 1;
+  std::int64_t taps = 1;  // one or all
+};
+
+// The pruned units with the largest mean square of dL/dw, larger first, ties to the lower number, NaN before all: from
+// the first on as many as have at most k positions together. Writes their flat positions, ascending within a unit, and
+// signed gradients, and returns the number of positions. Memory grows with k and with the rows of one unit.
+std::int64_t topk_pruned_units(const Problem& problem, const void* grad_y, const Term& x, const RowLines& lines,
+                               const Unit& unit, std::int64_t k, std::int64_t* positions, float* gradients,
+                               void* workspace);
 
 // Between (batch, size) rows, a batch of contiguous pictures say, and blocked (groups, size, lanes).
 void to_blocked(const Kernels& kernels, std::int64_t batch, std::int64_t size, bool half, const void* rows,
