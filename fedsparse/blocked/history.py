@@ -18,7 +18,7 @@ from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.nodes import Node, Normed, Sum, requires_grad, sources, store, with_sources
 from fedsparse.ops.held import alias
 
-__all__ = ["carried", "settled", "standing"]
+__all__ = ["carried", "exchanged", "settled", "standing"]
 
 
 class _Stand(Function):
@@ -74,3 +74,12 @@ def carried(x: Tensor) -> Any:
 def settled(x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
     """`numbers`, ordinary or, with `sizes`, in the layout, with the history that the blocked tensor x carries."""
     return apply(_Settle, x, numbers.detach(), sizes)
+
+
+def exchanged(x: Tensor, other: Tensor) -> bool:
+    """Exchanges what two tensors are, history included, unless torch's own code holds x; whether it did."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if x._use_count() > 1:  # type: ignore[attr-defined]
+            return False
+        torch.utils.swap_tensors(x, other)
+    return True
