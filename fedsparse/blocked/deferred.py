@@ -5,19 +5,21 @@ waits: a ReLU takes the norm's place (`Deferred.activated`), anybody else gets a
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 
 from fedsparse.backends.device_norms import Kernels, Norm
 from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.history import exchanged
 from fedsparse.errors import BackendError
-from fedsparse.ops.made import note
+from fedsparse.ops.made import note, runs_again
 
 __all__ = ["ABOUT", "Deferred", "Waiting"]
 
@@ -144,33 +146,25 @@ class Deferred(Tensor):
         deferred.waiting, deferred._plain = waiting, None
         return deferred
 
-    @property
-    def waits(self) -> bool:
-        """Whether it has no numbers yet."""
-        return self._plain is None
-
     def settled(self) -> Tensor:
         """The ordinary tensor that it is from now on: this object, unless torch's own code holds it."""
         if self._plain is None:
-            y, _ = self.waiting.computed(relu=False)
-            if exchanged(self, y):
-                return self
-            self._plain = y
-        return self._plain
+            # What runs again finds the numbers here, and saves nothing for them.
+            with saved_tensors_hooks(_same, _same) if runs_again() else nullcontext():
+                self._plain, _ = self.waiting.computed(relu=False)
+        plain = self._plain
+        return self if exchanged(self, plain) else plain
 
     def activated(self, *, inplace: bool) -> Tensor:
-        """The ReLU of a norm that waits, which needs no numbers of it; in place, this object becomes it.
+        """The ReLU, for which a norm that waits needs no numbers; in place, this object becomes it.
 
         Raises:
             BackendError: in place, where torch's own code holds this tensor.
         """
-        shape = tuple(self.waiting.x.shape)
-        y, norm = self.waiting.computed(relu=True)
+        waiting = self.waiting
+        y, norm = waiting.computed(relu=True)
         if inplace and not exchanged(self, y):
-            raise BackendError(
-                f"a batch norm's result of shape {shape} was changed in place, and a torch.autograd.Function needs it "
-                "as it was; use the function that returns a new tensor"
-            )
+            raise _changed(waiting)
         result = self if inplace else y
         note(result, norm)
         return result
@@ -183,9 +177,14 @@ class Deferred(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
         given, named = tree_map_only(Deferred, Deferred.settled, (tuple(args), kwargs or {}))
+        held = [
+            (a.waiting, a._plain, a._plain._version) for a in args if isinstance(a, Deferred) and a._plain is not None
+        ]
         result = function(*given, **named)
-        # A function in place answers with its argument, not with what that stands for.
-        return next((a for a in args if isinstance(a, Deferred) and a._plain is result), result)
+        for waiting, numbers, version in held:
+            if numbers._version != version:
+                raise _changed(waiting)
+        return result
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -206,3 +205,14 @@ class Deferred(Tensor):
             return self._plain.detach()
         x = self.waiting.x.detach()
         return self.waiting.kernels.norm(self.waiting.of(x), x.dtype, None, relu=False)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _changed(waiting: Waiting) -> BackendError:
+    return BackendError(
+        f"a batch norm's result of shape {tuple(waiting.x.shape)} was changed in place, and a torch.autograd.Function "
+        "needs it as it was; use the function that returns a new tensor"
+    )

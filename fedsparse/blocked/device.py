@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from fedsparse.backends import device_norms
 from fedsparse.backends.activation import Pruning
-from fedsparse.backends.device_norms import Kernels, available, kernels_for
+from fedsparse.backends.device_norms import Kernels
 from fedsparse.blocked.deferred import Deferred, Waiting
 from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.saving import pruning
-from fedsparse.ops.made import note
+from fedsparse.ops.made import note, runs_again
 
 __all__ = ["Frugal", "on_device"]
 
 
 def on_device(module: nn.Module) -> bool:
     """Whether a module's parameters are where norms and ReLUs have kernels."""
-    return any(available(parameter.device) for parameter in module.parameters())
+    return any(device_norms.available(parameter.device) for parameter in module.parameters())
 
 
 class Frugal(TorchFunctionMode):
@@ -44,19 +45,15 @@ class Frugal(TorchFunctionMode):
 
 
 def _eager() -> bool:
-    """Whether nothing traces or transforms what is called."""
+    """Whether nothing traces, transforms or will repeat what is called."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
-
-
-def _settled(x: Tensor) -> Tensor:
-    return x.settled() if isinstance(x, Deferred) else x
+    return torch._C._functorch.peek_interpreter_stack() is None and not runs_again()
 
 
 def _kernels(x: Tensor) -> Kernels | None:
     """Who computes for an ordinary tensor; None where torch does."""
-    return kernels_for(x) if type(x) in (Tensor, nn.Parameter) else None
+    return device_norms.kernels_for(x) if type(x) in (Tensor, nn.Parameter) else None
 
 
 # ---- ReLUs
@@ -79,13 +76,12 @@ class _Relu(Function):
 
 
 def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
-    if isinstance(input, Deferred) and input.waits:
+    if isinstance(input, Deferred):
         return input.activated(inplace=inplace)
-    x = _settled(input)
-    kernels = _kernels(x)
-    if kernels is None or not x.requires_grad or (inplace and (x.is_leaf or x._is_view())):
+    kernels = _kernels(input)
+    if kernels is None or not input.requires_grad or (inplace and (input.is_leaf or input._is_view())):
         return NotImplemented  # what torch refuses to change in place, and views, are left to it
-    y = apply(_Relu, x, kernels, inplace)
+    y = apply(_Relu, input, kernels, inplace)
     note(y, None)
     return y
 
@@ -106,7 +102,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    x = _settled(x)
+    x = x.settled() if isinstance(x, Deferred) else x
     vectors = (running_mean, running_var, weight, bias)
     kernels = _kernels(x) if training and (running_mean is None) == (running_var is None) else None
     if kernels is None or x.dim() < 2 or x.numel() < 2 * x.shape[1] or not all(_fits(x, v) for v in vectors):

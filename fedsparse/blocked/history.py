@@ -77,9 +77,9 @@ def settled(x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor
 
 
 def exchanged(x: Tensor, other: Tensor) -> bool:
-    """Exchanges what two tensors are, history included, unless torch's own code holds x; whether it did."""
+    """Exchanges what two tensors are, history included, unless torch's own code holds one; whether it did."""
     with torch._C.DisableTorchFunctionSubclass():
-        if x._use_count() > 1:  # type: ignore[attr-defined]
+        if x._use_count() > 1 or other._use_count() > 1:  # type: ignore[attr-defined]
             return False
         torch.utils.swap_tensors(x, other)
     return True

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse.backends.activation import Kept, Pruning
 from fedsparse.backends.device_norms import Norm
 
-__all__ = ["Made", "made", "note", "noting"]
+__all__ = ["Made", "made", "note", "noting", "runs_again"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ def note(x: Tensor, norm: Norm | None) -> None:
 
 def made(x: Tensor) -> Made | None:
     """How x was made, if that was noted and x has not been changed since."""
-    notes = _notes.get()
+    notes = None if runs_again() else _notes.get()
     found: Made | None = None if notes is None else notes.get(x)
     return found if found is not None and found.version == x._version else None
+
+
+def runs_again() -> bool:
+    """Whether `torch.utils.checkpoint` will run what runs now once more, without the network, and save the same."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
