@@ -62,6 +62,13 @@ def test_half_precision_is_summed_in_float32(generator):
     assert y.dtype == torch.float16
     torch.testing.assert_close(y.double(), wanted, rtol=1e-3, atol=1e-4)
     assert norm_backward(x, x, *found, weight, bias, relu=True)[0].dtype == torch.float16
+    halves = [t.half() for t in parameters(2, generator)]
+    wide = [t.float() for t in halves]
+    again = statistics(x, *halves[2:], momentum=MOMENTUM, eps=EPS)
+    statistics(x, *wide[2:], momentum=MOMENTUM, eps=EPS)
+    assert torch.equal(norm(x, *again, *halves[:2], relu=True), norm(x, *again, *wide[:2], relu=True))
+    for half, whole in zip(halves[2:], wide[2:], strict=True):
+        assert torch.equal(half, whole.half())
 
 
 def test_without_parameters_and_running_statistics(generator):
