@@ -98,12 +98,20 @@ def _flags(bits: Tensor, width: int) -> Tensor:
 
 
 @contextmanager
-def plain_device() -> Iterator[PlainNorms]:
-    """Inside it, tensors in main memory are taken for ones on a device."""
-    norms, packs = PlainNorms(), PlainPacks()
+def plain_norms() -> Iterator[PlainNorms]:
+    """Inside it, batch norms and ReLUs take tensors in main memory for ones on a device."""
+    norms = PlainNorms()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_norms, "TRITON", norms)
         patch.setattr(device_norms, "available", lambda _: True)
+        yield norms
+
+
+@contextmanager
+def plain_device() -> Iterator[PlainNorms]:
+    """Inside it, everybody does."""
+    packs = PlainPacks()
+    with plain_norms() as norms, pytest.MonkeyPatch.context() as patch:
         for module in (activation, device_activation):
             patch.setattr(module, "kernels_for", lambda _: packs)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -146,28 +146,51 @@ class Deferred(Tensor):
         deferred.waiting, deferred._plain = waiting, None
         return deferred
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has no numbers yet."""
+        return self._plain is None
+
     def settled(self) -> Tensor:
-        """The ordinary tensor that it is from now on: this object, unless torch's own code holds it."""
-        if self._plain is None:
+        """The ordinary tensor that it is from now on: this object, unless somebody else holds it."""
+        y, self._plain = self._plain, None
+        if y is None:
             # What runs again finds the numbers here, and saves nothing for them.
             with saved_tensors_hooks(_same, _same) if runs_again() else nullcontext():
-                self._plain, _ = self.waiting.computed(relu=False)
-        plain = self._plain
-        return self if exchanged(self, plain) else plain
+                y, _ = self.waiting.computed(relu=False)
+        return self if exchanged(self, y) else self._stands_for(y)
 
     def activated(self, *, inplace: bool) -> Tensor:
-        """The ReLU, for which a norm that waits needs no numbers; in place, this object becomes it.
+        """The ReLU of a norm that waits, which needs no numbers of it; in place, that is what it is from now on.
 
         Raises:
             BackendError: in place, where torch's own code holds this tensor.
         """
-        waiting = self.waiting
-        y, norm = waiting.computed(relu=True)
-        if inplace and not exchanged(self, y):
-            raise _changed(waiting)
-        result = self if inplace else y
-        note(result, norm)
-        return result
+        if inplace:
+            self.refuse_change()
+        y, norm = self.waiting.computed(relu=True)
+        if inplace:
+            y = self if exchanged(self, y) else self._stands_for(y)
+        note(y, norm)
+        return y
+
+    def refuse_change(self) -> None:
+        """Refuses to be changed in place where torch's own code, an autograd function, holds this tensor.
+
+        Raises:
+            BackendError: it does.
+        """
+        with torch._C.DisableTorchFunctionSubclass():
+            held = self._use_count() > 1  # type: ignore[attr-defined]
+        if held:
+            raise BackendError(
+                f"a batch norm's result of shape {tuple(self.waiting.x.shape)} was changed in place, and a "
+                "torch.autograd.Function needs it as it was; use the function that returns a new tensor"
+            )
+
+    def _stands_for(self, y: Tensor) -> Tensor:
+        self._plain = y
+        return y
 
     @classmethod
     def __torch_function__(
@@ -177,13 +200,11 @@ class Deferred(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
         given, named = tree_map_only(Deferred, Deferred.settled, (tuple(args), kwargs or {}))
-        held = [
-            (a.waiting, a._plain, a._plain._version) for a in args if isinstance(a, Deferred) and a._plain is not None
-        ]
+        before = [(a, y, y._version) for a, y in zip(args, given, strict=True) if isinstance(a, Deferred)]
         result = function(*given, **named)
-        for waiting, numbers, version in held:
-            if numbers._version != version:
-                raise _changed(waiting)
+        for deferred, y, version in before:
+            if y._version != version:
+                deferred.refuse_change()
         return result
 
     @classmethod
@@ -209,10 +230,3 @@ class Deferred(Tensor):
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _changed(waiting: Waiting) -> BackendError:
-    return BackendError(
-        f"a batch norm's result of shape {tuple(waiting.x.shape)} was changed in place, and a torch.autograd.Function "
-        "needs it as it was; use the function that returns a new tensor"
-    )

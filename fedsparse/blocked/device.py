@@ -76,7 +76,7 @@ class _Relu(Function):
 
 
 def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
-    if isinstance(input, Deferred):
+    if isinstance(input, Deferred) and input.waits:
         return input.activated(inplace=inplace)
     kernels = _kernels(input)
     if kernels is None or not input.requires_grad or (inplace and (input.is_leaf or input._is_view())):

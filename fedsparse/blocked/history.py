@@ -7,6 +7,7 @@ history of its arguments before any Python of theirs is asked, and finds what a 
 
 from collections.abc import Callable
 from typing import Any
+from weakref import getweakrefs
 
 import torch
 from torch import Tensor
@@ -77,9 +78,12 @@ def settled(x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor
 
 
 def exchanged(x: Tensor, other: Tensor) -> bool:
-    """Exchanges what two tensors are, history included, unless torch's own code holds one; whether it did."""
+    """Exchanges what two tensors are, history included, unless torch's own code or a weak reference holds one.
+
+    Says whether it did.
+    """
     with torch._C.DisableTorchFunctionSubclass():
-        if x._use_count() > 1 or other._use_count() > 1:  # type: ignore[attr-defined]
+        if any(t._use_count() > 1 or getweakrefs(t) for t in (x, other)):  # type: ignore[attr-defined]
             return False
         torch.utils.swap_tensors(x, other)
     return True

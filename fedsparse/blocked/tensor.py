@@ -74,8 +74,8 @@ class Blocked(Tensor):
         if torch.is_grad_enabled():
             if not exchanged(self, other):
                 raise BackendError(
-                    f"an activation of shape {self.sizes} was changed in place, and a torch.autograd.Function needs it "
-                    "as it was; use the function that returns a new tensor"
+                    f"an activation of shape {self.sizes} was changed in place, and a torch.autograd.Function, or a "
+                    "weak reference, holds it as it was; use the function that returns a new tensor"
                 )
         elif self._node is None or requires_grad(self._node):
             self.plain().copy_(other.plain())  # other numbers, the same history

@@ -4,7 +4,9 @@ Here they run in main memory, with plain torch for the kernels of a device; wher
 """
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -306,7 +308,24 @@ def _saved_by_another(y):
     return kept + y.relu() + y
 
 
+def _watched(y):
+    seen = weakref.ref(y)
+    z = y + y.relu()
+    y += z
+    torch.relu_(y)
+    return y * (seen() is y)
+
+
+def _watched_relu(y):
+    seen = weakref.ref(y)
+    torch.relu_(y)
+    y.mul_(2)
+    return torch.relu(y) + y * (seen() is y)
+
+
 USES = {
+    "weak reference": _watched,
+    "weak reference, ReLU": _watched_relu,
     "sum": lambda y: y + 1,
     "index": lambda y: y[1:, 2],
     "view": lambda y: y.view(6, 12),
@@ -355,6 +374,22 @@ def test_statistics_are_there_at_once_and_once(frugal):
     assert torch.equal(F.relu(y) + y, z)
     assert torch.equal(mean, noted[0])
     assert torch.equal(variance, noted[1])
+
+
+@pytest.mark.parametrize("use", [lambda y: y + 1, torch.relu, torch.relu_, lambda y: y.add_(1)])
+def test_nothing_is_left_for_the_garbage_collector(use, frugal):
+    del frugal
+    x, *rest = waiting()
+    source = x * 1
+    seen = weakref.ref(source)
+    gc.disable()
+    try:
+        y = F.batch_norm(source, *rest, True)
+        z = use(y)
+        del source, y, z
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_an_input_changed_in_place_is_refused(frugal):
