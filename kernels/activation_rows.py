@@ -1,9 +1,10 @@
 """Scaled activation pruning by rows: the k largest magnitudes of each image or sample, as bitmap and packed values.
 
 Huang et al., FedMef, arXiv 2403.14737. Ties go to the lowest index of the row, NaN counts as largest, exact zeros take
-no more than their bit. One program finds the cut of a row by counting digits of eight bits; one row, a whole batch that
-is pruned together, is cut by torch's own selection. Marking and moving go over the tensor in groups of 512 elements,
-whatever the rows. Bits and starts are those of the CUDA kernels (csrc/cuda/cuda_api.h).
+no more than their bit. One program finds the cut of a row: of a short one, which its registers hold, bit by bit after
+reading it once; of a longer one by counting digits of eight bits, which reads it five times. One row, a whole batch
+that is pruned together, is cut by torch's own selection. Marking and moving go over the tensor in groups of 512
+elements, whatever the rows. Bits and starts are those of the CUDA kernels (csrc/cuda/cuda_api.h).
 """
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["mark", "pack", "unpack"]
 
 GROUP = 512  # elements to an entry of `starts`, and of a program
 CHUNK = 1024  # elements that a program cuts at a time
+SHORT = 8192  # elements of the longest row that registers hold, 32 a thread
 _LARGEST = 0x7F800001  # NaN, above infinity
 _ABOVE_ALL = 0x7FFFFFFF
 
@@ -25,6 +27,26 @@ _ABOVE_ALL = 0x7FFFFFFF
 def _key(number):
     # Magnitudes order as their bits do; all NaN are one.
     return tl.minimum(number.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
+
+
+@triton.jit
+def _short_cut_kernel(x, thresholds, lasts, size, k, WIDTH: tl.constexpr):
+    row = tl.program_id(0)
+    place = tl.arange(0, WIDTH)
+    inside = place < size
+    # Places behind the end are below every element.
+    key = tl.where(inside, _key(tl.load(x + row.to(tl.int64) * size + place, mask=inside, other=0.0)), -1)
+    # The largest threshold that k keys reach, from its highest bit down.
+    threshold = k * 0
+    for bit in range(31):
+        candidate = threshold | (1 << (30 - bit))
+        enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= k
+        threshold = tl.where(enough, candidate, threshold)
+    tie = key == threshold
+    room = k - tl.sum((key > threshold).to(tl.int32), axis=0)
+    fits = tie & (tl.cumsum(tie.to(tl.int32), axis=0) <= room)
+    tl.store(thresholds + row, threshold)
+    tl.store(lasts + row, tl.max(tl.where(fits, place, -1), axis=0))
 
 
 @triton.jit
@@ -150,10 +172,16 @@ def _cuts(x: Tensor, rows: int, k: int) -> tuple[Tensor, Tensor]:
     if rows == 1:
         return _whole_cut(x, k)
     thresholds, lasts = torch.empty((2, rows), dtype=torch.int32, device=x.device)
+    size = x.numel() // rows
     with torch.cuda.device(x.get_device()):
-        _cut_kernel[(rows,)](
-            x, thresholds, lasts, x.numel() // rows, k, CHUNK=CHUNK, enable_fp_fusion=FUSION
-        )  # fmt: skip
+        if size <= SHORT:
+            width = max(triton.next_power_of_2(size), 32)
+            warps = max(width // 1024, 1)
+            _short_cut_kernel[(rows,)](
+                x, thresholds, lasts, size, k, WIDTH=width, num_warps=warps, enable_fp_fusion=FUSION
+            )  # fmt: skip
+        else:
+            _cut_kernel[(rows,)](x, thresholds, lasts, size, k, CHUNK=CHUNK, enable_fp_fusion=FUSION)
     return thresholds, lasts
 
 

@@ -44,7 +44,17 @@ def of_run(record: RunRecord) -> Iterator[str]:
     whole = [row for stage in ("dense", "ours") for row in record.rows(stage) if row["op"] in others]
     yield from _section("Besides the products", ("what", "graph us", "eager us", "source"), map(_whole, whole))
     steps = record.rows("step")
-    headings = ("step", "B", "graph ms", "eager ms", "graph to graph", "eager to eager", "MB above", "source")
+    headings = (
+        "step",
+        "B",
+        "graph ms",
+        "eager ms",
+        "graph to graph",
+        "eager to eager",
+        "MB above",
+        "MB saved",
+        "source",
+    )
     yield from _section("A whole training step of ResNet-18", headings, (_step(row, steps) for row in steps))
     kernels = [row for row in record.rows("build") if row.get("what") == "kernel"]
     yield from _section("Registers", ("kernel", "registers", "spilled bytes", "source"), _registers(kernels))
@@ -148,11 +158,11 @@ def _step(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         best = min((r[how]["median"] for r in dense if r.get(how)), default=None)
         mine = row[how]["median"] if row.get(how) else None
         ratios.append(_MISSING if best is None or mine is None else f"{row['clients'] * best / mine:.2f}")
-    peak = _MISSING if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
+    memory = [_MISSING if row.get(key) is None else f"{row[key] / 1e6:.0f}" for key in ("peak_bytes", "saved_bytes")]
     name = f"{row['who']} {row['variant']} {row['precision']} density {row['density']:g}"
     name += f", {row['clients']} clients" if row["clients"] > 1 else ""
     times = _time(row.get("graph"), 1e3), _time(row.get("eager"), 1e3)
-    return name, str(row["batch"]), *times, *ratios, peak, "measured"
+    return name, str(row["batch"]), *times, *ratios, *memory, "measured"
 
 
 def _time(timing: dict[str, Any] | None, scale: float) -> str:

@@ -20,11 +20,13 @@ from fedsparse._native import address
 from fedsparse.backends import device_activation
 from fedsparse.backends.blocked import isa_of
 from fedsparse.backends.cpu import blocked_shape, from_blocked, lanes, to_blocked
-from fedsparse.backends.device_activation import DevicePacked, kernels_for
+from fedsparse.backends.device_activation import DevicePacked, DeviceShared, kernels_for
+from fedsparse.backends.device_norms import Norm
 from fedsparse.backends.term import Cuts, Packed, Term
 from fedsparse.errors import ConfigError, ShapeError
 
 __all__ = [
+    "Kept",
     "PlainPacked",
     "Pruning",
     "keep",
@@ -211,23 +213,34 @@ def _bits(flags: Tensor) -> Tensor:
 
 
 # ---- whichever fits a tensor
-def keep(x: Tensor, pruning: Pruning) -> Packed | DevicePacked | PlainPacked:
-    """What is left of an ordinary tensor `(batch, ...)`, by compiled kernels where they can."""
+Kept = Packed | DevicePacked | DeviceShared | PlainPacked
+
+
+def keep(x: Tensor, pruning: Pruning, norm: Norm | None = None) -> Kept:
+    """What is left of an ordinary tensor `(batch, ...)`, by compiled kernels where they can.
+
+    `norm` is the one on a device, if any, that x is the ReLU of.
+    """
     x = x.detach()
     kernels, stored = kernels_for(x), pruning.dtype or x.dtype
     if kernels is not None:
         rows = 1 if pruning.rule == "global" else len(x)
-        return device_activation.pack(kernels, x, rows, pruning.count(x.numel() // rows), stored)
+        count = pruning.count(x.numel() // rows)
+        if norm is not None:
+            return device_activation.share(kernels, norm, rows, count, x)
+        return device_activation.pack(kernels, x, rows, count, stored)
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
         return plain_pack(x, pruning)
     term, batch = Term(to_blocked(x)), x.shape[0]
     return pack(term._replace(cuts=select(term, batch, pruning)), batch, stored)
 
 
-def restore(kept: Packed | DevicePacked | PlainPacked, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def restore(kept: Kept, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The pruned tensor of `shape` and `dtype`."""
     if isinstance(kept, PlainPacked):
         return plain_unpack(kept, shape, dtype)
     if isinstance(kept, DevicePacked):
         return device_activation.unpack(kept, shape, dtype)
+    if isinstance(kept, DeviceShared):
+        return device_activation.recompute(kept, dtype)
     return from_blocked(unpack(kept, blocked_shape(shape, lanes())), shape).to(dtype)

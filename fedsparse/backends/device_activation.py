@@ -4,7 +4,7 @@ extension was built without CUDA.
 Both write the same: one bit for each element of the ordinary, contiguous tensor, the number of marked elements before
 each group of 512, and the marked elements in order. Nothing waits for the device, so that a step may be captured in a
 CUDA graph, but where everything is kept: then the number of non-zero elements is read, unless a graph is being
-captured, which gives room to all.
+captured, which gives room to all. Of what a norm holds anyway only the bits are kept, and it is computed again.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,21 @@ from torch import Tensor
 
 from fedsparse import _native
 from fedsparse._native import STORED, address, launch
+from fedsparse.backends import device_norms
+from fedsparse.backends.device_norms import Norm
 
-__all__ = ["CUDA", "TRITON", "DevicePacked", "Kernels", "kernels_for", "pack", "unpack"]
+__all__ = [
+    "CUDA",
+    "TRITON",
+    "DevicePacked",
+    "DeviceShared",
+    "Kernels",
+    "kernels_for",
+    "pack",
+    "recompute",
+    "share",
+    "unpack",
+]
 
 _LIMIT = 1 << 31  # elements: starts have 32 bits
 _GROUP = 512  # elements, of 16 words
@@ -36,6 +49,22 @@ class DevicePacked(NamedTuple):
     bits: Tensor
     starts: Tensor
     values: Tensor
+
+
+class DeviceShared(NamedTuple):
+    """What is left of the ReLU of a norm that holds its input anyway.
+
+    Attributes:
+        bits: as in `DevicePacked`.
+        held, mean, rstd, weight, bias: the norm's.
+    """
+
+    bits: Tensor
+    held: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
 
 
 class Kernels(Protocol):
@@ -119,6 +148,30 @@ def unpack(packed: DevicePacked, shape: tuple[int, ...], dtype: torch.dtype) -> 
     assert kernels is not None  # it has packed a tensor like this one
     kernels.unpack(packed, x)
     return x.view(shape)
+
+
+def share(kernels: Kernels, norm: Norm, rows: int, k: int, x: Tensor) -> DeviceShared:
+    """What is left of `x = relu(norm)` when k elements of each of its `rows` rows are kept.
+
+    Of a norm that holds its input rounded, k elements of what that is worth.
+    """
+    exact = norm.held.dtype == x.dtype
+    bits, _ = kernels.mark(x.contiguous() if exact else _relu_of(norm, x.dtype), rows, k)
+    return DeviceShared(bits, *norm)
+
+
+def recompute(shared: DeviceShared, dtype: torch.dtype) -> Tensor:
+    """The tensor of `dtype`, zeros where nothing was kept."""
+    x = _relu_of(Norm(*shared[1:]), dtype)
+    kernels = device_norms.kernels_for(x)
+    assert kernels is not None  # it has computed the norm
+    return kernels.gate(x, shared.bits)
+
+
+def _relu_of(norm: Norm, dtype: torch.dtype) -> Tensor:
+    kernels = device_norms.kernels_for(norm.held)
+    assert kernels is not None
+    return kernels.norm(norm, dtype, None, relu=True)
 
 
 def _empty_map(x: Tensor) -> tuple[Tensor, Tensor]:

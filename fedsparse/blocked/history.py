@@ -7,6 +7,7 @@ history of its arguments before any Python of theirs is asked, and finds what a 
 
 from collections.abc import Callable
 from typing import Any
+from weakref import getweakrefs
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.nodes import Node, Normed, Sum, requires_grad, sources, store, with_sources
 from fedsparse.ops.held import alias
 
-__all__ = ["carried", "settled", "standing"]
+__all__ = ["carried", "exchanged", "settled", "standing"]
 
 
 class _Stand(Function):
@@ -74,3 +75,15 @@ def carried(x: Tensor) -> Any:
 def settled(x: Tensor, numbers: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
     """`numbers`, ordinary or, with `sizes`, in the layout, with the history that the blocked tensor x carries."""
     return apply(_Settle, x, numbers.detach(), sizes)
+
+
+def exchanged(x: Tensor, other: Tensor) -> bool:
+    """Exchanges what two tensors are, history included, unless torch's own code or a weak reference holds one.
+
+    Says whether it did.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        if any(t._use_count() > 1 or getweakrefs(t) for t in (x, other)):  # type: ignore[attr-defined]
+            return False
+        torch.utils.swap_tensors(x, other)
+    return True

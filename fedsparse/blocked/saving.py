@@ -8,20 +8,18 @@ zeros or shared with a norm as above, and prunes it when the backward pass begin
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsparse.backends import Case
 from fedsparse.backends.activation import Pruning, nonzero_bits, pack, select, unpack
 from fedsparse.backends.cpu import blocked_shape
 from fedsparse.backends.term import Packed, Term
 
-__all__ = ["Form", "gate_bits", "hold_pruned", "hold_whole", "pruned_form", "pruning", "restored", "unpruned"]
+__all__ = ["Form", "begin", "end", "gate_bits", "pruned_form", "pruning", "restored", "unpruned"]
 
-_Model = TypeVar("_Model", bound=nn.Module)
 # One entry for each model or part of one that is running, the innermost last.
 _running: ContextVar[tuple[Pruning | None, ...]] = ContextVar("fedsparse_pruned_activations", default=())
 
@@ -32,38 +30,14 @@ def pruning() -> Pruning | None:
     return running[-1] if running and torch.is_grad_enabled() else None
 
 
-@dataclass(frozen=True)
-class _Begin:
-    """Forward pre-hook."""
-
-    pruning: Pruning
-
-    def __call__(self, module: nn.Module, _args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            _running.set((*_running.get(), self.pruning if module.training else None))
+def begin(pruning: Pruning | None) -> None:
+    """A model, or a part of one, that prunes its activations so, or not at all, begins to run."""
+    _running.set((*_running.get(), pruning))
 
 
-def _end(_module: nn.Module, _args: Any, _output: Any) -> None:
-    if not torch.compiler.is_compiling():
-        _running.set(_running.get()[:-1])
-
-
-def hold_pruned(model: _Model, pruning: Pruning) -> _Model:
-    """Lets norms and ReLUs of `model` hold as little as pruned products need; returns the model."""
-    hold_whole(model)
-    model.register_forward_pre_hook(_Begin(pruning), prepend=True)
-    model.register_forward_hook(_end, always_call=True)
-    return model
-
-
-def hold_whole(model: _Model) -> _Model:
-    """Undoes `hold_pruned` of `model` and of its parts; returns the model."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook is _end or isinstance(hook, _Begin)]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
-    return model
+def end() -> None:
+    """The innermost of what is running ends."""
+    _running.set(_running.get()[:-1])
 
 
 # What a product keeps of its input: packed values, or cuts of what a norm holds anyway.

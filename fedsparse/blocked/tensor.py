@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from fedsparse.blocked.history import carried, settled, standing
+from fedsparse.blocked.deferred import ABOUT, Deferred
+from fedsparse.blocked.history import carried, exchanged, settled, standing
 from fedsparse.blocked.nodes import Node, Stored, dtype_of, leave, requires_grad, store, without_history
 from fedsparse.blocked.trace import ASKED, current
 from fedsparse.errors import BackendError
@@ -71,10 +72,10 @@ class Blocked(Tensor):
             BackendError: somebody's `torch.autograd.Function` has saved this tensor.
         """
         if torch.is_grad_enabled():
-            if not self._swap(other):
+            if not exchanged(self, other):
                 raise BackendError(
-                    f"an activation of shape {self.sizes} was changed in place, and a torch.autograd.Function needs it "
-                    "as it was; use the function that returns a new tensor"
+                    f"an activation of shape {self.sizes} was changed in place, and a torch.autograd.Function, or a "
+                    "weak reference, holds it as it was; use the function that returns a new tensor"
                 )
         elif self._node is None or requires_grad(self._node):
             self.plain().copy_(other.plain())  # other numbers, the same history
@@ -91,7 +92,7 @@ class Blocked(Tensor):
         assert node is not None
         with torch.enable_grad():
             data = store(node, self.sizes[0])
-            if not isinstance(node, Stored) and not self._swap(Blocked(Stored(data), self.sizes)):
+            if not isinstance(node, Stored) and not exchanged(self, Blocked(Stored(data), self.sizes)):
                 self._node = Stored(data)
         return data
 
@@ -106,14 +107,6 @@ class Blocked(Tensor):
             if trace is not None:
                 trace.leave(self.sizes, cause)
         return self._plain
-
-    def _swap(self, other: "Blocked") -> bool:
-        """Exchanges the two, history included, unless torch's own code holds this one."""
-        with torch._C.DisableTorchFunctionSubclass():
-            if self._use_count() > 1:  # type: ignore[attr-defined]
-                return False
-            torch.utils.swap_tensors(self, other)
-        return True
 
     def _settle(self) -> None:
         """Takes over the history of somebody's `torch.autograd.Function` that has returned this tensor."""
@@ -141,7 +134,7 @@ class Blocked(Tensor):
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in _ABOUT:
+        if function in ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
         carry_out = _RULES.get(function)
@@ -167,36 +160,18 @@ class Blocked(Tensor):
         return function(*args, **kwargs)
 
 
-# Asks for what the ordinary shape, type and place tell.
-_PROPERTIES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_sparse")
-_ABOUT = {
-    *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.nelement,
-    Tensor.element_size,
-    Tensor.is_floating_point,
-    Tensor.is_complex,
-    Tensor.__len__,
-    Tensor.get_device,
-    torch.numel,
-    torch.is_floating_point,
-    torch.is_complex,
-    torch.is_tensor,
-}
-
-
 def sizes_of(x: Tensor) -> tuple[int, ...]:
     """The ordinary shape of a tensor."""
     return x.sizes if isinstance(x, Blocked) else tuple(x.shape)
 
 
 def plain(tree: Any, cause: Any = ASKED) -> Any:
-    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked ones.
+    """`tree`, a tensor or a nest of lists, tuples and dicts, with ordinary tensors for blocked and deferred ones.
 
     `cause` as in `Blocked.plain`.
     """
     if isinstance(tree, Blocked):
         return tree.plain(cause)
-    return tree_map_only(Blocked, lambda x: x.plain(cause), tree)
+    if isinstance(tree, Deferred):
+        return tree.settled()
+    return tree_map_only((Blocked, Deferred), lambda x: plain(x, cause), tree)

@@ -31,9 +31,19 @@ def prune_activations(
     holds. Batch norms hold their input, whole, whatever `keep` is; with `dtype=torch.bfloat16` they hold it normalised
     in bfloat16, so that their gradients, and the inputs that layers behind them recompute, are of bfloat16 accuracy.
     Other dtypes and devices, and layers called by themselves, are pruned alike, but restore their own input for the
-    length of their backward pass, and torch's functions around them save what they always do. On a CUDA device kernels
-    mark and pack; a step captured in a CUDA graph saves nothing with `keep=1.0`, as it cannot ask how much is zero.
-    Dense layers are left alone. Compiled models break their graph at each pruned layer.
+    length of their backward pass, and torch's functions around them save what they always do.
+
+    On a CUDA device kernels mark and pack; a step captured in a CUDA graph saves nothing with `keep=1.0`, as it cannot
+    ask how much is zero. Where Triton is installed, batch norms and ReLUs are computed by its kernels from the
+    beginning to the end of the model's forward pass, as far as their tensors are contiguous and of 16 or 32 bits: a
+    batch norm in training mode holds its input (or the same in bfloat16, as above) and two numbers a channel, a ReLU
+    behind it nothing, a layer that reads that ReLU one bit for each element; any other ReLU holds one bit for each
+    element. Layers that read the same ReLU share what they keep. Running statistics are torch's up to rounding. Second
+    derivatives of these functions are refused. Parts under `torch.utils.checkpoint`, which run again when no model
+    does, are torch's.
+
+    Dense layers are left alone. Compiled models break their graph at each pruned layer, and what is compiled computes
+    norms and ReLUs as torch does.
 
     A search for gradients at pruned positions (`topk_pruned_gradient`, `dense_gradients`) sees whole inputs all the
     same: weights are chosen by the gradient of the network itself; the paper does not say which it takes. A layer that

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fedsparse.backends.activation import Pruning, keep, restore
+from fedsparse.backends.activation import Kept, Pruning, keep, restore
+from fedsparse.ops.made import made
 from fedsparse.ops.products import product
 
 __all__ = ["Catch", "alias", "held_product"]
@@ -40,7 +41,7 @@ class _HeldProduct(Function):
         if pruning is None or catch is not None:  # who catches wants it whole; it is pruned later
             ctx.save_for_backward(values, x)
         else:
-            kept = keep(x, pruning)
+            kept = _kept(x, pruning)
             ctx.form = type(kept)._make
             ctx.save_for_backward(values, *kept)
         return alias(product(x, values, bias, *weight))
@@ -60,6 +61,16 @@ class _HeldProduct(Function):
             grad_x, grad_values = (g if want else None for g, want in zip(found, (want_x, want_values), strict=True))
         grad_bias = grad.sum([0, *range(2, grad.ndim)]) if ctx.has_bias and want_bias else None
         return grad_x, grad_values, grad_bias, None, None, None
+
+
+def _kept(x: Tensor, pruning: Pruning) -> Kept:
+    """What is left of x, which its readers share where the network that runs has noted how it was made."""
+    note = made(x)
+    if note is None:
+        return keep(x, pruning)
+    if pruning not in note.forms:
+        note.forms[pruning] = keep(x, pruning, note.norm)
+    return note.forms[pruning]
 
 
 def _seen(ctx: Any, held: Sequence[Tensor]) -> Tensor:

@@ -1,15 +1,18 @@
 """Pruned activations by the CUDA kernels: on the CPU through the binding, and on the device where there is one."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 import fedsparse as fs
 from fedsparse import _native
-from fedsparse.backends import device_activation
+from fedsparse.backends import device_activation, device_norms
 from fedsparse.backends.activation import PlainPacked, Pruning, keep, plain_pack, plain_unpack, restore
-from fedsparse.backends.device_activation import DevicePacked
+from fedsparse.backends.device_activation import DevicePacked, DeviceShared
+from fedsparse.backends.device_norms import Norm
+from tests.plain_device import plain_norms
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 SHAPES = [(5, 3, 9, 7), (33, 40), (3, 2, 40, 40), (1, 600)]
@@ -101,3 +104,24 @@ def test_a_pruned_layer_trains_alike(where, rule, generator):
         patch.setattr("fedsparse.ops.held.keep", plain_pack)
         wanted = gradients(plain, x)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["tile", "global"])
+@pytest.mark.parametrize("rounds", [False, True], ids=["input", "rounded"])
+def test_what_a_norm_holds_is_not_packed(where, rounds, rule, generator):
+    if where != "cpu":
+        pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
+    source = torch.randn(5, 3, 9, 7, generator=generator).to(where)
+    mean, rstd, weight, bias = torch.rand(4, 3, generator=generator).to(where)
+    rounded = torch.empty_like(source, dtype=torch.bfloat16) if rounds else None
+    with plain_norms() if where == "cpu" else nullcontext():
+        kernels = device_norms.kernels_for(source)
+        x = kernels.norm(Norm(source, mean, rstd, weight, bias), torch.float32, rounded, relu=True)
+        norm = Norm(rounded if rounds else source, mean, rstd, weight, bias)
+        again = kernels.norm(norm, torch.float32, None, relu=True)
+        shared = keep(x, Pruning(0.3, rule), norm)
+        found = restore(shared, tuple(x.shape), x.dtype)
+    assert isinstance(shared, DeviceShared)
+    assert shared.held is norm.held
+    assert torch.equal(found, plain_unpack(plain_pack(again, Pruning(0.3, rule)), tuple(x.shape), x.dtype))
+    torch.testing.assert_close(again, x, rtol=0.02, atol=0.02)

@@ -146,6 +146,7 @@ def test_a_run_becomes_tables(tmp_path, capsys):
     step = {"who": "dense", "variant": "nchw", "op": "step", "precision": "bf16", "batch": 32, "device": "cuda",
             "density": 1.0, "clients": 1, "eager": timed(4e-3), "graph": timed(2e-3), "peak_bytes": 5e6}  # fmt: skip
     mine = {**step, "who": KIND.name, "variant": "", "density": 0.1, "graph": timed(1e-3), "peak_bytes": None}
+    mine["saved_bytes"] = 7e6
     folded = {**mine, "variant": "folded", "clients": 8, "graph": timed(4e-3)}
     stages = [
         StageRecord("ceilings", "done", rows=[{"what": "GEMM", "seconds": timed(1.0), "rate": 7.8e14, "unit": "FLOP/s"},
@@ -167,8 +168,8 @@ def test_a_run_becomes_tables(tmp_path, capsys):
     assert "| counters | cut | 0 of 0 | 0 | 2 s were left |  |" in printed
     assert "relative error 1 |" in printed
     name = "element/cuda  bf16 density 0.1 | 32"
-    assert "density 0.1, 8 clients | 32 | 4.00 [4.00, 4.00] | 4.00 [4.00, 4.00] | 4.00 | 8.00 | - |" in printed
-    assert f"| {name} | 1.00 [1.00, 1.00] | 4.00 [4.00, 4.00] | 2.00 | 1.00 | - | measured |" in printed
+    assert "density 0.1, 8 clients | 32 | 4.00 [4.00, 4.00] | 4.00 [4.00, 4.00] | 4.00 | 8.00 | - | 7 |" in printed
+    assert f"| {name} | 1.00 [1.00, 1.00] | 4.00 [4.00, 4.00] | 2.00 | 1.00 | - | 7 | measured |" in printed
 
 
 def test_other_files_are_refused(tmp_path, capsys):

@@ -9,11 +9,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (extra: t
 
 from fedsparse.kernels import (  # noqa: E402
     activation_rows,
-    activation_tile,
+    batch_norm,
     element_product,
     element_sampled,
     flat_optimizer,
-    norm_relu,
     relu_bitmask,
     tile_product,
     tile_sampled,
@@ -27,7 +26,7 @@ STRIDED_BACK = WINDOW | {"SH": 2, "SW": 2, "TRANSPOSED": True}
 NARROW, FULL = ("bf16", "tf32"), ("fp32", "tf32x3")
 NUMBERS = (
     "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
-    "running_mean", "running_var", "grad", "grad_weight", "grad_bias", "average", "square",
+    "running_mean", "running_var", "held", "rounded", "grad", "grad_weight", "grad_bias", "average", "square",
 )  # fmt: skip
 SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "log1", "log2", "lr")
 
@@ -73,12 +72,13 @@ def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instr
 
 
 def norm(kernel: Any, registers: int, **constants: int) -> Build:
-    return Build(kernel, {"PARTS": 4, "BLOCK": norm_relu.BLOCK, **constants}, registers, ("FFMA",))
+    return Build(kernel, {"PARTS": 4, "BLOCK": batch_norm.BLOCK, **constants}, registers, ("FFMA",))
 
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
 ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
 ADAMW = {"BLOCK": flat_optimizer.BLOCK}
+NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "NORMAL": False}
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
 ROWS = {"thresholds": "*i32", "lasts": "*i32", "counts": "*i32"}
@@ -98,10 +98,9 @@ BUILDS = {
     ("sampled fp32 64", 80): sampled(64, 32, FULL, 224, "HMMA", "LDGSTS"),
     ("element product", 90): Build(element_product._element_product_kernel, ELEMENT, 64, ("FFMA",), ("SHFL", "BAR")),
     ("element sampled", 80): Build(element_sampled._element_sampled_kernel, ELEMENT_SAMPLED, 64, ("FFMA",)),
-    ("compress", 80): Build(
-        activation_tile._compress_kernel, {"TILE": 1024}, 128, others=BITS | {"values": "*bf16"}, warps=1
+    ("short row cuts", 80): Build(
+        activation_rows._short_cut_kernel, {"WIDTH": activation_rows.SHORT}, 128, others=ROWS, warps=8
     ),
-    ("expand", 90): Build(activation_tile._expand_kernel, {"TILE": 2048}, 64, others=BITS | {"values": "*bf16"}),
     ("row cuts", 90): Build(activation_rows._cut_kernel, {"CHUNK": activation_rows.CHUNK}, 128, others=ROWS),
     ("row marks", 80): Build(
         activation_rows._mark_kernel,
@@ -117,11 +116,12 @@ BUILDS = {
         activation_rows._unpack_kernel, {"GROUP": activation_rows.GROUP}, 64, others=BITS | {"values": "*bf16"}, warps=2
     ),
     ("relu", 80): Build(relu_bitmask._relu_kernel, RELU, 80, others=BITS),
-    ("relu backward", 90): Build(relu_bitmask._relu_backward_kernel, RELU, 80, others=BITS),
-    ("moments", 90): norm(norm_relu._moments_kernel, 64),
-    ("apply", 80): norm(norm_relu._apply_kernel, 64, WIDTH=4),
-    ("slopes", 80): norm(norm_relu._slopes_kernel, 64),
-    ("gradients", 90): norm(norm_relu._grad_kernel, 64, WIDTH=4),
+    ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
+    ("moments", 90): norm(batch_norm._moments_kernel, 64),
+    ("statistics", 90): norm(batch_norm._statistics_kernel, 64, TRACKS=True, WIDTH=4),
+    ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
+    ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
+    ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 64, others={"step": "fp32"}),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 64, others={"step": "*fp32"}),
 }

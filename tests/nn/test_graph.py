@@ -221,15 +221,16 @@ def test_a_checkpoint_goes_into_a_fixed_layer(generator):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("keep", [None, 0.5, 1.0])
 @pytest.mark.parametrize("backend", ["cuda", "masked"])
-def test_a_graph_trains_as_single_launches_do(generator, backend, monkeypatch):
+def test_a_graph_trains_as_single_launches_do(generator, backend, keep, monkeypatch):
     if backend == "cuda" and not _native.extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = network(generator).cuda()
     fs.set_backend(model, backend)
-    twin = copy.deepcopy(model)
+    twin = copy.deepcopy(fs.nn.prune_activations(model, keep))
     optimizer, plain = sgd(model), sgd(twin)
     x, y = (tensor.cuda() for tensor in batch(generator))
     step = capture_step(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), (x, y))

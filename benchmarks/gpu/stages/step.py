@@ -24,6 +24,8 @@ _DENSITY = 0.1
 _WARMUP = 3
 _COMPILING = 30.0  # seconds that torch.compile is thought to need at most
 _PIXELS = 32
+_KEEP = 0.5
+_PRUNED = f"keep {_KEEP} bf16"  # activations pruned, what is kept of them stored as bfloat16
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Contender:
 
     Attributes:
         who: `dense` or the kind's name.
-        variant: layout of a dense network's pictures, or `compile`.
+        variant: layout of a dense network's pictures, or `compile`; of a sparse one whether its activations are pruned.
         precision: of all numbers.
         batch: pictures.
         kind: of the sparse layers; None for a dense network.
@@ -84,6 +86,7 @@ def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
             for kind in of_device(device):
                 if precision.name in kind.precisions:
                     yield Contender(kind.name, "", precision, batch, kind)
+                    yield Contender(kind.name, _PRUNED, precision, batch, kind)
     for kind in of_device(device):
         for name in kind.precisions:
             yield Contender(kind.name, "folded", PRECISIONS[name], sizes.batches[0], kind, sizes.clients)
@@ -103,6 +106,7 @@ def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
     step = _step(model, optimizer, x, y)
     for _ in range(_WARMUP):
         step()
+    saved = _saved_bytes(model, x, y) if cuda else None
     eager = seconds_of(step, repeats=sizes.repeats, cuda=cuda)
     times = Times(eager, None, "no CUDA device")
     if cuda:
@@ -115,7 +119,7 @@ def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
     yield {
         "who": one.who, "variant": one.variant, "op": "step", "precision": one.precision.name, "batch": one.batch,
         "device": device, "density": _DENSITY if one.kind else 1.0, "clients": one.clients,
-        **times.to_row(), "peak_bytes": peak,
+        **times.to_row(), "peak_bytes": peak, "saved_bytes": saved,
     }  # fmt: skip
 
 
@@ -127,6 +131,8 @@ def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tens
     model = model.to(device, one.precision.dtype)
     if one.kind is not None:
         fs.set_backend(model, one.kind.backend)
+    if one.variant == _PRUNED:
+        fs.nn.prune_activations(model, _KEEP, dtype=torch.bfloat16)
     if one.clients > 1:
         model = fold([model] * one.clients)
     pixels = _PIXELS if sizes.width > 8 else 8
@@ -163,3 +169,12 @@ def _peak_bytes(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float | 
         step()
         del step
     return reading.peak_bytes.value
+
+
+def _saved_bytes(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """What is held on the device between a forward and a backward pass: activations, as far as gradients need them."""
+    before = torch.cuda.memory_allocated()
+    loss = _loss(model, x, y)
+    saved = torch.cuda.memory_allocated() - before
+    del loss
+    return float(saved)

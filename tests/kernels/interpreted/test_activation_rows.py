@@ -3,10 +3,18 @@
 import pytest
 import torch
 
+from fedsparse.kernels import activation_rows
 from fedsparse.kernels.activation_rows import mark, pack, unpack
 from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture(autouse=True, params=["short", "long"])
+def _rows(request, monkeypatch):
+    """Whether rows are taken for ones that registers hold."""
+    if request.param == "long":
+        monkeypatch.setattr(activation_rows, "SHORT", 0)
 
 
 def kept_elements(x, rows, k):

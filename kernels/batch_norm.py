@@ -1,13 +1,12 @@
-"""Batch normalisation and ReLU in one: training forward and backward, of which only the input is saved.
+"""Batch normalisation, with a ReLU behind it or not: training forward and backward, of which only the input is saved.
 
 The normalised input, the output's sign and the output itself follow from the input and two numbers a channel, so the
-backward pass recomputes them.
+backward pass recomputes them. Statistics come first and by themselves: who normalises may wait until it is known
+whether a ReLU follows.
 
 Every channel is cut into parts, a program each. Means and squared deviations of parts are merged pairwise-exactly
-(Chan, Golub and LeVeque 1983), in a fixed order by every program that needs them: no atomics, no third launch.
+(Chan, Golub and LeVeque 1983), in a fixed order: no atomics.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -16,20 +15,10 @@ from torch import Tensor
 
 from .tuning import FUSION, splits_for
 
-__all__ = ["Saved", "cost", "norm_relu", "norm_relu_backward"]
+__all__ = ["norm", "norm_backward", "statistics"]
 
 BLOCK = 1024  # elements of one step
 MOST_PARTS = 64
-
-
-class Saved(NamedTuple):
-    """What the backward pass needs beside weight and bias: the input `(batch, channels, ...)`, and its mean and the
-    reciprocal of its deviation, `(channels,)` float32.
-    """
-
-    x: Tensor
-    mean: Tensor
-    rstd: Tensor
 
 
 @triton.jit
@@ -82,65 +71,126 @@ def _moments_kernel(x, partial, channels, size, count, PARTS: tl.constexpr, BLOC
 
 
 @triton.jit
-def _apply_kernel(
-    x,
-    y,
-    weight,
-    bias,
+def _statistics_kernel(
     partial,
     means,
     rstds,
     running_mean,
     running_var,
     channels,
-    size,
     count,
     eps,
     momentum,
     unbiased,
+    TRACKS: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    channel, part = tl.program_id(0), tl.program_id(1)
+    channel = tl.program_id(0)
     mean, variance = _merged(partial, channel, channels, count, PARTS, WIDTH, BLOCK)
-    rstd = 1.0 / tl.sqrt(variance + eps)
-    if part == 0:
-        tl.store(means + channel, mean)
-        tl.store(rstds + channel, rstd)
+    tl.store(means + channel, mean)
+    tl.store(rstds + channel, 1.0 / tl.sqrt(variance + eps))
+    if TRACKS:
         old_mean, old_var = tl.load(running_mean + channel), tl.load(running_var + channel)
         tl.store(running_mean + channel, old_mean + momentum * (mean - old_mean))
         tl.store(running_var + channel, old_var + momentum * (unbiased * variance - old_var))
-    scale, shift = tl.load(weight + channel), tl.load(bias + channel)
-    begin, end = _part(part, count, PARTS, BLOCK)
-    for step in range(begin, end, BLOCK):
-        at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        number = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        result = (number - mean) * rstd * scale + shift
-        tl.store(y + at, tl.where(result <= 0, 0.0, result).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gated(grad, x, at, inside, mean, rstd, scale, shift):
+def _affine(weight, bias, channel, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+    """Factor and term of a channel, 1 and 0 where there are none."""
+    scale, shift = 1.0, 0.0
+    if WEIGHT:
+        scale = tl.load(weight + channel).to(tl.float32)
+    if BIAS:
+        shift = tl.load(bias + channel).to(tl.float32)
+    return scale, shift
+
+
+@triton.jit
+def _normal(held, at, inside, mean, rstd, NORMAL: tl.constexpr):
+    """The normalised input, of which `held` is that or the input itself."""
+    number = tl.load(held + at, mask=inside, other=0.0).to(tl.float32)
+    if not NORMAL:
+        number = (number - mean) * rstd
+    return number
+
+
+@triton.jit
+def _norm_kernel(
+    held,
+    y,
+    rounded,
+    weight,
+    bias,
+    means,
+    rstds,
+    channels,
+    size,
+    count,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    NORMAL: tl.constexpr,
+    ROUND: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    channel, part = tl.program_id(0), tl.program_id(1)
+    mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
+    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
+    begin, end = _part(part, count, PARTS, BLOCK)
+    for step in range(begin, end, BLOCK):
+        at, inside = _elements(step, end, channel, channels, size, BLOCK)
+        normal = _normal(held, at, inside, mean, rstd, NORMAL)
+        if ROUND:
+            tl.store(rounded + at, normal.to(rounded.dtype.element_ty), mask=inside)
+        result = normal * scale + shift
+        if RELU:
+            result = tl.where(result <= 0, 0.0, result)  # NaN passes
+        tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU: tl.constexpr, NORMAL: tl.constexpr):
     """The gradient behind the ReLU, and the normalised input. The gate is computed as the forward pass computes it."""
-    normal = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
+    normal = _normal(held, at, inside, mean, rstd, NORMAL)
     slope = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(normal * scale + shift <= 0, 0.0, slope), normal
+    if RELU:
+        slope = tl.where(normal * scale + shift <= 0, 0.0, slope)
+    return slope, normal
 
 
 @triton.jit
 def _slopes_kernel(
-    grad, x, weight, bias, means, rstds, partial, channels, size, count, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    grad,
+    held,
+    weight,
+    bias,
+    means,
+    rstds,
+    partial,
+    channels,
+    size,
+    count,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    NORMAL: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     channel, part = tl.program_id(0), tl.program_id(1)
     mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
-    scale, shift = tl.load(weight + channel), tl.load(bias + channel)
+    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
     begin, end = _part(part, count, PARTS, BLOCK)
     sums, products = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for step in range(begin, end, BLOCK):
         at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        slope, normal = _gated(grad, x, at, inside, mean, rstd, scale, shift)
+        slope, normal = _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU, NORMAL)
         sums += slope
+        # Behind the end a normalised input is not zero, but the slope is.
         products += slope * normal
     tl.store(partial + channel * PARTS + part, tl.sum(sums, axis=0))
     tl.store(partial + (channels + channel) * PARTS + part, tl.sum(products, axis=0))
@@ -149,7 +199,7 @@ def _slopes_kernel(
 @triton.jit
 def _grad_kernel(
     grad,
-    x,
+    held,
     weight,
     bias,
     means,
@@ -161,13 +211,17 @@ def _grad_kernel(
     channels,
     size,
     count,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    NORMAL: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     channel, part = tl.program_id(0), tl.program_id(1)
     mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
-    scale, shift = tl.load(weight + channel), tl.load(bias + channel)
+    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
     parts = tl.arange(0, WIDTH)
     sums = partial + channel * PARTS + parts
     total = tl.sum(tl.load(sums, mask=parts < PARTS, other=0.0), axis=0)
@@ -178,19 +232,19 @@ def _grad_kernel(
     begin, end = _part(part, count, PARTS, BLOCK)
     for step in range(begin, end, BLOCK):
         at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        slope, normal = _gated(grad, x, at, inside, mean, rstd, scale, shift)
+        slope, normal = _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU, NORMAL)
         number = scale * rstd * (slope - (total + normal * product) / count)
         tl.store(result + at, number.to(result.dtype.element_ty), mask=inside)
 
 
-def norm_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float
-) -> tuple[Tensor, Saved]:
-    """`relu(batch_norm(x))` with the batch's statistics; the running ones are updated in place.
+def statistics(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Mean of every channel and the reciprocal of its deviation, `(channels,)` float32 each.
 
     Args:
         x: `(batch, channels, ...)` contiguous, at least two elements a channel.
-        weight, bias, running_mean, running_var: `(channels,)` float32.
+        running_mean, running_var: `(channels,)`, updated in place; both or none.
         momentum: weight of the batch in the running statistics.
 
     Raises:
@@ -198,62 +252,95 @@ def norm_relu(
     """
     channels, size, count = _sizes(x)
     if count < 2:
-        raise ValueError(f"norm_relu: a variance needs two elements a channel, got an input of shape {tuple(x.shape)}")
-    parts = _parts(channels, count)
-    y, partial = torch.empty_like(x), _numbers(x, 2, channels, parts)
-    saved = Saved(x, _numbers(x, channels), _numbers(x, channels))
-    grid, width = (channels, parts), triton.next_power_of_2(parts)
+        raise ValueError(f"norm: a variance needs two elements a channel, got an input of shape {tuple(x.shape)}")
+    parts, tracks = _parts(channels, count), running_mean is not None
+    partial = _numbers(x, 2, channels, parts)
+    mean, rstd = _numbers(x, channels), _numbers(x, channels)
     with torch.cuda.device(x.get_device()):
-        _moments_kernel[grid](x, partial, channels, size, count, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION)
-        _apply_kernel[grid](
-            x, y, weight, bias, partial, saved.mean, saved.rstd, running_mean, running_var,
-            channels, size, count, eps, momentum, count / (count - 1), PARTS=parts, WIDTH=width, BLOCK=BLOCK,
+        _moments_kernel[(channels, parts)](
+            x, partial, channels, size, count, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION
+        )
+        _statistics_kernel[(channels,)](
+            partial, mean, rstd, running_mean, running_var, channels, count, eps, momentum, count / (count - 1),
+            TRACKS=tracks, PARTS=parts, WIDTH=triton.next_power_of_2(parts), BLOCK=BLOCK, num_warps=1,
             enable_fp_fusion=FUSION,
         )  # fmt: skip
-    return y, saved
+    return mean, rstd
 
 
-def norm_relu_backward(grad: Tensor, saved: Saved, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias from that of the output, contiguous.
+def norm(
+    held: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    dtype: torch.dtype | None = None,
+    normal: bool = False,
+    rounded: Tensor | None = None,
+) -> Tensor:
+    """`(x - mean) * rstd * weight + bias`, or the ReLU of it.
+
+    Args:
+        held: x, `(batch, channels, ...)` contiguous; with `normal` `(x - mean) * rstd`, rounded to a dtype.
+        weight, bias: `(channels,)`, or None for 1 and 0.
+        relu: whether a ReLU follows.
+        dtype: of the result; None: that of `held`.
+        rounded: where `(x - mean) * rstd` is written to, in its dtype; contiguous.
+
+    Raises:
+        ValueError: `held` is not contiguous.
+    """
+    channels, size, count = _sizes(held)
+    y, parts = torch.empty_like(held, dtype=dtype), _parts(channels, count)
+    with torch.cuda.device(held.get_device()):
+        _norm_kernel[(channels, parts)](
+            held, y, rounded, weight, bias, mean, rstd, channels, size, count,
+            WEIGHT=weight is not None, BIAS=bias is not None, RELU=relu, NORMAL=normal, ROUND=rounded is not None,
+            PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION,
+        )  # fmt: skip
+    return y
+
+
+def norm_backward(
+    grad: Tensor,
+    held: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    normal: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, in the dtype of `grad`, and of weight and bias, float32, of `norm`'s arguments.
 
     Raises:
         ValueError: the gradient is not contiguous, or not of the input's shape.
     """
     channels, size, count = _sizes(grad)
-    if grad.shape != saved.x.shape:
-        raise ValueError(f"norm_relu_backward: gradient {tuple(grad.shape)} of an input {tuple(saved.x.shape)}")
+    if grad.shape != held.shape:
+        raise ValueError(f"norm_backward: gradient {tuple(grad.shape)} of an input {tuple(held.shape)}")
     parts = _parts(channels, count)
-    result, partial = torch.empty_like(saved.x), _numbers(grad, 2, channels, parts)
-    grad_weight, grad_bias = torch.empty_like(saved.mean), torch.empty_like(saved.mean)
+    result, partial = torch.empty_like(grad), _numbers(grad, 2, channels, parts)
+    grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
     grid, width = (channels, parts), triton.next_power_of_2(parts)
-    common = (grad, saved.x, weight, bias, saved.mean, saved.rstd, partial)
+    common = (grad, held, weight, bias, mean, rstd, partial)
+    flags = {"WEIGHT": weight is not None, "BIAS": bias is not None, "RELU": relu, "NORMAL": normal}
     with torch.cuda.device(grad.get_device()):
-        _slopes_kernel[grid](*common, channels, size, count, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION)
+        _slopes_kernel[grid](*common, channels, size, count, **flags, PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION)
         _grad_kernel[grid](
-            *common,
-            result,
-            grad_weight,
-            grad_bias,
-            channels,
-            size,
-            count,
-            PARTS=parts,
-            WIDTH=width,
-            BLOCK=BLOCK,
-            enable_fp_fusion=FUSION,
-        )
+            *common, result, grad_weight, grad_bias, channels, size, count, **flags, PARTS=parts, WIDTH=width,
+            BLOCK=BLOCK, enable_fp_fusion=FUSION,
+        )  # fmt: skip
     return result, grad_weight, grad_bias
-
-
-def cost(n: int, element_size: int) -> tuple[int, int]:
-    """Bytes saved of n elements, and bytes that forward (3 passes) and backward (5 passes) move."""
-    return n * element_size, 8 * n * element_size
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     """Channels, elements of a channel in one image, and in all."""
     if not x.is_contiguous():
-        raise ValueError(f"norm_relu: tensors must be contiguous, got strides {x.stride()} for {tuple(x.shape)}")
+        raise ValueError(f"norm: tensors must be contiguous, got strides {x.stride()} for {tuple(x.shape)}")
     channels, count = x.shape[1], x.numel() // x.shape[1]
     return channels, count // max(x.shape[0], 1), count
 

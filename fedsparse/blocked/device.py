@@ -1,0 +1,131 @@
+"""Batch norms and ReLUs of a network on a device, while it prunes its activations.
+
+What torch saves for their backward passes would undo what pruning saves: a ReLU its whole output. Inside `Frugal` a
+ReLU behind a batch norm saves nothing of its own, another one a bit for each element.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from fedsparse.backends import device_norms
+from fedsparse.backends.activation import Pruning
+from fedsparse.backends.device_norms import Kernels
+from fedsparse.blocked.deferred import Deferred, Waiting
+from fedsparse.blocked.functions import apply, final
+from fedsparse.blocked.saving import pruning
+from fedsparse.ops.made import note, runs_again
+
+__all__ = ["Frugal", "on_device"]
+
+
+def on_device(module: nn.Module) -> bool:
+    """Whether a module's parameters are where norms and ReLUs have kernels."""
+    return any(device_norms.available(parameter.device) for parameter in module.parameters())
+
+
+class Frugal(TorchFunctionMode):
+    """Inside it, batch norms and ReLUs whose gradients may be wanted are carried out by our kernels."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        carry_out = _RULES.get(function)
+        how = None if carry_out is None else pruning()
+        if carry_out is not None and how is not None and _eager():
+            result = carry_out(how, *args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
+        return function(*args, **(kwargs or {}))
+
+
+def _eager() -> bool:
+    """Whether nothing traces, transforms or will repeat what is called."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None and not runs_again()
+
+
+def _kernels(x: Tensor) -> Kernels | None:
+    """Who computes for an ordinary tensor; None where torch does."""
+    return device_norms.kernels_for(x) if type(x) in (Tensor, nn.Parameter) else None
+
+
+# ---- ReLUs
+class _Relu(Function):
+    """A ReLU that saves one bit for each element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: Kernels, inplace: bool) -> Tensor:
+        y, bits = kernels.relu(x, inplace=inplace)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(bits)
+        ctx.kernels = kernels
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (bits,) = ctx.saved_tensors
+        return final(ctx.kernels.gate(grad.contiguous(), bits)), None, None
+
+
+def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
+    if isinstance(input, Deferred) and input.waits:
+        return input.activated(inplace=inplace)
+    kernels = _kernels(input)
+    if kernels is None or not input.requires_grad or (inplace and (input.is_leaf or input._is_view())):
+        return NotImplemented  # what torch refuses to change in place, and views, are left to it
+    y = apply(_Relu, input, kernels, inplace)
+    note(y, None)
+    return y
+
+
+def _relu_(how: Pruning, input: Tensor) -> Any:
+    return _relu(how, input, inplace=True)
+
+
+# ---- batch norms
+def _batch_norm(
+    how: Pruning,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    x = x.settled() if isinstance(x, Deferred) else x
+    vectors = (running_mean, running_var, weight, bias)
+    kernels = _kernels(x) if training and (running_mean is None) == (running_var is None) else None
+    if kernels is None or x.dim() < 2 or x.numel() < 2 * x.shape[1] or not all(_fits(x, v) for v in vectors):
+        return NotImplemented
+    if not any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return NotImplemented
+    mean, rstd = kernels.statistics(x.detach(), (running_mean, running_var), momentum, eps)
+    for running in (running_mean, running_var):
+        if running is not None:
+            torch.autograd.graph.increment_version(running)  # kernels write past torch
+    return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, how.dtype, x._version))
+
+
+def _fits(x: Tensor, vector: Tensor | None) -> bool:
+    """Whether a parameter or statistic is where and what the kernels read."""
+    if vector is None:
+        return True
+    dtypes = vector.dtype in (torch.float32, x.dtype)
+    return dtypes and vector.device == x.device and vector.shape == (x.shape[1],) and vector.is_contiguous()
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    F.batch_norm: _batch_norm,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((torch.relu_, Tensor.relu_), _relu_),
+}
