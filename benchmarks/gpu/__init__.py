@@ -7,6 +7,7 @@
     worker      that process
     stages/     what each stage does
     kinds       the ways to use fedsparse that are measured: a new kernel is one entry here
-    roofline    what the design expects, from bytes and instructions counted
+    roofline    what a device needs for bytes and instructions
+    work        those of our kernels, counted
     table       the record as Markdown
 """

@@ -64,7 +64,8 @@ def select(names: Sequence[str]) -> tuple[Stage, ...]:
 
 
 def plan(stages: Sequence[Stage], left: float) -> list[Plan]:
-    """Divides the `left` seconds: first what may be left out goes, then measuring stages share what remains.
+    """Divides the `left` seconds: first what may be left out goes, then measuring stages share what remains, in a long
+    run of few stages more than their limits.
 
     Provenance, build, tests, ceilings and drift always get their limits, whether or not that fits.
     """
@@ -76,7 +77,7 @@ def plan(stages: Sequence[Stage], left: float) -> list[Plan]:
             gone.add(stage.name)
     wanted = sum(stage.limit for stage in kept if stage.shrinks)
     fixed = sum(stage.limit for stage in kept if not stage.shrinks)
-    share = min(1.0, max(0.0, left - fixed) / wanted) if wanted else 1.0
+    share = max(0.0, left - fixed) / wanted if wanted else 1.0
     return [_planned(stage, stage.name in gone, share, left) for stage in stages]
 
 

@@ -16,10 +16,11 @@ __all__ = ["estimates", "markdown", "of_run"]
 
 _MISSING = "-"
 _ASSUMED = (
-    f"Estimates: {H200.memory / 1e12:g} TB/s of device memory, {H200.shared / 1e12:g} TB/s of shared memory of which "
-    f"kernels reach {H200.sparse:.0%}, {H200.kernel * 1e6:g} us for the shortest kernel; dense libraries at "
+    f"Estimates: {H200.memory / 1e12:g} TB/s of device memory, {H200.cache / 1e12:g} of the cache, "
+    f"{H200.shared / 1e12:g} of shared memory, {H200.kernel * 1e6:g} us for the shortest kernel; dense libraries at "
     + ", ".join(f"{H200.dense[p]:.1%} of {H200.flops[p] / 1e12:g} TFLOP/s in {p}" for p in H200.flops)
-    + ". Bytes and instructions are counted in `benchmarks/gpu/roofline.py`."
+    + f"; our kernels at {H200.sparse:.0%} of shared memory and of the {H200.mma:.0%} that a warp's instructions "
+    "reach of tensor cores. Bytes and instructions are counted in `benchmarks/gpu/work.py`."
 )
 
 

@@ -43,6 +43,13 @@ def test_then_measuring_stages_share_what_is_left():
     assert given["step"] == pytest.approx(60 * 185 / 250)
 
 
+def test_a_long_run_of_few_stages_gives_them_the_time():
+    given = seconds(540, select(["provenance", "build", "dense", "ours", "drift"]))
+    assert given["dense"] == pytest.approx(85 * 450 / 190)
+    assert given["ours"] == pytest.approx(105 * 450 / 190)
+    assert (given["provenance"], given["build"], given["drift"]) == (5, 75, 10)
+
+
 def test_what_is_never_cut_gets_its_limit_even_without_time():
     given = seconds(0)
     assert [name for name, time in given.items() if time] == ["provenance", "build", "tests", "ceilings", "drift"]

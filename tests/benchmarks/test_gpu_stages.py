@@ -115,9 +115,9 @@ def test_kinds_name_backends_and_precisions_that_exist():
         assert set(kind.precisions) <= PRECISIONS.keys() == COMPARED.keys()
 
 
-def test_masks_of_blocks_are_whole_blocks(generator):
-    mask = kinds.blocks(4)((16, 8, 3, 3), 0.3, generator)
-    units = mask.view(4, 4, 2, 4, 3, 3).permute(1, 3, 0, 2, 4, 5).reshape(16, -1)
+def test_masks_of_units_are_whole_units(generator):
+    mask = kinds.units(4, 2)((16, 8, 3, 3), 0.3, generator)
+    units = mask.view(4, 4, 4, 2, 3, 3).permute(1, 3, 0, 2, 4, 5).reshape(8, -1)
     assert torch.equal(units.all(0), units.any(0))
     assert 0 < mask.float().mean() < 1
     elements = kinds.elements((64, 64, 3, 3), 0.3, generator)

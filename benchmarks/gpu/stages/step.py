@@ -83,13 +83,17 @@ def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
         for precision in PRECISIONS.values():
             for layout in sizes.layouts:
                 yield Contender("dense", layout, precision, batch)
-            for kind in of_device(device):
+            for kind in _stepped(device):
                 if precision.name in kind.precisions:
                     yield Contender(kind.name, "", precision, batch, kind)
                     yield Contender(kind.name, _PRUNED, precision, batch, kind)
-    for kind in of_device(device):
+    for kind in _stepped(device):
         for name in kind.precisions:
             yield Contender(kind.name, "folded", PRECISIONS[name], sizes.batches[0], kind, sizes.clients)
+
+
+def _stepped(device: str) -> list[Kind]:
+    return [kind for kind in of_device(device) if kind.steps]
 
 
 # ---- one network
