@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,13 @@ def compiler() -> str | None:
     return next((path for name in (named[:1] or ["g++", "c++", "clang++"]) if (path := shutil.which(name))), None)
 
 
-def build(flags: Sequence[str] = ()) -> Path:
-    """Shared library of every kernel and of the shim, compiled with `flags` besides the usual ones."""
-    return _link("libshim", SOURCES, flags)
+def build(flags: Sequence[str] = (), *, instead: Mapping[Path, Path] | None = None) -> Path:
+    """Shared library of every kernel and of the shim, compiled with `flags` besides the usual ones.
+
+    Args:
+        instead: files that take the place of sources.
+    """
+    return _link("libshim", [(instead or {}).get(source, source) for source in SOURCES], flags)
 
 
 def build_binding() -> Path:

@@ -1,0 +1,95 @@
+"""The tests of the CUDA kernels can fail: each of these small changes to one makes its check fail.
+
+A wrong distance, a weight left out, a barrier that is missing. Without a barrier results are right in some orders of
+threads: that one of the schedules shows it is why there are several.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tests.cuda import shim as shim_build
+from tests.cuda import test_block, test_csr16, test_prune
+from tests.cuda.conftest import SCHEDULES
+from tests.cuda.products import BFLOAT16, FLOAT32
+from tests.cuda.shim import LaunchError, Shim
+
+KERNELS = shim_build.ROOT / "csrc" / "cuda"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change to one source, and the check that has to find it.
+
+    Attributes:
+        source: file in csrc/cuda.
+        before, after: text that occurs there once, and what takes its place.
+        check: raises where a result is wrong.
+    """
+
+    source: str
+    before: str
+    after: str
+    check: Callable[[Shim], object]
+
+
+def unstructured(shim: Shim) -> None:
+    test_csr16.check(shim, test_csr16.SPECIAL["several tiles, slabs and row blocks"])
+
+
+def strips(shim: Shim) -> None:
+    test_block.check(shim, test_block.CASES["blocks of 32, several slabs"], BFLOAT16)
+
+
+def wide_strips(shim: Shim) -> None:
+    test_block.check(shim, test_block.CASES["vectors of 16"], FLOAT32)
+
+
+def smallest(shim: Shim) -> None:
+    test_prune.check(shim, test_prune.normal(np.random.default_rng(0), 3000, 700), [1200, 50])
+
+
+MUTATIONS = {
+    "csr16: a distance off by one": Mutation(
+        "csr16_gather.cu", "g.offset[at] * kBatch", "max(g.offset[at] - 1, 0) * kBatch", unstructured
+    ),
+    "csr16: a tap dropped": Mutation(
+        "csr16_gather.cu", "count = min(32, last - base)", "count = min(32, last - base) - 1", unstructured
+    ),
+    "csr16: a slab overwritten while it is read": Mutation(
+        "csr16_gather.cu", "if (s > 0) __syncthreads();", "", unstructured
+    ),
+    "csr16: a tap of the weight gradient dropped": Mutation(
+        "csr16_weight_gradient.cu", "if (t >= count) continue;", "if (t + 1 >= count) continue;", unstructured
+    ),
+    "strips: a slab read before it has arrived": Mutation(
+        "block_gather.cu", "__syncthreads();  // this slab has arrived", "// this slab has arrived", strips
+    ),
+    "strips: a chunk of lines dropped": Mutation(
+        "block_gather.cu", "left = (last - first) *", "left = (last - first - 1) *", strips
+    ),
+    "strips: two pixels of the weight gradient left out": Mutation(
+        "block_weight_gradient.cu", "pair = duty.part; pair", "pair = duty.part + 1; pair", wide_strips
+    ),
+    "strips: sums written over a tile that is still read": Mutation(
+        "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
+    ),
+    "prune: places counted over all layers": Mutation("prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_change_to_a_kernel_fails_its_check(shim, tmp_path, name):
+    mutation = MUTATIONS[name]
+    source, changed = KERNELS / mutation.source, tmp_path / mutation.source
+    text = source.read_text(encoding="utf-8")
+    assert text.count(mutation.before) == 1, f"{mutation.source} has changed: {mutation.before!r} is not there once"
+    changed.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
+    kernels = Shim(shim_build.build(instead={source: changed}))
+    mutation.check(shim)
+    with pytest.raises((AssertionError, LaunchError)):  # noqa: PT012 (any of the schedules)
+        for seed in SCHEDULES:
+            kernels.seed(seed)
+            mutation.check(kernels)
