@@ -76,7 +76,9 @@ MUTATIONS = {
     "strips: sums written over a tile that is still read": Mutation(
         "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
     ),
-    "prune: places counted over all layers": Mutation("prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest),
+    "prune: places counted over all layers": Mutation(
+        "prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest
+    ),
 }  # fmt: skip
 
 
