@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from fedsparse.backends.activation import Kept, Pruning, keep, restore
 from fedsparse.ops.made import made
-from fedsparse.ops.products import product
+from fedsparse.ops.products import as_autocast_wants, product
 
 __all__ = ["Catch", "alias", "held_product"]
 
@@ -101,13 +101,7 @@ def held_product(
         catch: called in the backward pass, before it computes anything. It gets the whole x, pruned or not, which is
             then saved whole.
     """
-    if torch.is_autocast_enabled(x.device.type):  # as autocast does for the product
-        x, values = _wide(x), _wide(values)
-        bias = None if bias is None else _wide(bias)
+    x, values, bias = as_autocast_wants(x, values, bias)
     function: Any = _HeldProduct
     result: Tensor = function.apply(x, values, bias, (list(weight[0]), *weight[1:]), pruning, catch)
     return result
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

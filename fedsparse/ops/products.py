@@ -18,6 +18,8 @@ from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
 __all__ = [
+    "as_autocast_wants",
+    "autocast_dtype",
     "check_parameters",
     "product",
     "read_case",
@@ -229,10 +231,40 @@ def _refuse_second(ctx: Any, *grads: Tensor) -> None:
 
 torch.library.register_autograd("fedsparse::product", _differentiate, setup_context=_save, lib=_LIBRARY)
 torch.library.register_autograd("fedsparse::product_backward", _refuse_second, lib=_LIBRARY)
-for _device in ("cpu", "cuda"):
-    # float32 sparse kernels beat reduced-precision dense ones, so autocast leaves the product in float32. In a network
-    # that keeps its activations blocked it is not asked: they are stored as bfloat16 there.
-    torch.library.register_autocast("fedsparse::product", _device, torch.float32, lib=_LIBRARY)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """In what autocast lets products on a type of device compute; None where it is off.
+
+    On the CPU float32 sparse kernels beat reduced-precision dense ones, so it leaves the product in float32. A network
+    that keeps its activations blocked does not ask: they are stored as bfloat16 there.
+    """
+    if not torch.is_autocast_enabled(device):
+        return None
+    return torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+
+
+def as_autocast_wants(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a product, converted, with history, where autocast is on; like torch's it spares float64."""
+    dtype = autocast_dtype(x.device.type)
+    if dtype is None:
+        return x, values, bias
+    return _cast(x, dtype), _cast(values, dtype), None if bias is None else _cast(bias, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
+def _under_autocast(x: Tensor, values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    operands = as_autocast_wants(x, values, bias)
+    with torch.autocast(x.device.type, enabled=False):  # what the backends call must not be cast once more
+        result: Tensor = torch.ops.fedsparse.product(*operands, *weight)
+    return result
+
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _LIBRARY.impl("product", _under_autocast, _key)
 
 
 def product(

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
+import fedsparse as fs
 from fedsparse import ops
 from fedsparse.errors import BackendError, DoubleBackwardError, ShapeError
 from fedsparse.nn import SparseConv2d, SparseLinear
+from fedsparse.ops import products
 from fedsparse.pattern import Pattern
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -218,6 +220,67 @@ def test_autocast_leaves_float32(layer, generator):
     assert torch.equal(y, plain)
     y.sum().backward()
     assert part.values.grad.dtype == torch.float32
+
+
+def test_autocast_spares_float64(generator):
+    model, x = _model(generator)
+    part = model.double()[0]
+    fs.set_backend(part, "reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert part(x.double()).dtype == torch.float64
+
+
+def test_autocast_on_a_device_computes_in_its_dtype():
+    assert products.autocast_dtype("cuda") is None
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        assert products.autocast_dtype("cuda") == torch.bfloat16
+        assert products.autocast_dtype("cpu") is None
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)
+
+
+def test_operands_are_cast_with_their_history(generator, monkeypatch):
+    """As on a device: activations of 16 bits, parameters and their gradients of 32."""
+    part, x = _model(generator)[0][0], torch.randn(4, 3, 4, 4, generator=generator)
+    twin = copy.deepcopy(part).bfloat16()
+    monkeypatch.setattr(products, "autocast_dtype", lambda _device: torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = part(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    expected = twin(x.bfloat16())
+    expected.float().sum().backward()
+    assert torch.equal(y, expected)
+    for p, q in zip(part.parameters(), twin.parameters(), strict=True):
+        assert p.grad.dtype == torch.float32
+        assert torch.equal(p.grad, q.grad.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["masked", "cuda", "triton"])
+def test_autocast_on_a_device(generator, backend, dtype):
+    model, x = _model(generator)
+    layer = fs.set_backend(model[0].cuda(), backend)
+    with torch.autocast("cuda", dtype=dtype):
+        y = layer(x.cuda())
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert layer.values.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiles_without_a_break_under_autocast(compiler, generator):
+    model, x = _model(generator)
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(model).train(), fullgraph=True, backend=compiler)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(compiled(x), model.train()(x))
+    torch.compiler.reset()
 
 
 def _model(generator):
