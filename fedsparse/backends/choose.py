@@ -9,16 +9,18 @@ from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
+from fedsparse.backends.semi_structured import SemiStructuredBackend
 from fedsparse.backends.triton import TritonBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
 __all__ = ["backend", "break_even", "choose", "explain", "names", "rewrite_lists"]
 
-# `auto` considers neither cuda nor triton: nobody has measured yet where they beat a dense product.
-BACKENDS: dict[str, Backend] = {
-    b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), MaskedBackend(), ReferenceBackend())
-}
+# `auto` considers none of those on a device: nobody has measured yet where they beat a dense product.
+_ALL: tuple[Backend, ...] = (
+    CpuBackend(), CudaBackend(), TritonBackend(), SemiStructuredBackend(), MaskedBackend(), ReferenceBackend(),
+)  # fmt: skip
+BACKENDS = {b.name: b for b in _ALL}
 
 # By a layer itself, conversions between layouts included, and between others of its kind.
 _BREAK_EVEN = {"conv2d": 0.3, "linear": 0.1}
