@@ -134,8 +134,7 @@ def _eager_backward(
     pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case, pattern)
     lies, want = backends.layout_of(engine, case), (want_x, want_values)
-    x = lies.of(x) if want_values else x
-    found = engine.backward(lies.of(grad), x, values.contiguous(), pattern, want, case)
+    found = engine.backward(lies.of(grad), lies.of(x), values.contiguous(), pattern, want, case)
     # A schema has no optional results: what nobody wants is an empty tensor.
     return (
         x.new_empty(0) if found.x is None else lies.of(found.x),

@@ -15,6 +15,7 @@ from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.layout import Layout
 from fedsparse.blocked import leave_blocked
 from fedsparse.errors import BackendError
+from fedsparse.nn.fold import Joint
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_products
 from tests.cuda.test_block import block, vector
@@ -308,6 +309,27 @@ def test_norms_that_hold_little_keep_the_layout(selectable, copies, generator):
         if share == 1:
             for a, b in zip(found, wanted, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_folded_networks(selectable, copies, generator):
+    """Several networks' channels side by side compute what each does by itself, and nothing is converted either."""
+    one, other = network(selectable), network(selectable)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5).add_(0.1)
+    x = torch.randn(2, 8, 3, 6, 5, generator=generator).to(selectable)
+    wanted = one(x[0]), other(x[1])
+    gradients = torch.autograd.grad(sum(y.square().sum() for y in wanted), [*one.parameters(), *other.parameters()])
+    joint, stacked = Joint([one, other]), x.transpose(0, 1).flatten(1, 2)
+    laid = BATCH_INNERMOST.of(stacked)
+    copies.clear()
+    outputs = joint([laid[:, :3], laid[:, 3:]])
+    joint.backward(sum(y.square().sum() for y in outputs))
+    assert set(copies) <= {tuple(stacked.shape), (8, 8, 1, 1)}  # where the networks' own tensors are joined
+    for a, b in zip(outputs, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for parameter, wanted_grad in zip([*one.parameters(), *other.parameters()], gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted_grad, rtol=1e-4, atol=1e-4)
 
 
 def test_the_largest_pruned_gradients_are_those_of_contiguous_tensors(selectable):
