@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import STORED, address, launch
 
-__all__ = ["BATCH_INNERMOST", "CONTIGUOUS", "Layout"]
+__all__ = ["BATCH_INNERMOST", "CONTIGUOUS", "Layout", "chosen_at"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Layout:
         rows = len(whole) if self.innermost else whole.numel() // len(x)
         launch("cuda_transpose", x, address(x), address(y), rows, whole.numel() // rows, STORED[x.dtype])
         return y
+
+
+def chosen_at(tensor: Tensor) -> bool:
+    """Whether a backend may choose a layout for activations where a tensor is."""
+    return _native.on_device(tensor)
 
 
 CONTIGUOUS = Layout(innermost=False)

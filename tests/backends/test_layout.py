@@ -1,10 +1,12 @@
 """Batch-innermost activations: on the CPU through the binding, and on the device where there is one."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch._C import _len_torch_function_stack
 
 import fedsparse as fs
 from fedsparse import _native
@@ -13,8 +15,8 @@ from fedsparse.backends import layout as layout_of_name
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.layout import Layout
-from fedsparse.blocked import leave_blocked
-from fedsparse.errors import BackendError
+from fedsparse.blocked import keep_blocked, leave_blocked
+from fedsparse.errors import BackendError, ShapeError
 from fedsparse.nn.fold import Joint
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_products
@@ -309,6 +311,31 @@ def test_norms_that_hold_little_keep_the_layout(selectable, copies, generator):
         if share == 1:
             for a, b in zip(found, wanted, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norms_keep_the_layout(selectable, copies, generator):
+    """In training and after it; statistics and results are those of contiguous tensors."""
+    model = keep_blocked(network(selectable, nn.BatchNorm2d))
+    plain = leave_blocked(copy.deepcopy(model))
+    x = torch.randn(16, 3, 6, 5, generator=generator).to(selectable)
+    laid = BATCH_INNERMOST.of(x)
+    wanted = trained(plain, x)
+    copies.clear()
+    found = trained(model, laid)
+    assert copies == []
+    for a, b in zip([*found, *model.buffers()], [*wanted, *plain.buffers()], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    y = model.eval()(laid)
+    assert copies == []
+    torch.testing.assert_close(y, plain.eval()(x), rtol=1e-4, atol=1e-4)
+    assert _len_torch_function_stack() == 0
+
+
+def test_a_failed_forward_pass_leaves_nothing_behind(selectable):
+    model = keep_blocked(network(selectable))
+    with pytest.raises(ShapeError):
+        model(torch.zeros(8, 2, 6, 5, device=selectable))
+    assert _len_torch_function_stack() == 0
 
 
 def test_folded_networks(selectable, copies, generator):
