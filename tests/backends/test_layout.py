@@ -292,18 +292,21 @@ def test_nothing_is_converted_between_sparse_layers(selectable, copies, generato
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
 
 
-def test_norms_that_hold_little_keep_the_layout(selectable, copies, generator):
+@pytest.mark.parametrize("around", [keep_blocked, leave_blocked])
+def test_norms_that_hold_little_keep_the_layout(selectable, around, copies, generator):
     """Their activations are pruned as the ordinary tensor is, which takes copies of them, and only of them."""
     if selectable != "cpu":
         pytest.skip("plain torch stands for the kernels of a device")
-    model = network(selectable, nn.BatchNorm2d)
+    model = around(network(selectable, nn.BatchNorm2d))
     x = torch.randn(8, 3, 6, 5, generator=generator)
     wanted, laid = trained(model, x), BATCH_INNERMOST.of(x)
     for share, dtype in ((1.0, None), (0.5, torch.bfloat16)):
         fs.nn.prune_activations(model, share, dtype=dtype)
         copies.clear()
-        with plain_device():
+        with plain_device() as kernels:
             found = trained(model, laid)
+        assert kernels.calls["norm and relu"] >= 2
+        assert _len_torch_function_stack() == 0
         pruned = [(8, 3, 6, 5), (8, 6, 6, 5), (8, 32), (8, 10)]
         assert BATCH_INNERMOST.holds(found[0])
         assert BATCH_INNERMOST.holds(found[1])
