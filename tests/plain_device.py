@@ -23,14 +23,16 @@ class PlainNorms:
     def relu(self, x: Tensor, *, inplace: bool) -> tuple[Tensor, Tensor]:
         self.calls["relu"] += 1
         passes = (x > 0) | x.isnan()
-        words = torch.nn.functional.pad(passes.view(-1), (0, -x.numel() % 32)).view(-1, 32)
+        flat = device_norms.lies(x).in_memory(passes).reshape(-1)
+        words = torch.nn.functional.pad(flat, (0, -x.numel() % 32)).view(-1, 32)
         bits = (words.long() << torch.arange(32, device=x.device)).sum(1)
         y = torch.where(passes, x, torch.zeros_like(x))
         return x.copy_(y) if inplace else y, torch.where(bits >= 1 << 31, bits - (1 << 32), bits).int()
 
     def gate(self, x: Tensor, bits: Tensor) -> Tensor:
-        passes = _flags(bits, 32)[: x.numel()]
-        return torch.where(passes.view(x.shape) != 0, x, torch.zeros_like(x))
+        passes = torch.empty_like(x)
+        device_norms.lies(x).in_memory(passes).view(-1).copy_(_flags(bits, 32)[: x.numel()])
+        return torch.where(passes != 0, x, torch.zeros_like(x))
 
     def statistics(
         self, x: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float, eps: float

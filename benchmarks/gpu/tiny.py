@@ -19,7 +19,7 @@ __all__ = ["CASES", "main"]
 
 CASES = (
     LayerCase(64, 32, 9, batch=9, density=0.2),
-    LayerCase(32, 64, 9, stride=2, batch=3, density=0.3),
+    LayerCase(32, 64, 9, stride=2, batch=16, density=0.3),
     LayerCase(32, 64, 5, kernel=1, batch=8, density=0.3),
     LayerCase(96, 64, None, batch=17, density=0.2),
 )

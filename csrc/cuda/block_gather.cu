@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gat
   const std::int32_t all_blocks = problem.groups * g.strip_blocks, group = blockIdx.x % all_blocks / g.strip_blocks;
   const std::int32_t strip = blockIdx.x % g.strip_blocks * (warps / pixel_groups) + warp / pixel_groups;
   const std::int32_t first_pixel = warp % pixel_groups * kPixels;
-  const csr16::Place place(problem, blockIdx.x / all_blocks);
+  const csr16::Place place = csr16::place_by_tile(problem, blockIdx.x / all_blocks);
   const Pixels pixels(problem);
   const Views<A::kWide> views(pixels, first_pixel);
   const bool busy = strip < g.strips && pixels.live(problem, place, first_pixel);

@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2) block_correlation_
   float sum[kSets][kTiles][4] = {};
   clear_zeros(stage, problem);
   for (std::int64_t tile = split * c.tiles / c.splits; tile < (split + 1) * c.tiles / c.splits; ++tile) {
-    const csr16::Place place(problem, tile);
+    const csr16::Place place = csr16::place_by_image(problem, tile);
     __syncthreads();  // the tile before has been read
     csr16::copy_slab(stage, c.input, problem, place, group * problem.group_sources() + slab * problem.slab_channels,
                      csr16::channels_of(problem, slab), kWarps);

@@ -1,8 +1,10 @@
 // csr16: products with a weight whose kept positions follow no structure, and how a problem is cut for the device.
 //
-// Activations are stored batch-innermost: [images][channels][height][width][8], a *line* being one pixel of one channel
-// of 8 samples. A block of threads keeps the lines that a tile of pixels may need of some channels, a *slab*, in shared
-// memory, zeros for the border included, so that a kept weight is one 16-bit distance inside the slab: its *tap*.
+// A *line* is one pixel of one channel of 8 samples, which lie side by side. Where 8 divides the batch, activations are
+// batch-innermost, [channels][height][width][batch]: to torch an ordinary tensor with strides of its own, so that
+// nothing is converted between layers. Otherwise lines are filled up, [images][channels][height][width][8]. A block of
+// threads keeps the lines that a tile of pixels may need of some channels, a *slab*, in shared memory, zeros for the
+// border included, so that a kept weight is one 16-bit distance inside the slab: its *tap*.
 //
 //     distance = channel * pitch + row * halo_columns + column        (in lines, channel counted within the slab)
 //

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Gather<T> g) 
   const std::int32_t row = (blockIdx.x % g.row_blocks * kWarps + warp) * kRows;  // of the group
   const std::int32_t channel = group * problem.group_targets() + row;
   const std::int32_t rows = min(kRows, problem.group_targets() - row);
-  const Place place(problem, blockIdx.x / all_rows);
+  const Place place = place_by_tile(problem, blockIdx.x / all_rows);
   const Share share(problem.tile);
 
   Quad sum[kRows][kPixels] = {};

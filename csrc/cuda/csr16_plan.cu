@@ -29,16 +29,19 @@ bool one_pixel(const ConvShape& s) {
   return s.height == 1 && s.width == 1 && s.taps() == 1 && s.pad_h == 0 && s.pad_w == 0;
 }
 
+// Batch-innermost where the batch fills its lines, one image of 8 samples after the other where it does not.
 Plane pictures(std::int64_t batch, std::int64_t channels, std::int64_t height, std::int64_t width) {
   Plane plane = {};
-  plane.images = static_cast<std::int32_t>((batch + kBatch - 1) / kBatch);
+  const std::int64_t images = (batch + kBatch - 1) / kBatch;
+  const bool innermost = batch % kBatch == 0;
+  plane.images = static_cast<std::int32_t>(images);
   plane.channels = static_cast<std::int32_t>(channels);
   plane.height = static_cast<std::int32_t>(height);
   plane.width = static_cast<std::int32_t>(width);
-  plane.column = 1;
-  plane.row = width;
-  plane.channel = height * width;
-  plane.image = channels * plane.channel;
+  plane.column = innermost ? images : 1;
+  plane.row = width * plane.column;
+  plane.channel = height * plane.row;
+  plane.image = innermost ? 1 : channels * plane.channel;
   return plane;
 }
 

@@ -28,11 +28,23 @@ struct Problem {
 struct Place {
   std::int32_t image, row, column;
 
-  __device__ Place(const Problem& p, std::int64_t number)
-      : image(static_cast<std::int32_t>(number / (p.grid.tiles_y * p.grid.tiles_x))),
-        row(static_cast<std::int32_t>(number / p.grid.tiles_x % p.grid.tiles_y) * p.tile.rows),
-        column(static_cast<std::int32_t>(number % p.grid.tiles_x) * p.tile.columns) {}
+  __device__ Place(const Problem& p, std::int32_t image_, std::int64_t tile)
+      : image(image_),
+        row(static_cast<std::int32_t>(tile / p.grid.tiles_x) * p.tile.rows),
+        column(static_cast<std::int32_t>(tile % p.grid.tiles_x) * p.tile.columns) {}
 };
+
+// Tile `number`, all tiles of an image in turn: the order in which gradients are added up.
+__device__ __forceinline__ Place place_by_image(const Problem& p, std::int64_t number) {
+  const std::int64_t tiles = std::int64_t{p.grid.tiles_y} * p.grid.tiles_x;
+  return Place(p, static_cast<std::int32_t>(number / tiles), number % tiles);
+}
+
+// Tile `number`, the same of all images in turn. Blocks that run together then read neighbouring lines of a
+// batch-innermost tensor: in 16 bits two of them share a sector of memory.
+__device__ __forceinline__ Place place_by_tile(const Problem& p, std::int64_t number) {
+  return Place(p, static_cast<std::int32_t>(number % p.target.images), number / p.target.images);
+}
 
 // The pixels of a tile that a lane works on: one column, rows row_step apart, half a line of each.
 struct Share {

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 2) correlation_kernel(const Correlat
   float* partial = c.partial + chunk * c.nnz;
 
   for (std::int64_t tile = first; tile < last; ++tile) {
-    const Place place(problem, tile);
+    const Place place = place_by_image(problem, tile);
     for (std::int32_t s = 0; s < problem.slabs; ++s) {
       __syncthreads();  // the slab before has been read
       load_slab(slab, c.input, problem, place, group * problem.group_sources() + s * problem.slab_channels,

@@ -51,7 +51,13 @@ int fedsparse_cuda_adamw(std::int64_t count, float* const* values, const float* 
                          const std::int64_t* steps, const float* grad_scale, double lr, double beta1, double beta2,
                          double eps, double weight_decay, void* stream);
 
-// ---- activations between rows and lines of 8 samples
+// ---- activations, from the order of torch to that of the products and back
+// A batch of a multiple of 8 lies innermost, (size, batch), of contiguous (batch, size): out (columns, rows) of in
+// (rows, columns), which serves both ways.
+int fedsparse_cuda_transpose(const void* in, void* out, std::int64_t rows, std::int64_t columns, std::int64_t dtype,
+                             void* stream);
+
+// Any other batch lies in lines of 8 samples.
 // (batch, size), a batch of contiguous pictures say, and (ceil(batch / 8), size, 8). Samples that fill the last lines
 // up are written as zeros and not read back.
 int fedsparse_cuda_to_lines(const void* rows, void* lines, std::int64_t batch, std::int64_t size, std::int64_t dtype,
@@ -60,8 +66,9 @@ int fedsparse_cuda_from_lines(const void* lines, void* rows, std::int64_t batch,
                               std::int64_t dtype, void* stream);
 
 // ---- products with unstructured weights (csr16.h)
-// A linear layer is a 1x1 convolution of one-pixel pictures. Activations are lines of 8 samples, aligned to 16 bytes;
-// in gradients, samples beyond the batch are zero. All arrays of a call have the same dtype, sums are float32. For
+// A linear layer is a 1x1 convolution of one-pixel pictures. Activations are aligned to 16 bytes: (channels, height,
+// width, batch) where 8 divides the batch, else lines of 8 samples, (ceil(batch / 8), channels, height, width, 8), in
+// which gradients are zero beyond the batch. All arrays of a call have the same dtype, sums are float32. For
 // equal arguments the results are equal to the bit.
 
 // Bytes of shared memory that a block of these kernels asks for, whatever the product.

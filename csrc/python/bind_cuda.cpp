@@ -56,6 +56,12 @@ void bind_optimizer(py::module_& m) {
 
 void bind_lines(py::module_& m) {
   m.def(
+      "cuda_transpose",
+      [](Address in, Address out, std::int64_t rows, std::int64_t columns, std::int64_t dtype, Address stream) {
+        return fedsparse_cuda_transpose(at<const void>(in), at<void>(out), rows, columns, dtype, at<void>(stream));
+      },
+      release());
+  m.def(
       "cuda_to_lines",
       [](Address rows, Address lines, std::int64_t batch, std::int64_t size, std::int64_t dtype, Address stream) {
         return fedsparse_cuda_to_lines(at<const void>(rows), at<void>(lines), batch, size, dtype, at<void>(stream));

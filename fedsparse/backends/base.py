@@ -1,6 +1,7 @@
 """What a backend is asked, and what it must offer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -8,9 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fedsparse.backends.layout import CONTIGUOUS, Layout
 from fedsparse.pattern import Pattern
 
-__all__ = ["Backend", "Case", "Geometry", "Gradients", "KeepsLists"]
+__all__ = ["Backend", "Case", "ChoosesLayout", "Geometry", "Gradients", "KeepsLists", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Gradients(NamedTuple):
 class Backend(Protocol):
     """Computes products with a sparse weight. Stateless: everything comes with the call.
 
-    Tensors are contiguous, on the case's device and of its dtype; shapes have been checked by the op.
+    Tensors are contiguous, on the case's device and of its dtype; shapes have been checked by the op. In forward and
+    backward, activations of a backend that `ChoosesLayout` may also lie, and its results do lie, as it chooses.
     """
 
     @property
@@ -109,6 +112,21 @@ class Backend(Protocol):
         k never exceeds the number of pruned positions.
         """
         ...
+
+
+class ChoosesLayout(Protocol):
+    """A backend whose activations and their gradients need not be contiguous."""
+
+    def layout(self, case: Case) -> Layout:
+        """How it takes them without copying, and returns them; decided without looking at numbers."""
+        ...
+
+
+def layout_of(backend: Backend, case: Case) -> Layout:
+    """How a backend takes and returns activations."""
+    # isinstance of a protocol takes half as long as a small product.
+    choose: Callable[[Case], Layout] | None = getattr(backend, "layout", None)
+    return CONTIGUOUS if choose is None else choose(case)
 
 
 @runtime_checkable

@@ -4,9 +4,10 @@ import math
 
 from torch import Tensor
 
-from fedsparse.backends.base import Backend, Case, KeepsLists
+from fedsparse.backends.base import Backend, Case, KeepsLists, layout_of
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
+from fedsparse.backends.layout import Layout
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.backends.semi_structured import SemiStructuredBackend
@@ -14,7 +15,7 @@ from fedsparse.backends.triton import TritonBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["backend", "break_even", "choose", "explain", "names", "rewrite_lists"]
+__all__ = ["backend", "break_even", "choose", "explain", "layout", "names", "rewrite_lists"]
 
 # `auto` considers none of those on a device: nobody has measured yet where they beat a dense product.
 _ALL: tuple[Backend, ...] = (
@@ -107,11 +108,24 @@ def backend(name: str, case: Case, pattern: Pattern | None = None, *, blocked: b
     """
     if name == "auto":
         return choose(case, pattern, blocked=blocked)
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(names())}")
-    reason = BACKENDS[name].refuse(case)
+    reason = _named(name).refuse(case)
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot compute this {case.op}: {reason}; use set_backend(model, 'auto')")
+    return BACKENDS[name]
+
+
+def layout(name: str, case: Case) -> Layout:
+    """How the results of the backend called `name` lie, for a case that it may refuse. `auto`'s all lie alike.
+
+    Raises:
+        BackendError: there is none of that name.
+    """
+    return layout_of(BACKENDS["masked"] if name == "auto" else _named(name), case)
+
+
+def _named(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(names())}")
     return BACKENDS[name]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fedsparse import _native
 from fedsparse._native import STORED, address, launch, row_list
-from fedsparse.backends.base import Backend, Case, Gradients
+from fedsparse.backends.base import Backend, Case, ChoosesLayout, Gradients
 from fedsparse.backends.cuda_lists import Strips, Taps, build, sizes_of
+from fedsparse.backends.layout import BATCH_INNERMOST, CONTIGUOUS, Layout
 from fedsparse.backends.lists import PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.pattern import Pattern
@@ -21,12 +22,16 @@ from fedsparse.pattern import Pattern
 __all__ = ["CudaBackend"]
 
 _BATCH = 8  # samples of a line
+_ALIGNMENT = 16  # bytes
 _LIMIT = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
 class CudaBackend:
-    """Gathers of batch-innermost lines from shared memory, on the caller's stream.
+    """Gathers of lines of 8 samples from shared memory, on the caller's stream.
+
+    Where 8 divides the batch, activations lie batch-innermost, and what lies so already is read where it is: between
+    sparse layers nothing is converted. Of other batches every product fills lines up and returns contiguous tensors.
 
     Lists are built when a pattern is first met and live as long as its index tensors; where those are overwritten, so
     are the lists.
@@ -54,6 +59,9 @@ class CudaBackend:
         if not all(native.csr16_start_size(sizes, backward, STORED[case.dtype]) for backward in (False, True)):
             return f"one channel of what a kernel of {case.shape[2:]} reaches does not fit in shared memory"
         return None
+
+    def layout(self, case: Case) -> Layout:
+        return CONTIGUOUS if case.input[0] % _BATCH else BATCH_INNERMOST
 
     def forward(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
         kept, sizes, dtype = self._list(pattern, case, backward=False), sizes_of(case), STORED[case.dtype]
@@ -140,12 +148,17 @@ def _tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-# ---- (batch, ...) and (ceil(batch / 8), ..., 8)
+# ---- activations as the kernels take them: batch-innermost, or (ceil(batch / 8), ..., 8)
 def _empty_lines(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if shape[0] % _BATCH == 0:
+        return BATCH_INNERMOST.empty(like, shape)
     return like.new_empty((-(-shape[0] // _BATCH), *shape[1:], _BATCH))
 
 
 def _to_lines(x: Tensor) -> Tensor:
+    if x.shape[0] % _BATCH == 0:
+        lines = BATCH_INNERMOST.of(x)
+        return lines.clone() if lines.data_ptr() % _ALIGNMENT else lines
     lines = _empty_lines(x, tuple(x.shape))
     size = math.prod(x.shape[1:])
     launch("cuda_to_lines", x, address(x), address(lines), x.shape[0], size, STORED[x.dtype])
@@ -153,6 +166,8 @@ def _to_lines(x: Tensor) -> Tensor:
 
 
 def _from_lines(lines: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if shape[0] % _BATCH == 0:
+        return lines
     x = lines.new_empty(shape)
     size = math.prod(shape[1:])
     launch("cuda_from_lines", lines, address(lines), address(x), shape[0], size, STORED[x.dtype])
@@ -164,3 +179,4 @@ def _short(dtype: torch.dtype) -> str:
 
 
 _: type[Backend] = CudaBackend
+__: type[ChoosesLayout] = CudaBackend

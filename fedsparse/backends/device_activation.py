@@ -19,6 +19,7 @@ from fedsparse import _native
 from fedsparse._native import STORED, address, launch
 from fedsparse.backends import device_norms
 from fedsparse.backends.device_norms import Norm
+from fedsparse.backends.layout import CONTIGUOUS
 
 __all__ = [
     "CUDA",
@@ -131,7 +132,7 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 def pack(kernels: Kernels, x: Tensor, rows: int, k: int, dtype: torch.dtype) -> DevicePacked:
     """What is left of x when k elements of each of its `rows` rows are kept, stored as `dtype`."""
-    x = x.contiguous()
+    x = CONTIGUOUS.of(x)
     bits, starts = kernels.mark(x, rows, k)
     room = rows * k
     if room == x.numel() and not torch.cuda.is_current_stream_capturing():
@@ -156,13 +157,13 @@ def share(kernels: Kernels, norm: Norm, rows: int, k: int, x: Tensor) -> DeviceS
     Of a norm that holds its input rounded, k elements of what that is worth.
     """
     exact = norm.held.dtype == x.dtype
-    bits, _ = kernels.mark(x.contiguous() if exact else _relu_of(norm, x.dtype), rows, k)
+    bits, _ = kernels.mark(CONTIGUOUS.of(x if exact else _relu_of(norm, x.dtype)), rows, k)
     return DeviceShared(bits, *norm)
 
 
 def recompute(shared: DeviceShared, dtype: torch.dtype) -> Tensor:
     """The tensor of `dtype`, zeros where nothing was kept."""
-    x = _relu_of(Norm(*shared[1:]), dtype)
+    x = CONTIGUOUS.of(_relu_of(Norm(*shared[1:]), dtype))
     kernels = device_norms.kernels_for(x)
     assert kernels is not None  # it has computed the norm
     return kernels.gate(x, shared.bits)

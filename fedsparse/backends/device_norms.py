@@ -2,6 +2,9 @@
 
 A norm holds its input, or that normalised and rounded, and computes the rest of what it needs again. A ReLU behind it
 holds nothing more; another one holds one bit for each element.
+
+Activations are contiguous or batch-innermost; the latter are to kernels one contiguous picture, whose pixels are those
+of all samples, and results lie as they do.
 """
 
 from collections.abc import Callable
@@ -13,8 +16,9 @@ from torch import Tensor
 
 from fedsparse import _native
 from fedsparse._native import STORED
+from fedsparse.backends.layout import BATCH_INNERMOST, CONTIGUOUS, Layout
 
-__all__ = ["TRITON", "Kernels", "Norm", "available", "kernels_for"]
+__all__ = ["TRITON", "Kernels", "Norm", "available", "kernels_for", "lies"]
 
 _LIMIT = 1 << 31  # elements: offsets within a channel have 32 bits
 
@@ -36,10 +40,10 @@ class Norm(NamedTuple):
 
 
 class Kernels(Protocol):
-    """Tensors are `(batch, channels, ...)`, contiguous and not empty."""
+    """Tensors are `(batch, channels, ...)`, not empty, and all of a call lie alike, in one of the two layouts."""
 
     def relu(self, x: Tensor, *, inplace: bool) -> tuple[Tensor, Tensor]:
-        """The ReLU, and one bit for each element, int32: bit e % 32 of word e // 32 is set where element e passes."""
+        """The ReLU, and one bit for each element in memory, int32: bit e % 32 of word e // 32 tells that e passes."""
         ...
 
     def gate(self, x: Tensor, bits: Tensor) -> Tensor:
@@ -63,30 +67,34 @@ class Kernels(Protocol):
 
 class _Triton:
     def relu(self, x: Tensor, *, inplace: bool) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _kernel("relu_bitmask", "relu")(x, inplace=inplace)
-        return found
+        lie = lies(x)
+        y, bits = _kernel("relu_bitmask", "relu")(_picture(x, lie), inplace=inplace)
+        return x if inplace else _restored(y, lie), bits
 
     def gate(self, x: Tensor, bits: Tensor) -> Tensor:
-        result: Tensor = _kernel("relu_bitmask", "gate")(x, bits)
-        return result
+        lie = lies(x)
+        return _restored(_kernel("relu_bitmask", "gate")(_picture(x, lie), bits), lie)
 
     def statistics(
         self, x: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float, eps: float
     ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _kernel("batch_norm", "statistics")(x, *running, momentum=momentum, eps=eps)
+        found: tuple[Tensor, Tensor] = _kernel("batch_norm", "statistics")(
+            _picture(x, lies(x)), *running, momentum=momentum, eps=eps
+        )
         return found
 
     def norm(self, of: Norm, dtype: torch.dtype, rounded: Tensor | None, *, relu: bool) -> Tensor:
-        normal = of.held.dtype != dtype
-        y: Tensor = _kernel("batch_norm", "norm")(*of, relu=relu, dtype=dtype, normal=normal, rounded=rounded)
-        return y
+        lie, normal = lies(of.held), of.held.dtype != dtype
+        held, rounded = _picture(of.held, lie), None if rounded is None else _picture(rounded, lie)
+        y = _kernel("batch_norm", "norm")(held, *of[1:], relu=relu, dtype=dtype, normal=normal, rounded=rounded)
+        return _restored(y, lie)
 
     def norm_backward(self, grad: Tensor, of: Norm, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-        normal = of.held.dtype != grad.dtype
-        found: tuple[Tensor, Tensor, Tensor] = _kernel("batch_norm", "norm_backward")(
-            grad, *of, relu=relu, normal=normal
+        lie, normal = lies(of.held), of.held.dtype != grad.dtype
+        grad_x, grad_weight, grad_bias = _kernel("batch_norm", "norm_backward")(
+            _picture(grad, lie), _picture(of.held, lie), *of[1:], relu=relu, normal=normal
         )
-        return found
+        return _restored(grad_x, lie), grad_weight, grad_bias
 
 
 TRITON: Kernels = _Triton()
@@ -99,8 +107,23 @@ def available(device: torch.device) -> bool:
 
 def kernels_for(x: Tensor) -> Kernels | None:
     """Who computes norms and ReLUs of `x` where it is; None where torch does."""
-    fits = x.dtype in STORED and 0 < x.numel() < _LIMIT and x.is_contiguous()
+    fits = x.dtype in STORED and 0 < x.numel() < _LIMIT and lies(x).holds(x)
     return TRITON if fits and available(x.device) else None
+
+
+def lies(x: Tensor) -> Layout:
+    """How x lies, if it lies in one of the two layouts."""
+    return CONTIGUOUS if x.is_contiguous() else BATCH_INNERMOST
+
+
+def _picture(x: Tensor, lie: Layout) -> Tensor:
+    """A contiguous view, `(1, channels, ...)` of what is batch-innermost."""
+    return lie.in_memory(x).unsqueeze(0) if lie.innermost else x
+
+
+def _restored(picture: Tensor, lie: Layout) -> Tensor:
+    """What `_picture` made the view of."""
+    return picture.squeeze(0).movedim(-1, 0) if lie.innermost else picture
 
 
 def _kernel(module: str, name: str) -> Callable[..., Any]:

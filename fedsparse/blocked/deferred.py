@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 
-from fedsparse.backends.device_norms import Kernels, Norm
+from fedsparse.backends.device_norms import Kernels, Norm, lies
 from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.history import exchanged
 from fedsparse.errors import BackendError
@@ -123,7 +123,7 @@ def _gradients(
     kernels: Kernels, norm: Norm, grad: Tensor, wanted: Sequence[bool], *, relu: bool
 ) -> list[Tensor | None]:
     """Of x, weight and bias, as far as they are wanted."""
-    found = kernels.norm_backward(grad.contiguous(), norm, relu=relu)
+    found = kernels.norm_backward(lies(norm.held).of(grad), norm, relu=relu)
     dtypes = (grad.dtype, *(None if p is None else p.dtype for p in (norm.weight, norm.bias)))
     return [final(g.to(dtype)) if want else None for g, dtype, want in zip(found, dtypes, wanted, strict=True)]
 
@@ -139,7 +139,9 @@ class Deferred(Tensor):
         x = waiting.x
 
         def make() -> Tensor:
-            made: Tensor = Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=x.device)
+            made: Tensor = Tensor._make_wrapper_subclass(
+                cls, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device
+            )
             return made
 
         deferred = cast("Deferred", apply(_Stand, make, waiting, x, waiting.weight, waiting.bias))

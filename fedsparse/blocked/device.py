@@ -66,13 +66,13 @@ class _Relu(Function):
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(bits)
-        ctx.kernels = kernels
+        ctx.kernels, ctx.lie = kernels, device_norms.lies(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (bits,) = ctx.saved_tensors
-        return final(ctx.kernels.gate(grad.contiguous(), bits)), None, None
+        return final(ctx.kernels.gate(ctx.lie.of(grad), bits)), None, None
 
 
 def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:

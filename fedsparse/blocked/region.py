@@ -1,13 +1,15 @@
 """Where a network begins and ends: between the two, its sparse layers exchange blocked tensors."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from fedsparse.backends.layout import chosen_at
+from fedsparse.blocked.innermost import Innermost
 from fedsparse.blocked.tensor import plain
 from fedsparse.blocked.trace import END
 
@@ -15,6 +17,8 @@ __all__ = ["autocast", "inside", "keep_blocked", "leave_blocked", "network"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _depth: ContextVar[int] = ContextVar("fedsparse_blocked_depth", default=0)
+# What the outermost network on a device that is running has to leave.
+_device: ContextVar[ExitStack | None] = ContextVar("fedsparse_blocked_device", default=None)
 
 
 def inside() -> bool:
@@ -42,7 +46,8 @@ def network() -> Iterator[None]:
 def keep_blocked(model: _Model) -> _Model:
     """Lets the sparse layers of `model` exchange activations in the layout of the cpu kernels; returns the model.
 
-    What enters and leaves the model stays ordinary. `sparsify` does this for the models it changes.
+    What enters and leaves the model stays ordinary. `sparsify` does this for the models it changes. On a CUDA device
+    batch norms return activations that lie batch-innermost as they lie.
     """
     if _enter not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_enter, prepend=True)
@@ -59,9 +64,15 @@ def leave_blocked(model: _Model) -> _Model:
     return model
 
 
-def _enter(_module: nn.Module, _args: Any) -> None:
-    if not torch.compiler.is_compiling():
-        _begin()
+def _enter(module: nn.Module, _args: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    _begin()
+    first = next(module.parameters(), None)
+    if _depth.get() == 1 and first is not None and chosen_at(first):
+        leaves = ExitStack()
+        leaves.enter_context(Innermost())
+        _device.set(leaves)
 
 
 def _begin() -> None:
@@ -72,4 +83,10 @@ def _exit(_module: nn.Module, _args: Any, output: Any) -> Any:
     if torch.compiler.is_compiling():
         return output
     _depth.set(_depth.get() - 1)
-    return output if _depth.get() else plain(output, END)
+    if _depth.get():
+        return output
+    leaves = _device.get()
+    if leaves is not None:
+        _device.set(None)
+        leaves.close()
+    return plain(output, END)

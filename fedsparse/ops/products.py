@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import backends
-from fedsparse.backends import Case, Geometry
+from fedsparse.backends import CONTIGUOUS, Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
@@ -117,8 +117,8 @@ def _eager(
     case = read_case(x, shape, values.numel(), geometry)
     pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case, pattern)
-    bias = None if bias is None else bias.contiguous()
-    return engine.forward(x.contiguous(), values.contiguous(), pattern, bias, case).contiguous()
+    bias, lies = None if bias is None else bias.contiguous(), backends.layout_of(engine, case)
+    return lies.of(engine.forward(lies.of(x), values.contiguous(), pattern, bias, case))
 
 
 def _eager_backward(
@@ -135,12 +135,11 @@ def _eager_backward(
     case = read_case(x, shape, values.numel(), geometry)
     pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case, pattern)
-    found = engine.backward(
-        grad.contiguous(), x.contiguous(), values.contiguous(), pattern, (want_x, want_values), case
-    )
+    lies, want = backends.layout_of(engine, case), (want_x, want_values)
+    found = engine.backward(lies.of(grad), lies.of(x), values.contiguous(), pattern, want, case)
     # A schema has no optional results: what nobody wants is an empty tensor.
     return (
-        x.new_empty(0) if found.x is None else found.x.contiguous(),
+        x.new_empty(0) if found.x is None else lies.of(found.x),
         x.new_empty(0) if found.values is None else found.values.contiguous(),
     )
 
@@ -151,7 +150,8 @@ def _eager_topk(
     case = read_case(x, shape, index[1].numel(), geometry)
     pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case, pattern)
-    return engine.topk_pruned(grad.contiguous(), x.contiguous(), pattern, min(k, pattern.size - pattern.nnz), case)
+    grad, x = CONTIGUOUS.of(grad), CONTIGUOUS.of(x)
+    return engine.topk_pruned(grad, x, pattern, min(k, pattern.size - pattern.nnz), case)
 
 
 for _key in ("CPU", "CUDA"):
@@ -170,7 +170,8 @@ def _fake(
     geometry: list[int],
     backend: str,
 ) -> Tensor:
-    return x.new_empty(read_case(x, shape, values.shape[0], geometry).output)
+    case = read_case(x, shape, values.shape[0], geometry)
+    return backends.layout(backend, case).empty(x, case.output)
 
 
 @torch.library.register_fake("fedsparse::product_backward", lib=_LIBRARY)
@@ -185,7 +186,9 @@ def _fake_backward(
     geometry: list[int],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if want_x else (0,)), x.new_empty(values.shape if want_values else (0,))
+    case = read_case(x, shape, values.shape[0], geometry)
+    grad_x = backends.layout(backend, case).empty(x, x.shape) if want_x else x.new_empty(0)
+    return grad_x, x.new_empty(values.shape if want_values else (0,))
 
 
 @torch.library.register_fake("fedsparse::topk_pruned", lib=_LIBRARY)

@@ -1,6 +1,7 @@
 """Calls csr16 products on the shim as a backend does on a device. Needs numpy, not torch."""
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -131,10 +132,14 @@ class Product:
     def _lines(self, shim: Shim, rows: NDArray) -> NDArray:
         batch, size = rows.shape[0], rows[0].size
         lines = poisoned((-(-batch // 8), size, 8), rows.dtype)
-        shim("fedsparse_cuda_to_lines", rows, lines, batch, size, self.dtype, None)
+        name = "fedsparse_cuda_to_lines" if batch % 8 else "fedsparse_cuda_transpose"
+        shim(name, rows, lines, batch, size, self.dtype, None)
         return lines
 
     def _rows(self, shim: Shim, lines: NDArray, shape: tuple[int, ...]) -> NDArray:
-        rows = poisoned(shape, lines.dtype)
-        shim("fedsparse_cuda_from_lines", lines, rows, shape[0], rows[0].size, self.dtype, None)
+        rows, batch, size = poisoned(shape, lines.dtype), shape[0], math.prod(shape[1:])
+        if batch % 8:
+            shim("fedsparse_cuda_from_lines", lines, rows, batch, size, self.dtype, None)
+        else:
+            shim("fedsparse_cuda_transpose", lines, rows, size, batch, self.dtype, None)
         return rows

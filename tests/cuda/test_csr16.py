@@ -168,9 +168,20 @@ def test_lines(scheduled, rng, batch, size, dtype):
     assert np.array_equal(back.reshape(batch, size), rows)
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16])
+def test_transposes(scheduled, rng, dtype):
+    """Sides shorter than a tile, equal to it, and of several; nothing of no size."""
+    for rows, columns in ((1, 1), (8, 3), (8, 700), (2049, 24), (64, 65), (130, 129), (1, 300), (0, 5), (5, 0)):
+        x = as_stored(rng.standard_normal((rows, columns)), dtype)
+        y = poisoned((columns, rows), x.dtype.type)
+        scheduled("fedsparse_cuda_transpose", x, y, rows, columns, dtype, None)
+        assert np.array_equal(y, x.T)
+
+
 def test_unknown_dtypes_are_refused(shim):
     rows = np.zeros(8, np.float32)
     assert shim.value("fedsparse_cuda_to_lines", rows, rows, 1, 8, 9, None) == 1
+    assert shim.value("fedsparse_cuda_transpose", rows, rows, 1, 8, 9, None) == 1
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -24,6 +24,7 @@ REGISTERS = {
     "block_pack_kernel": 32,
     "block_add_kernel": 32,
     "lines_kernel": 32,
+    "transpose_kernel": 32,
     "sgd_kernel": 40,
     "count_steps_kernel": 32,
     "adamw_kernel": 48,

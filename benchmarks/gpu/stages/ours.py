@@ -15,7 +15,7 @@ from benchmarks.gpu.operands import Operands, errors, moved_bytes, told
 from benchmarks.gpu.record import Row
 from benchmarks.gpu.sweep import Job, layer_of, row_of, sweep
 from benchmarks.gpu.timing import copies, measured
-from fedsparse.backends import Case
+from fedsparse.backends import Case, layout_of
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.bench.cases import LayerCase
 from fedsparse.pattern import Pattern
@@ -87,8 +87,9 @@ class _Call:
     """The three ops of one layer on one set of numbers."""
 
     def __init__(self, kind: Kind, case: Case, pattern: Pattern, operands: Operands) -> None:
-        self.operands = operands
         self._backend, self._case, self._pattern = BACKENDS[kind.backend], case, pattern
+        lies = layout_of(self._backend, case)  # as a network of such layers would hand them over
+        self.operands = replace(operands, x=lies.of(operands.x), grad=lies.of(operands.grad))
         self._values = pattern.gather(operands.weight).contiguous()
 
     def __call__(self, op: str) -> Tensor:

@@ -149,7 +149,7 @@ def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tens
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Of one network, or the sum over folded ones: their rows of 10 logits stand side by side."""
-    logits = model(x).float().view(len(y), -1)
+    logits = model(x).float().reshape(len(y), -1)  # a `cuda` network's samples may lie side by side
     return F.cross_entropy(logits, y) * (len(y) // len(x))
 
 
