@@ -18,6 +18,9 @@ _LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
 _WARP_LINES = 64  # of a list, whose sums a warp of the weight gradient holds
 _INDEX = 4  # bytes of a place among the values
+_SECTOR = 32  # bytes that memory moves at least
+_ROWS = 32  # target channels of a block of the unstructured kernels
+_SMALL, _LARGE = 4, 8  # pixels along a side of a tile
 _UNITED = 16  # input channels of a strip that are not alike
 
 
@@ -30,7 +33,8 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
     inputs, outputs = _moved(case)
     product = Work(
         2.0 * nnz * lines * case.places, "fp32", float(element * nnz * lines * case.places),
-        float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)), by="cores",
+        float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)),
+        _slabs(case, op, precision, _ROWS), by="cores",
     )  # fmt: skip
     return [*_turns(case, op, precision), product]
 
@@ -55,14 +59,43 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
         if op == "grad_w":
             # A line of x serves a strip, a line of grad_y the lines of a warp. The sums of parts are few.
             shared = element * products * (1 / channels + 1 / _WARP_LINES)
-            return [*_turns(case, op, precision), Work(flops * products, unit, shared, memory, by="mma")]
+            slabs = _slabs(case, op, precision, width)
+            return [*_turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
         # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
         pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
-        weights = element * products / (_PIXELS * _LINE)
-        product = Work(flops * products, unit, element * products / channels, memory, weights, by="mma")
+        cache = element * products / (_PIXELS * _LINE) + _slabs(case, op, precision, channels * _warps(case, op))
+        product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
         return [*_turns(case, op, precision), pack, product]
 
     return count
+
+
+def _side(case: LayerCase, op: str) -> int:
+    """Pixels along a side of what an op computes, or sums over."""
+    return 1 if case.size is None else case.size if op == "grad_x" else (case.size - 1) // case.stride + 1
+
+
+def _warps(case: LayerCase, op: str) -> int:
+    """Strips of a block: 512 threads, a warp for 8 pixels of a strip."""
+    return 8 if case.size is None or _side(case, op) <= _SMALL else 2
+
+
+def _slabs(case: LayerCase, op: str, precision: str, channels: int) -> float:
+    """Bytes that blocks read into shared memory: of each tile what kernels reach from it, once for every `channels`
+    target channels. Neighbouring pixels lie a batch apart, so that a line of 16-bit numbers fills half a sector.
+    """
+    element, lines = ELEMENT[precision], _lines(case) // _LINE
+    sources, targets = (case.outputs, case.inputs) if op == "grad_x" else (case.inputs, case.outputs)
+    blocks = -(-targets // channels)
+    if case.size is None:
+        return float(blocks * sources * lines * _LINE * element)
+    # The gradient of x goes over its pixels once for every residue modulo the stride, each with the taps that meet it.
+    grids, step = (case.stride**2, 1) if op == "grad_x" else (1, case.stride)
+    side = -(-_side(case, op) // case.stride) if op == "grad_x" else _side(case, op)
+    reach = -(-case.kernel // case.stride) if op == "grad_x" else case.kernel
+    tile = _SMALL if side <= _SMALL else _LARGE
+    pixels = (-(-side // tile)) ** 2 * ((tile - 1) * step + reach) ** 2
+    return float(grids * blocks * sources * lines * pixels * max(_LINE * element, _SECTOR))
 
 
 def _union(density: float) -> float:

@@ -37,6 +37,8 @@ def test_csr16_work_by_hand():
     assert product.shared == 4 * NNZ * 32 * 1024 == 483_131_392
     assert product.flops == 2 * NNZ * 32 * 1024 == 241_565_696
     assert product.memory == 4 * (2 * 2_097_152 + NNZ) + 2 * NNZ == 16_799_332
+    # 16 tiles of 10x10 pixels, 64 channels, 4 groups of 8 samples, two blocks of 32 channels, 32 bytes a line
+    assert product.cache == 16 * 100 * 64 * 4 * 2 * 32 == 26_214_400
     # 483 MB of shared memory at 65 % of 29.7 TB/s take 25.0 us, more than 4.6 us of arithmetic and 3.9 us of traffic
     assert seconds([product]) == pytest.approx(483_131_392 / (0.65 * 29.7e12)) == pytest.approx(25.0e-6, rel=2e-3)
     more = csr16(CASE, "grad_x", NNZ, "fp32")[-1].memory - product.memory
@@ -61,14 +63,29 @@ def test_strips_by_hand():
     assert pack.memory == NNZ * (2 + 2 + 4) == 29_488
     assert product.flops == 2 * NNZ * 32 * 1024 == 241_565_696
     assert product.shared == 2 * NNZ * 32 * 1024 / 16 == 15_097_856
-    assert product.cache == 2 * NNZ * 32 * 1024 / 64 == 3_774_464
+    # weights for each warp, and slabs as in csr16: two blocks of two strips, and half of every sector is wasted
+    assert product.cache == 2 * NNZ * 32 * 1024 / 64 + 26_214_400 == 3_774_464 + 26_214_400
     assert product.memory == 2 * (2 * 2_097_152 + NNZ) == 8_395_980
-    # 8.4 MB at 4.3 TB/s take 1.95 us: all other parts less, and every kernel 2 us
-    assert seconds([pack, product]) == pytest.approx(4e-6)
+    # 30 MB at 5.5 TB/s take 5.45 us, more than 1.95 us for 8.4 MB at 4.3; packing takes the 2 us of the shortest kernel
+    assert seconds([pack, product]) == pytest.approx(2e-6 + 29_988_864 / 5.5e12)
     assert strips(16, inputs_alike=True)(CASE, "grad_x", NNZ, "bf16") == [pack, product]
     (gradient,) = strips(16, inputs_alike=True)(CASE, "grad_w", NNZ, "bf16")
+    assert gradient.cache == 2 * 26_214_400  # a block for each of four strips
     assert gradient.shared == product.shared + 3_774_464  # a line of grad_y for 64 of x
     assert (gradient.flops, gradient.memory) == (product.flops, product.memory)
+
+
+def test_slabs_of_strides_small_pictures_and_linear_layers():
+    """bfloat16, one group of 8 samples, 16 strips of 16 channels; bytes of what blocks read."""
+    count = strips(16, inputs_alike=True)
+    strided = LayerCase(32, 256, 16, stride=2, batch=8)
+    (_, forward), (_, back) = (count(strided, op, 0, "bf16") for op in ("forward", "grad_x"))
+    assert forward.cache == 8 * 32 * 17**2 * 32  # a tile of 8x8 outputs reaches 17x17 inputs; 32 channels a block
+    assert back.cache == 4 * 256 * 9**2 * 32  # four residues of 8x8 pixels, whose taps reach 9x9 outputs; one block
+    (_, small) = count(LayerCase(32, 256, 4, batch=8), "forward", 0, "bf16")
+    assert small.cache == 2 * 32 * 6**2 * 32  # 8 strips a block
+    (_, linear) = count(LayerCase(96, 256, None, batch=16), "forward", 0, "bf16")
+    assert linear.cache == 2 * 96 * 16 * 2
 
 
 def test_three_products_keep_float32_and_unions_widen_vectors():
