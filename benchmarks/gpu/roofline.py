@@ -40,8 +40,8 @@ class Machine:
 
 
 # bf16 and memory were measured on one H200; the others are 132 multiprocessors of 128 bytes and 128 float32
-# multiply-adds a clock at 1.755 GHz, tf32 half of bf16. The cache's rate and `mma` are published measurements of the
-# H100 (arXiv 2402.13499). Shares are the middle of the design's ranges.
+# multiply-adds a clock at 1.755 GHz, tf32 half of bf16. The cache's rate and `mma` are the design's estimates,
+# shares the middle of its ranges.
 H200 = Machine(
     flops={"bf16": 780e12, "tf32": 390e12, "fp32": 52e12},
     shared=29.7e12,

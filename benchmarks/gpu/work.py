@@ -63,7 +63,9 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
             return [*_turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
         # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
         pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
-        cache = element * products / (_PIXELS * _LINE) + _slabs(case, op, precision, channels * _warps(case, op))
+        cache = element * products / (_PIXELS * _LINE) + _slabs(
+            case, op, precision, channels * _strips_of_a_block(case, op)
+        )
         product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
         return [*_turns(case, op, precision), pack, product]
 
@@ -71,13 +73,23 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
 
 
 def _side(case: LayerCase, op: str) -> int:
-    """Pixels along a side of what an op computes, or sums over."""
-    return 1 if case.size is None else case.size if op == "grad_x" else (case.size - 1) // case.stride + 1
+    """Pixels along a side of what a launch computes, or sums over.
+
+    The gradient of x goes over its pixels once for every residue modulo the stride, each with the taps that meet it.
+    """
+    assert case.size is not None
+    return -(-case.size // case.stride) if op == "grad_x" else (case.size - 1) // case.stride + 1
 
 
-def _warps(case: LayerCase, op: str) -> int:
-    """Strips of a block: 512 threads, a warp for 8 pixels of a strip."""
-    return 8 if case.size is None or _side(case, op) <= _SMALL else 2
+def _tile(case: LayerCase, op: str) -> int:
+    """Pixels along a side of a tile."""
+    return _SMALL if _side(case, op) <= _SMALL else _LARGE
+
+
+def _strips_of_a_block(case: LayerCase, op: str) -> int:
+    """Of 512 threads, a warp for 8 pixels of a strip; linear layers have rows of 16 pixels."""
+    pixels = 16 if case.size is None else _tile(case, op) ** 2
+    return 16 // (pixels // _PIXELS)
 
 
 def _slabs(case: LayerCase, op: str, precision: str, channels: int) -> float:
@@ -89,12 +101,11 @@ def _slabs(case: LayerCase, op: str, precision: str, channels: int) -> float:
     blocks = -(-targets // channels)
     if case.size is None:
         return float(blocks * sources * lines * _LINE * element)
-    # The gradient of x goes over its pixels once for every residue modulo the stride, each with the taps that meet it.
-    grids, step = (case.stride**2, 1) if op == "grad_x" else (1, case.stride)
-    side = -(-_side(case, op) // case.stride) if op == "grad_x" else _side(case, op)
-    reach = -(-case.kernel // case.stride) if op == "grad_x" else case.kernel
-    tile = _SMALL if side <= _SMALL else _LARGE
-    pixels = (-(-side // tile)) ** 2 * ((tile - 1) * step + reach) ** 2
+    grids, step, reach = 1, case.stride, case.kernel
+    if op == "grad_x":
+        grids, step, reach = case.stride**2, 1, -(-case.kernel // case.stride)
+    tile = _tile(case, op)
+    pixels = (-(-_side(case, op) // tile)) ** 2 * ((tile - 1) * step + reach) ** 2
     return float(grids * blocks * sources * lines * pixels * max(_LINE * element, _SECTOR))
 
 

@@ -82,6 +82,8 @@ def test_slabs_of_strides_small_pictures_and_linear_layers():
     (_, forward), (_, back) = (count(strided, op, 0, "bf16") for op in ("forward", "grad_x"))
     assert forward.cache == 8 * 32 * 17**2 * 32  # a tile of 8x8 outputs reaches 17x17 inputs; 32 channels a block
     assert back.cache == 4 * 256 * 9**2 * 32  # four residues of 8x8 pixels, whose taps reach 9x9 outputs; one block
+    (_, halved) = count(replace(strided, size=8), "grad_x", 0, "bf16")
+    assert halved.cache == 4 * 256 * 5**2 * 32  # residues of 4x4 pixels have small tiles
     (_, small) = count(LayerCase(32, 256, 4, batch=8), "forward", 0, "bf16")
     assert small.cache == 2 * 32 * 6**2 * 32  # 8 strips a block
     (_, linear) = count(LayerCase(96, 256, None, batch=16), "forward", 0, "bf16")
