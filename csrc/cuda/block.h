@@ -30,9 +30,11 @@ constexpr int kChunk = 16;  // lines
 constexpr int kWidest = 32;
 
 // Two stages of 56 KiB for each of two blocks on an SM of 227 KiB. Slabs of whole chunks keep the runs of a block
-// together; the spare channel is that of zeros.
+// together; the spare channel is that of zeros. Tiles are as small as four warps of the gather allow: what they reach
+// beyond their pixels is more than of large ones, but a block then has room for twice the target channels.
 constexpr int kStageBytes = 56 << 10;
-constexpr csr16::SlabLimit kSlab = {kStageBytes, 256, kChunk, 1};
+constexpr csr16::SlabLimit kSlab = {
+    kStageBytes, 256, kChunk, 1, {{{{1, 4, 8}, {1, 4, 4}, {1, 4, 4}}}, {{{2, 4, 4}, {1, 4, 4}, {1, 4, 4}}}}};
 
 // Numbers of 16 bits: mma steps of 16 lines, of which a lane holds pairs. Numbers of 32: steps of 8.
 __host__ __device__ constexpr int step_lines(bool wide) { return wide ? 8 : 16; }

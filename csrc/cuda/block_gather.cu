@@ -1,8 +1,9 @@
 // Forward and gradient of x of a structured product: gathered lines times packed weights.
 //
-// A warp computes one strip for 8 pixels of 8 samples. Slabs pass through two stages of shared memory: while one is
-// multiplied the next is on its way. A step of mma takes, for each lane, its lines' distances, its share of the packed
-// weights, and then four (16 bits; 32 bits: two times two) loads from shared memory for 4 * width / 8 products.
+// A warp computes a strip of 32 channels, or two narrower ones in turn, for 8 pixels of 8 samples. Slabs pass
+// through two stages of shared memory: while one is multiplied the next is on its way. A step of mma takes, for each
+// lane, its lines' distances, its share of the packed weights, and then four (16 bits; 32 bits: two times two) loads
+// from shared memory for 4 * width / 8 products.
 #include "block_math.cuh"
 #include "cuda_api.h"
 
@@ -14,10 +15,14 @@ constexpr int kPixels = 8;                // of a warp
 constexpr int kSums = 4;                  // fragments of 16 rows for them
 constexpr std::int64_t kFullDevice = 132;  // SMs that a block of 512 threads each keeps busy
 
+// Strips of a warp. Registers have room for more of 8 channels, but not for their addresses as well.
+template <int kTiles>
+constexpr int kStrips = kTiles < 4 ? 2 : 1;
+
 template <typename T>
 struct Gather {
   csr16::Problem problem;
-  std::int32_t strips, strip_blocks;  // of a group, and the blocks for them
+  std::int32_t strips, blocks;  // of a group
   const std::int32_t* start;          // of this grid
   const std::uint16_t* offset;
   const T* packed;
@@ -187,14 +192,14 @@ __global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gat
   FEDSPARSE_DYNAMIC_SHARED(T, stages);
   const csr16::Problem& problem = g.problem;
   const std::int32_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
-  const std::int32_t pixel_groups = problem.tile.rows * problem.tile.columns / kPixels;
-  const std::int32_t all_blocks = problem.groups * g.strip_blocks, group = blockIdx.x % all_blocks / g.strip_blocks;
-  const std::int32_t strip = blockIdx.x % g.strip_blocks * (warps / pixel_groups) + warp / pixel_groups;
+  const std::int32_t pixel_groups = problem.tile.pixels() / kPixels, all_blocks = problem.groups * g.blocks;
+  const std::int32_t group = blockIdx.x % all_blocks / g.blocks;
+  const std::int32_t strip = (blockIdx.x % g.blocks * (warps / pixel_groups) + warp / pixel_groups) * kStrips<kTiles>;
   const std::int32_t first_pixel = warp % pixel_groups * kPixels;
   const csr16::Place place = csr16::place_by_tile(problem, blockIdx.x / all_blocks);
   const Pixels pixels(problem);
   const Views<A::kWide> views(pixels, first_pixel);
-  const bool busy = strip < g.strips && pixels.live(problem, place, first_pixel);
+  const std::int32_t busy = pixels.live(problem, place, first_pixel) ? min(kStrips<kTiles>, g.strips - strip) : 0;
   const std::int32_t* start = g.start + (std::int64_t{group} * g.strips + strip) * problem.slabs;
   const auto stage = [&](std::int32_t slab) { return stages + slab % 2 * stage_numbers(problem); };
   const auto copy = [&](std::int32_t slab) {
@@ -203,7 +208,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gat
                      csr16::channels_of(problem, slab), warps);
   };
 
-  float sum[kSums][kTiles][4] = {};
+  float sum[kStrips<kTiles>][kSums][kTiles][4] = {};
   clear_zeros(stage(0), problem);
   if (problem.slabs > 1) clear_zeros(stage(1), problem);
   if (problem.slabs > 0) copy(0);
@@ -211,30 +216,39 @@ __global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gat
     ptx::wait_copies<0>();
     __syncthreads();  // this slab has arrived, the one before has been read
     if (s + 1 < problem.slabs) copy(s + 1);
-    if (busy) accumulate<A>(sum, g, start[s], start[s + 1], stage(s), views);
+#pragma unroll
+    for (int i = 0; i < kStrips<kTiles>; ++i) {
+      const std::int32_t* mine = start + i * problem.slabs + s;
+      if (i < busy) accumulate<A>(sum[i], g, mine[0], mine[1], stage(s), views);
+    }
   }
-  if (busy)
-    store<A>(sum, g, place, pixels, first_pixel, group * problem.group_targets() + strip * kTiles * 8,
-             min(kTiles * 8, problem.group_targets() - strip * kTiles * 8));
+#pragma unroll
+  for (int i = 0; i < kStrips<kTiles>; ++i) {
+    const std::int32_t row = (strip + i) * kTiles * 8;
+    if (i < busy)
+      store<A>(sum[i], g, place, pixels, first_pixel, group * problem.group_targets() + row,
+               min(kTiles * 8, problem.group_targets() - row));
+  }
 }
 
-// Strips of a block: as many as make 256 threads, or 512 where that leaves no SM without a block.
-std::int32_t block_strips(const csr16::Problem& problem, std::int32_t strips) {
-  const std::int32_t pixel_groups = problem.tile.rows * problem.tile.columns / kPixels, most = 16 / pixel_groups;
-  const std::int64_t blocks = problem.tiles() * problem.groups * ((strips + most - 1) / most);
-  return strips >= most && blocks >= kFullDevice ? most : most / 2;
+// Runs of strips, each a warp's, that a block takes: as many as make 256 threads, or 512 where that leaves no SM without
+// a block.
+std::int32_t runs_of_a_block(const csr16::Problem& problem, std::int32_t runs) {
+  const std::int32_t most = kMostThreads / 32 / (problem.tile.pixels() / kPixels);
+  const std::int64_t blocks = problem.tiles() * problem.groups * ((runs + most - 1) / most);
+  return runs >= most && blocks >= kFullDevice ? most : most / 2;
 }
 
 template <typename A, int kTiles>
 int launch_grid(Gather<typename A::Number> g, void* stream) {
   using T = typename A::Number;
   const csr16::Problem& problem = g.problem;
-  const std::int32_t count = block_strips(problem, g.strips);
-  const std::int32_t warps = problem.tile.rows * problem.tile.columns / kPixels * count;
-  g.strip_blocks = (g.strips + count - 1) / count;
+  const std::int32_t runs = (g.strips + kStrips<kTiles> - 1) / kStrips<kTiles>, taken = runs_of_a_block(problem, runs);
+  const std::int32_t warps = problem.tile.pixels() / kPixels * taken;
+  g.blocks = (runs + taken - 1) / taken;
   const std::int64_t stages = std::clamp(problem.slabs, 1, 2);
   const auto kernel = &block_gather_kernel<A, kTiles>;
-  return launch(kernel, problem.tiles() * problem.groups * g.strip_blocks, warps * 32,
+  return launch(kernel, problem.tiles() * problem.groups * g.blocks, warps * 32,
                 stages * stage_numbers(problem) * static_cast<std::int64_t>(sizeof(T)), 2 * kStageBytes, g, stream);
 }
 

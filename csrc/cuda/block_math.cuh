@@ -137,31 +137,36 @@ int with_tiles(std::int64_t width, F&& visit) {
 }
 
 // ---- tiles of pixels
-// Pixels of a tile are numbered along its rows, and a tile has 8 or 16 columns, or 4.
+// Pixels of a tile are numbered along its rows and then its images; rows and columns are powers of 2.
 struct Pixels {
-  std::int32_t log_columns, mask, step_y, step_x;
+  std::int32_t log_columns, log_image, step_y, step_x, plane;
 
   __device__ explicit Pixels(const csr16::Problem& p)
-      : log_columns(0), mask(p.tile.columns - 1), step_y(p.grid.source_step_y * p.grid.halo_columns),
-        step_x(p.grid.source_step_x) {
+      : log_columns(0), log_image(0), step_y(p.grid.source_step_y * p.grid.halo_columns), step_x(p.grid.source_step_x),
+        plane(p.grid.plane()) {
     log_columns = 31 - __clz(p.tile.columns);  // here, because nvcc gives initialisers to the host's compiler as well
+    log_image = 31 - __clz(p.tile.rows * p.tile.columns);
   }
 
-  __device__ __forceinline__ std::int32_t row(std::int32_t pixel) const { return pixel >> log_columns; }
-  __device__ __forceinline__ std::int32_t column(std::int32_t pixel) const { return pixel & mask; }
+  __device__ __forceinline__ std::int32_t image(std::int32_t pixel) const { return pixel >> log_image; }
+  __device__ __forceinline__ std::int32_t row(std::int32_t pixel) const {
+    return (pixel & ((1 << log_image) - 1)) >> log_columns;
+  }
+  __device__ __forceinline__ std::int32_t column(std::int32_t pixel) const { return pixel & ((1 << log_columns) - 1); }
   // Of a pixel, untouched by any tap, in lines.
   __device__ __forceinline__ std::int32_t distance(std::int32_t pixel) const {
-    return row(pixel) * step_y + column(pixel) * step_x;
+    return image(pixel) * plane + row(pixel) * step_y + column(pixel) * step_x;
   }
   __device__ __forceinline__ bool live(const csr16::Problem& p, const csr16::Place& place, std::int32_t pixel) const {
-    return place.row + row(pixel) < p.grid.rows && place.column + column(pixel) < p.grid.columns;
+    return place.image + image(pixel) < p.target.images && place.row + row(pixel) < p.grid.rows &&
+           place.column + column(pixel) < p.grid.columns;
   }
   // Where the pixel's line lies in a channel of the target.
   __device__ __forceinline__ std::int64_t target(const csr16::Problem& p, const csr16::Place& place,
                                                  std::int32_t pixel) const {
     const std::int64_t y = p.grid.target_y + (place.row + row(pixel)) * p.grid.target_step_y;
     const std::int64_t x = p.grid.target_x + (place.column + column(pixel)) * p.grid.target_step_x;
-    return place.image * p.target.image + y * p.target.row + x * p.target.column;
+    return (place.image + image(pixel)) * p.target.image + y * p.target.row + x * p.target.column;
   }
 };
 

@@ -1,9 +1,10 @@
 // The gradient of the kept values of a structured product.
 //
-// A block of threads takes one strip and slab for a chunk of the tiles and keeps the sums of all the strip's lines there
-// in registers: 16 lines are the rows of a fragment, the strip's channels its columns, the samples of two pixels its
-// depth. Warps divide the list's chunks among them and, where these are few, the pixels as well; at the end they add up
-// in order, and a second kernel adds the chunks of tiles in order. Nothing depends on timing.
+// A block of threads takes a slab and the strips of 64 target channels for a chunk of the tiles and keeps the sums of
+// their lines there in registers: 16 lines are the rows of a fragment, a strip's channels its columns, the samples of
+// two pixels its depth. Each strip has its warps. They divide its chunks among them and, where these are few, the
+// pixels as well; at the end they add up in order, and a second kernel adds the chunks of tiles in order. Nothing
+// depends on timing.
 #include "block_math.cuh"
 #include "cuda_api.h"
 
@@ -13,16 +14,21 @@ namespace {
 using csr16::kThreads;
 using csr16::kWarps;
 
-constexpr int kSets = 4;                       // chunks of a warp
-constexpr int kPass = kWarps * kSets;          // chunks of a block
+constexpr int kTargets = 64;                   // channels of a block
 constexpr std::int64_t kFullDevice = 264;      // blocks that keep 132 SMs busy, two each
-constexpr int kMostPixels = 64;                // of a tile
-constexpr int kMostBytes = kStageBytes + kWidest * (kMostPixels + 1) * kBatch * 4;
+constexpr int kMostPixels = 32;                // of a tile
+constexpr int kMostBytes = kStageBytes + kTargets * (kMostPixels + 1) * kBatch * 4;
+
+// Chunks of a warp. Registers have room for more of strips of 8, but not for their distances as well.
+__host__ __device__ constexpr int sets_of(int tiles) { return tiles < 4 ? 8 : 4; }
+template <int kTiles>
+constexpr int kSets = sets_of(kTiles);
 
 template <typename T>
 struct Correlation {
   csr16::Problem problem;
-  std::int32_t strips, passes, splits;  // passes over a slab's list, splits of the tiles
+  std::int32_t strips, taken;           // of a group, of a block: a power of 2
+  std::int32_t passes, splits;          // over the list of a strip and slab, of the tiles
   std::int64_t tiles, numbers;          // numbers: that the packed list has room for
   const std::int32_t* start;
   const std::uint16_t* offset;
@@ -33,18 +39,18 @@ struct Correlation {
 
 // The pixels of a tile of grad_y, by channel of the strip; an odd number of lines from one to the next.
 __host__ __device__ inline std::int32_t slope_pitch(const csr16::Problem& p) {
-  return p.tile.rows * p.tile.columns | 1;
+  return p.tile.pixels() | 1;
 }
 
-// Copies a tile of grad_y for `rows` channels from `first` on, zeros outside the picture and for channels that a strip
-// of `width` lacks.
+// Copies a tile of grad_y for `rows` channels from `first` on, zeros outside the picture and for channels that strips
+// of `width` together lack.
 template <typename T>
 __device__ __forceinline__ void copy_slopes(T* slopes, const Correlation<T>& c, const csr16::Place& place,
                                             const Pixels& pixels, std::int32_t first, std::int32_t rows,
                                             std::int32_t width) {
   constexpr std::int32_t kPiece = 16 / sizeof(T), kPieces = kBatch / kPiece;
   const csr16::Problem& p = c.problem;
-  const std::int32_t pieces = p.tile.rows * p.tile.columns * kPieces;
+  const std::int32_t pieces = p.tile.pixels() * kPieces;
   for (std::int32_t i = threadIdx.x; i < width * pieces; i += kThreads) {
     const std::int32_t row = i / pieces, pixel = i % pieces / kPieces, part = i % kPieces * kPiece;
     const bool live = row < rows && pixels.live(p, place, pixel);
@@ -54,16 +60,34 @@ __device__ __forceinline__ void copy_slopes(T* slopes, const Correlation<T>& c, 
   ptx::commit_copies();
 }
 
-// Which of the list's chunks and of the tile's pixels a warp works on. Chunks go round `teams`, so that none has more
-// than one chunk above another.
+// Which chunks of which strip, and which of the tile's pixels, a warp works on. Chunks go round `teams`, so that none has
+// more than one chunk above another.
+template <int kTiles>
 struct Duty {
-  std::int32_t first, count, teams, team, parts, part;
+  std::int32_t strip, first, count;  // of the block's strips; chunks of the list
+  std::int32_t warps, teams, team, parts, part;
+  bool idle;  // the whole block has no chunk
 
-  __device__ Duty(std::int32_t first_, std::int32_t count_) : first(first_), count(count_), teams(1) {
-    while (teams * kSets < count) teams *= 2;
-    parts = kWarps / teams;
-    team = static_cast<std::int32_t>(threadIdx.x / 32) % teams;
-    part = static_cast<std::int32_t>(threadIdx.x / 32) / teams;
+  template <typename T>
+  __device__ Duty(const Correlation<T>& c, std::int32_t group, std::int32_t first_strip, std::int32_t slab,
+                  std::int32_t pass)
+      : strip(0), first(0), count(0), warps(kWarps / c.taken), teams(1), idle(true) {
+    const auto warp = static_cast<std::int32_t>(threadIdx.x / 32);
+    const std::int32_t most = warps * kSets<kTiles>;
+    strip = warp / warps;
+    for (std::int32_t i = 0; i < min(c.taken, c.strips - first_strip); ++i) {
+      const std::int32_t* start = c.start + std::int64_t{group * c.strips + first_strip + i} * c.problem.slabs + slab;
+      const std::int32_t begin = start[0] + pass * most, left = start[1] - begin;
+      if (left > 0) idle = false;
+      if (left > 0 && i == strip) {
+        first = begin;
+        count = min(most, left);
+      }
+    }
+    while (teams * kSets<kTiles> < count) teams *= 2;
+    parts = warps / teams;
+    team = warp % warps % teams;
+    part = warp % warps / teams;
   }
   __device__ __forceinline__ std::int32_t chunk(int set) const { return team + set * teams; }
   __device__ __forceinline__ bool has(int set) const { return chunk(set) < count; }
@@ -71,14 +95,14 @@ struct Duty {
 
 // The distances of a lane's lines: 16 bits, of the row that it names to ldmatrix; 32 bits, of rows `group` and `group`
 // + 8.
-template <bool kWide>
+template <bool kWide, int kTiles>
 struct Rows {
-  std::int32_t distance[kSets][kWide ? 2 : 1];
+  std::int32_t distance[kSets<kTiles>][kWide ? 2 : 1];
 
-  __device__ __forceinline__ Rows(const Duty& duty, const std::uint16_t* offset) {
+  __device__ __forceinline__ Rows(const Duty<kTiles>& duty, const std::uint16_t* offset) {
     const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) {
+    for (int set = 0; set < kSets<kTiles>; ++set) {
       if (!duty.has(set)) continue;
       const std::uint16_t* chunk = offset + std::int64_t{duty.first + duty.chunk(set)} * kChunk;
       if constexpr (kWide) {
@@ -94,11 +118,11 @@ struct Rows {
 // Adds the products of one pair of pixels. A pixel outside the picture takes its lines from the zeros: x may be infinite
 // where only other pixels read it.
 template <typename A, int kTiles>
-__device__ __forceinline__ void correlate(float (&sum)[kSets][kTiles][4], const Duty& duty, const Rows<A::kWide>& rows,
-                                          const typename A::Number* stage, const typename A::Number* slopes,
-                                          std::int32_t pitch, std::int32_t zeros, std::int32_t first_pixel,
-                                          const Pixels& pixels, const csr16::Problem& problem,
-                                          const csr16::Place& place) {
+__device__ __forceinline__ void correlate(float (&sum)[kSets<kTiles>][kTiles][4], const Duty<kTiles>& duty,
+                                          const Rows<A::kWide, kTiles>& rows, const typename A::Number* stage,
+                                          const typename A::Number* slopes, std::int32_t pitch, std::int32_t zeros,
+                                          std::int32_t first_pixel, const Pixels& pixels,
+                                          const csr16::Problem& problem, const csr16::Place& place) {
   const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
   if constexpr (A::kWide) {
     // Depth: member m holds 4 samples of pixel m / 2, two for each of two steps.
@@ -113,7 +137,7 @@ __device__ __forceinline__ void correlate(float (&sum)[kSets][kTiles][4], const 
       b[1][t] = A::right(y.word[2], y.word[3]);
     }
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) {
+    for (int set = 0; set < kSets<kTiles>; ++set) {
       if (!duty.has(set)) continue;
       const auto x = load_words<4>(stage + (live ? rows.distance[set][0] + at : zeros) * kBatch + half);
       const auto z = load_words<4>(stage + (live ? rows.distance[set][1] + at : zeros) * kBatch + half);
@@ -144,7 +168,7 @@ __device__ __forceinline__ void correlate(float (&sum)[kSets][kTiles][4], const 
       }
     }
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) {
+    for (int set = 0; set < kSets<kTiles>; ++set) {
       if (!duty.has(set)) continue;
       unsigned a[4];
       ptx::load_matrices(a, stage + (live ? rows.distance[set][0] + at : zeros) * kBatch);
@@ -154,66 +178,68 @@ __device__ __forceinline__ void correlate(float (&sum)[kSets][kTiles][4], const 
   }
 }
 
-// Adds the warps' sums in the order of their pixels and writes them in the order of the packed list.
+// Adds the sums of each strip's warps in the order of their pixels and writes them in the order of the packed list.
 template <bool kWide, int kTiles>
-__device__ __forceinline__ void write_sums(const float (&sum)[kSets][kTiles][4], const Duty& duty, float* shared,
-                                           float* partial) {
+__device__ __forceinline__ void write_sums(const float (&sum)[kSets<kTiles>][kTiles][4], const Duty<kTiles>& duty,
+                                           float* shared, float* partial) {
   constexpr std::int32_t kNumbers = kChunk * kTiles * 8;  // of a chunk
   const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
-  for (std::int32_t part = 0; part < duty.parts; ++part) {
+  const std::int32_t threads = duty.warps * 32, thread = static_cast<std::int32_t>(threadIdx.x) % threads;
+  float* const mine = shared + duty.strip * duty.warps * kSets<kTiles> * kNumbers;
+  for (std::int32_t part = 0; part < duty.warps; ++part) {
     __syncthreads();  // the tile has been read, the part before been added
     if (part != duty.part) continue;
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) {
+    for (int set = 0; set < kSets<kTiles>; ++set) {
       if (!duty.has(set)) continue;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int place = place_in_chunk(group + i / 2 * 8, t * 8 + 2 * member + i % 2, kTiles * 8, kWide);
-          float& total = shared[duty.chunk(set) * kNumbers + place];
+          float& total = mine[duty.chunk(set) * kNumbers + place];
           total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
         }
     }
   }
   __syncthreads();
-  for (std::int32_t i = threadIdx.x; i < duty.count * kNumbers; i += kThreads)
-    partial[std::int64_t{duty.first} * kNumbers + i] = shared[i];
+  for (std::int32_t i = thread; i < duty.count * kNumbers; i += threads)
+    partial[std::int64_t{duty.first} * kNumbers + i] = mine[i];
 }
 
-// Tiles of float32 leave room for one block on an SM, which may have all its registers.
 template <typename A, int kTiles>
-__global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2) block_correlation_kernel(const Correlation<typename A::Number> c) {
+__global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
+    block_correlation_kernel(const Correlation<typename A::Number> c) {
   using T = typename A::Number;
   FEDSPARSE_DYNAMIC_SHARED(T, stage);
   const csr16::Problem& problem = c.problem;
   T* const slopes = stage + stage_numbers(problem);
+  const std::int32_t of_group = (c.strips + c.taken - 1) / c.taken;
   const std::int32_t pass = blockIdx.x % c.passes, slab = blockIdx.x / c.passes % problem.slabs;
-  const std::int32_t strip = blockIdx.x / c.passes / problem.slabs % (problem.groups * c.strips);
-  const std::int32_t group = strip / c.strips, row = strip % c.strips * kTiles * 8;
-  const std::int64_t split = blockIdx.x / c.passes / problem.slabs / (problem.groups * c.strips);
-  const std::int32_t* start = c.start + std::int64_t{strip} * problem.slabs + slab;
-  const std::int32_t count = min(kPass, start[1] - start[0] - pass * kPass);
-  if (count <= 0) return;  // the whole block
+  const std::int32_t block = blockIdx.x / c.passes / problem.slabs % (problem.groups * of_group);
+  const std::int32_t group = block / of_group, strip = block % of_group * c.taken, row = strip * kTiles * 8;
+  const std::int64_t split = blockIdx.x / c.passes / problem.slabs / (problem.groups * of_group);
+  const Duty<kTiles> duty(c, group, strip, slab, pass);
+  if (duty.idle) return;
 
-  const Duty duty(start[0] + pass * kPass, count);
-  const Rows<A::kWide> rows(duty, c.offset);
+  const Rows<A::kWide, kTiles> rows(duty, c.offset);
   const Pixels pixels(problem);
-  const std::int32_t pairs = problem.tile.rows * problem.tile.columns / 2;
+  const std::int32_t pairs = problem.tile.pixels() / 2;
   const std::int32_t zeros = problem.slab_channels * problem.grid.pitch;
-  float sum[kSets][kTiles][4] = {};
+  const T* const mine = slopes + duty.strip * kTiles * 8 * slope_pitch(problem) * kBatch;
+  float sum[kSets<kTiles>][kTiles][4] = {};
   clear_zeros(stage, problem);
   for (std::int64_t tile = split * c.tiles / c.splits; tile < (split + 1) * c.tiles / c.splits; ++tile) {
     const csr16::Place place = csr16::place_by_image(problem, tile);
     __syncthreads();  // the tile before has been read
     csr16::copy_slab(stage, c.input, problem, place, group * problem.group_sources() + slab * problem.slab_channels,
                      csr16::channels_of(problem, slab), kWarps);
-    copy_slopes(slopes, c, place, pixels, group * problem.group_targets() + row,
-                min(kTiles * 8, problem.group_targets() - row), kTiles * 8);
+    copy_slopes(slopes, c, place, pixels, group * problem.group_targets() + row, problem.group_targets() - row,
+                c.taken * kTiles * 8);
     ptx::wait_copies<0>();
     __syncthreads();
-    for (std::int32_t pair = duty.part; pair < pairs; pair += duty.parts)
-      correlate<A>(sum, duty, rows, stage, slopes, slope_pitch(problem), zeros, 2 * pair, pixels, problem, place);
+    for (std::int32_t pair = duty.part; duty.count > 0 && pair < pairs; pair += duty.parts)
+      correlate<A>(sum, duty, rows, stage, mine, slope_pitch(problem), zeros, 2 * pair, pixels, problem, place);
   }
   write_sums<A::kWide>(sum, duty, reinterpret_cast<float*>(stage), c.partial + split * c.numbers);
 }
@@ -235,16 +261,18 @@ __global__ void __launch_bounds__(kThreads)
 // How the work on a plan is divided: as many splits of the tiles as fill a device, whatever the device, because the
 // order of sums must not depend on it.
 struct Division {
-  std::int32_t strips, passes, splits;
+  std::int32_t strips, taken, passes, splits;
   std::int64_t blocks;
 
   Division(const csr16::Plan& plan, std::int32_t width, std::int64_t taps) {
     const csr16::Problem problem(plan, plan.grids[0]);
     strips = block::strips(plan.group_targets(), width);
-    passes = static_cast<std::int32_t>((plan.slab_channels * taps + kPass * kChunk - 1) / (kPass * kChunk));
-    const std::int64_t of_a_split = std::int64_t{plan.groups} * strips * plan.slabs * passes;
-    splits = static_cast<std::int32_t>(std::min(problem.tiles(), (kFullDevice + of_a_split - 1) / of_a_split));
-    blocks = of_a_split * splits;
+    for (taken = 1; taken < strips && 2 * taken * width <= kTargets;) taken *= 2;
+    const std::int64_t of_a_pass = kWarps / taken * sets_of(width / 8) * kChunk;  // lines
+    passes = static_cast<std::int32_t>((plan.slab_channels * taps + of_a_pass - 1) / of_a_pass);
+    const std::int64_t once = std::int64_t{plan.groups} * ((strips + taken - 1) / taken) * plan.slabs;
+    splits = static_cast<std::int32_t>(std::min(problem.tiles(), (kFullDevice + once - 1) / once));
+    blocks = once * passes * splits;
   }
 };
 
@@ -252,11 +280,11 @@ template <typename A, int kTiles>
 int correlate(const Correlation<typename A::Number>& c, std::int64_t blocks, void* stream) {
   using T = typename A::Number;
   if (blocks == 0) return cudaSuccess;
-  const std::int64_t slopes = std::int64_t{kTiles} * 8 * slope_pitch(c.problem) * kBatch;
-  const std::int64_t sums = std::int64_t{kPass} * kChunk * kTiles * 8 * sizeof(float);
+  constexpr std::int64_t kSums = kWarps * kSets<kTiles> * kChunk * kTiles * 8 * sizeof(float);
+  const std::int64_t slopes = std::int64_t{c.taken} * kTiles * 8 * slope_pitch(c.problem) * kBatch;
   const std::int64_t tiles = (stage_numbers(c.problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
   const auto kernel = &block_correlation_kernel<A, kTiles>;
-  return launch(kernel, blocks, kThreads, std::max(sums, tiles), kMostBytes, c, stream);
+  return launch(kernel, blocks, kThreads, std::max(kSums, tiles), kMostBytes, c, stream);
 }
 
 }  // namespace
@@ -289,8 +317,8 @@ int fedsparse_cuda_block_grad_values(const ConvShape* shape, std::int64_t dtype,
       const std::int64_t of_chunk = block::kChunk * width, numbers = room * of_chunk;
       const std::int32_t* chunks = start + std::int64_t{plan.groups} * division.strips * plan.slabs;
       const int status = block::correlate<A, tiles>(
-          {problem, division.strips, division.passes, division.splits, problem.tiles(), numbers, start, offset,
-           static_cast<const T*>(grad_y), static_cast<const T*>(x), partial},
+          {problem, division.strips, division.taken, division.passes, division.splits, problem.tiles(), numbers, start,
+           offset, static_cast<const T*>(grad_y), static_cast<const T*>(x), partial},
           division.blocks, stream);
       if (status != cudaSuccess) return status;
       return FEDSPARSE_LAUNCH(block::block_add_kernel<T>, blocks_for(numbers), block::kThreads, 0, stream, partial,

@@ -8,16 +8,22 @@
 //
 //     distance = channel * pitch + row * halo_columns + column        (in lines, channel counted within the slab)
 //
+// Memory moves sectors of 32 bytes, which a line of float32 fills. Of 16-bit numbers a tile takes two neighbouring
+// images, *planes* of the slab, one behind the other: their lines share a sector, and every tap is good for both.
+//
 // A list holds the taps of each row (target channel) in turn, cut where slabs end: `start` (rows * slabs + 1) and
 // `offset` (nnz). The forward list has the order of the values. The backward list is the transposed weight, once for
 // each residue of target pixels modulo the stride (a *grid*), with `value` (nnz): where each tap's value stands. Every
 // kept weight is in just one grid, so that one launch for each grid computes the gradient of x.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
+
+#include <cuda_runtime.h>
 
 #include "fedsparse/shapes.h"
 
@@ -29,6 +35,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kSlabBytes = 90 << 10;   // two blocks on an SM of 227 KiB, one where there are 99 KiB
 constexpr int kSlabChannels = 64;      // at most
 constexpr int kSlabLines = 1 << 16;    // what 16 bits tell apart
+constexpr int kTileSizes = 3;
 
 // One side of a product, strides in lines. Where pictures have one pixel, the 8-sample images stand in for the pixels
 // of a row: linear layers then fill tiles as well.
@@ -37,9 +44,12 @@ struct Plane {
   std::int64_t image, channel, row, column;
 };
 
-// Pixels of a block of threads. A warp takes all of them for one channel: `pixels` a thread, half a line each.
+// Pixels of a block of threads, numbered along rows, then images. Of unstructured products a warp takes all of them for
+// one channel, half a line a thread.
 struct Tile {
-  std::int32_t rows, columns, pixels;
+  std::int32_t images, rows, columns;
+
+  __host__ __device__ constexpr std::int32_t pixels() const { return images * rows * columns; }
 };
 
 // One axis of a grid. Target pixel t of the grid is first_target + t * target_step and, for tap k, reads source pixel
@@ -54,8 +64,11 @@ struct Axis {
 struct Grid {
   std::int32_t target_y, target_x, target_step_y, target_step_x, rows, columns;
   std::int32_t source_y, source_x, source_step_y, source_step_x;
-  std::int32_t halo_rows, halo_columns, pitch;  // of a channel of the slab, in lines; odd, to spread over banks
+  std::int32_t halo_rows, halo_columns;
+  std::int32_t pitch;  // of a channel of the slab, all its planes, in lines; odd, to spread over banks
   std::int32_t tiles_y, tiles_x;
+
+  __host__ __device__ std::int32_t plane() const { return halo_rows * halo_columns; }
 };
 
 // A product cut into tiles and slabs: forward, or backward with source and target exchanged.
@@ -76,11 +89,16 @@ struct Plan {
 };
 
 // How large a slab may be. Its channels are a multiple of `multiple` where so many fit, for which tiles are made smaller
-// if need be; `spare` channels more have to fit beside them.
+// if need be; `spare` channels more have to fit beside them. `tiles` are for numbers of 4 bytes and for those of 2, from
+// the largest to the smallest; a picture that fits into the next smaller one takes that.
 struct SlabLimit {
   std::int32_t bytes, channels, multiple, spare;
+  std::array<Tile, kTileSizes> tiles[2];
+
+  const std::array<Tile, kTileSizes>& tiles_of(int number_bytes) const { return tiles[number_bytes == 4 ? 0 : 1]; }
 };
-constexpr SlabLimit kSlab = {kSlabBytes, kSlabChannels, 1, 0};
+constexpr SlabLimit kSlab = {
+    kSlabBytes, kSlabChannels, 1, 0, {{{{1, 8, 8}, {1, 4, 4}, {1, 4, 4}}}, {{{2, 4, 8}, {2, 4, 4}, {1, 4, 4}}}}};
 
 // False where not even one channel of a tile fits in shared memory, or the shape is none.
 bool make_plan(const ConvShape& shape, bool backward, int number_bytes, Plan& plan, const SlabLimit& limit = kSlab);

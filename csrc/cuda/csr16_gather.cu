@@ -33,7 +33,7 @@ struct alignas(8) Tap {
 // way together, as far as registers allow.
 template <typename T, int kUnroll, int kPixels>
 __device__ __forceinline__ void accumulate(Quad (&sum)[kPixels], const Gather<T>& g, std::int32_t first,
-                                           std::int32_t last, const T* pixels, std::int32_t step, Tap* taps) {
+                                           std::int32_t last, const T* slab, const Steps& steps, Tap* taps) {
   const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
   for (std::int32_t base = first; base < last; base += 32) {
     const std::int32_t count = min(32, last - base);
@@ -48,7 +48,7 @@ __device__ __forceinline__ void accumulate(Quad (&sum)[kPixels], const Gather<T>
       const Tap tap = taps[t];
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) {
-        const Quad x = load4(pixels + tap.distance + p * step);
+        const Quad x = load4(slab + tap.distance + steps[p]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) sum[p].number[i] += tap.weight * x.number[i];
       }
@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Gather<T> g) 
   const std::int32_t rows = min(kRows, problem.group_targets() - row);
   const Place place = place_by_tile(problem, blockIdx.x / all_rows);
   const Share share(problem.tile);
+  const Steps steps(share, problem);
 
   Quad sum[kRows][kPixels] = {};
   for (std::int32_t s = 0; s < problem.slabs; ++s) {
@@ -94,8 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Gather<T> g) 
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows) break;
       const std::int32_t* start = g.start + std::int64_t{channel + r} * problem.slabs + s;
-      accumulate<T, kRows == 1 ? 4 : 1>(sum[r], g, start[0], start[1], slab + share.distance(problem.grid),
-                                        share.step(problem.grid), taps + warp * 32);
+      accumulate<T, kRows == 1 ? 4 : 1>(sum[r], g, start[0], start[1], slab + steps.first, steps, taps + warp * 32);
     }
   }
 #pragma unroll
@@ -141,8 +141,7 @@ int gather(const ConvShape& shape, bool backward, const Operands& o, void* strea
     if (g.problem.tiles() == 0) continue;
     if (!plan.met_by_taps(number)) g.problem.slabs = 0;  // zeros, for which nothing has to be read
     const std::int64_t bytes = plan.slab_bytes(grid, sizeof(T));
-    const int status =
-        plan.tile.pixels == 4 ? launch_pixels<T, 4>(g, bytes, stream) : launch_pixels<T, 1>(g, bytes, stream);
+    const int status = with_pixels(plan.tile, [&](auto pixels) { return launch_pixels<T, pixels>(g, bytes, stream); });
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

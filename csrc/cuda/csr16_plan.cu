@@ -12,7 +12,7 @@
 namespace fedsparse::csr16 {
 namespace {
 
-constexpr Tile kWide = {8, 8, 4}, kNarrow = {4, 4, 1}, kRow = {1, 16, 1};
+constexpr Tile kRow = {1, 1, 16};  // of a linear layer, whose images are columns
 
 // Sizes small enough for sums of them to stay inside 32 bits, with a tile's worth of strides.
 bool valid(const ConvShape& s) {
@@ -102,7 +102,8 @@ Grid make_grid(const Axis& y, const Axis& x, const Tile& tile) {
   g.halo_rows = (tile.rows - 1) * y.source_step + y.reach;
   g.halo_columns = (tile.columns - 1) * x.source_step + x.reach;
   // Whatever is larger than a slab does not fit anyway, and would not fit into 32 bits either.
-  const std::int64_t lines = std::min<std::int64_t>(std::int64_t{g.halo_rows} * g.halo_columns, kSlabLines);
+  const std::int64_t plane = std::min<std::int64_t>(std::int64_t{g.halo_rows} * g.halo_columns, kSlabLines);
+  const std::int64_t lines = tile.images * plane;
   g.pitch = static_cast<std::int32_t>(lines | 1);
   g.tiles_y = (g.rows + tile.rows - 1) / tile.rows;
   g.tiles_x = (g.columns + tile.columns - 1) / tile.columns;
@@ -146,10 +147,10 @@ bool Plan::met_by_taps(std::size_t grid) const {
 bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan, const SlabLimit& limit) {
   if (!valid(s)) return false;
   const bool linear = one_pixel(s);
-  const std::int64_t columns = (s.batch + kBatch - 1) / kBatch;  // of a linear layer
+  const std::int64_t images = (s.batch + kBatch - 1) / kBatch;
   const Side vertical = {s.kernel_h, linear ? 1 : s.stride_h, s.pad_h, s.dilation_h, s.height, s.out_height()};
-  const Side horizontal = {s.kernel_w, linear ? 1 : s.stride_w, s.pad_w, s.dilation_w, linear ? columns : s.width,
-                           linear ? columns : s.out_width()};
+  const Side horizontal = {s.kernel_w, linear ? 1 : s.stride_w, s.pad_w, s.dilation_w, linear ? images : s.width,
+                           linear ? images : s.out_width()};
   plan.vertical = axes(vertical, backward);
   plan.horizontal = axes(horizontal, backward);
   plan.source = linear ? features(s.batch, s.in_channels) : pictures(s.batch, s.in_channels, s.height, s.width);
@@ -158,10 +159,15 @@ bool make_plan(const ConvShape& s, bool backward, int number_bytes, Plan& plan, 
   if (backward) std::swap(plan.source, plan.target);
   plan.groups = static_cast<std::int32_t>(s.groups);
   if (linear) return cut(plan, kRow, number_bytes, limit);
-  const bool narrow = longest(plan.vertical) <= kNarrow.rows && longest(plan.horizontal) <= kNarrow.columns;
-  const bool wide = !narrow && cut(plan, kWide, number_bytes, limit) &&
-                    plan.slab_channels >= std::min(limit.multiple, plan.group_sources());
-  return wide || cut(plan, kNarrow, number_bytes, limit);
+  const auto& tiles = limit.tiles_of(number_bytes);
+  const std::int32_t rows = longest(plan.vertical), columns = longest(plan.horizontal);
+  for (std::size_t i = 0; i + 1 < tiles.size(); ++i) {
+    const Tile &tile = tiles[i], &smaller = tiles[i + 1];
+    if (smaller.images == tile.images && rows <= smaller.rows && columns <= smaller.columns) continue;
+    if (cut(plan, tile, number_bytes, limit) && plan.slab_channels >= std::min(limit.multiple, plan.group_sources()))
+      return true;
+  }
+  return cut(plan, tiles.back(), number_bytes, limit);
 }
 
 namespace {

@@ -62,7 +62,7 @@ struct Slopes {
 // Sums of up to 32 taps over the tile; in each lane that of the tap whose distance it holds. What lies outside the
 // picture is left out rather than multiplied by zero: x may be infinite there.
 template <typename T, int kPixels>
-__device__ __forceinline__ float correlate(const Slopes<kPixels>& slopes, const T* pixels, std::int32_t step,
+__device__ __forceinline__ float correlate(const Slopes<kPixels>& slopes, const T* pixels, const Steps& steps,
                                            std::int32_t distance, std::int32_t count) {
   float sums[32];
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ __forceinline__ float correlate(const Slopes<kPixels>& slopes, const 
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
       if (!slopes.live[p]) continue;
-      const Quad line = load4(x + p * step);
+      const Quad line = load4(x + steps[p]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[t] += slopes.number[p].number[i] * line.number[i];
     }
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) correlation_kernel(const Correlat
   const std::int64_t chunk = blockIdx.x / all_rows;
   const std::int64_t first = chunk * c.tiles / c.chunks, last = (chunk + 1) * c.tiles / c.chunks;
   const Share share(problem.tile);
-  const T* pixels = slab + share.distance(problem.grid);
+  const Steps steps(share, problem);
   float* partial = c.partial + chunk * c.nnz;
 
   for (std::int64_t tile = first; tile < last; ++tile) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 2) correlation_kernel(const Correlat
         for (std::int32_t base = start[0]; base < start[1]; base += 32) {
           const std::int32_t at = base + lane, count = min(32, start[1] - base);
           const std::int32_t distance = lane < count ? c.offset[at] * kBatch : 0;
-          const float sum = correlate<T>(slopes, pixels, share.step(problem.grid), distance, count);
+          const float sum = correlate<T>(slopes, slab + steps.first, steps, distance, count);
           if (lane < count) partial[at] = tile == first ? sum : partial[at] + sum;
         }
       }
@@ -147,8 +147,8 @@ int grad_values(Correlation<T> c, T* out, const Plan& plan, void* stream) {
   const std::int64_t blocks = std::int64_t{c.problem.groups} * c.row_blocks * c.chunks;
   const std::int64_t bytes = plan.slab_bytes(c.problem.grid, sizeof(T));
   if (blocks > 0) {
-    const auto kernel = plan.tile.pixels == 4 ? &correlation_kernel<T, 4> : &correlation_kernel<T, 1>;
-    const int status = launch(kernel, blocks, bytes, c, stream);
+    const int status = with_pixels(
+        plan.tile, [&](auto pixels) { return launch(&correlation_kernel<T, pixels>, blocks, bytes, c, stream); });
     if (status != cudaSuccess) return status;
   }
   return FEDSPARSE_LAUNCH(add_chunks_kernel<T>, blocks_for(c.nnz), fedsparse::kThreads, 0, stream, c.partial, c.nnz,
