@@ -5,6 +5,7 @@ are turned into lines of 8 samples and back, which is counted too.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from benchmarks.gpu.roofline import ELEMENT, Work, sizes_of
 from fedsparse.bench.cases import LayerCase
@@ -14,14 +15,32 @@ __all__ = ["Count", "csr16", "strips"]
 # Kernels of an op of a layer that keeps `nnz` weights, in a precision.
 Count = Callable[[LayerCase, str, int, str], list[Work]]
 
+
+class _Tile(NamedTuple):
+    """Pixels of a block of threads, of neighbouring images of 8 samples."""
+
+    images: int
+    rows: int
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.rows * self.columns
+
+
 _LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
-_WARP_LINES = 64  # of a list, whose sums a warp of the weight gradient holds
+_WARPS = 16  # of a block of the gather
+_GRADIENT = 64  # target channels of a block of the weight gradient
 _INDEX = 4  # bytes of a place among the values
 _SECTOR = 32  # bytes that memory moves at least
 _ROWS = 32  # target channels of a block of the unstructured kernels
-_SMALL, _LARGE = 4, 8  # pixels along a side of a tile
 _UNITED = 16  # input channels of a strip that are not alike
+_CHUNK, _STAGE = 16, 56 << 10  # channels of a slab of strips, and of them and one more, bytes
+_ROW = _Tile(1, 1, 16)  # of a linear layer
+# By bytes of a number, from the largest to the smallest (csrc/cuda/csr16.h, csrc/cuda/block.h).
+_OF_TAPS = {4: (_Tile(1, 8, 8), _Tile(1, 4, 4)), 2: (_Tile(2, 4, 8), _Tile(2, 4, 4))}
+_OF_STRIPS = {4: (_Tile(1, 4, 8), _Tile(1, 4, 4)), 2: (_Tile(2, 4, 4), _Tile(1, 4, 4))}
 
 
 def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
@@ -34,7 +53,7 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
     product = Work(
         2.0 * nnz * lines * case.places, "fp32", float(element * nnz * lines * case.places),
         float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)),
-        _slabs(case, op, precision, _ROWS), by="cores",
+        _slabs(case, op, element, _tile_of_taps(case, op, element), _ROWS), by="cores",
     )  # fmt: skip
     return [*_turns(case, op, precision), product]
 
@@ -56,57 +75,99 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
         # float32 keeps its accuracy in three products of TF32.
         flops, unit = (6.0, "tf32") if precision == "fp32" else (2.0, precision)
         memory = float(element * (inputs + outputs + nnz))
+        tile = _tile_of_strips(case, op, element)
         if op == "grad_w":
             # A line of x serves a strip, a line of grad_y the lines of a warp. The sums of parts are few.
-            shared = element * products * (1 / channels + 1 / _WARP_LINES)
-            slabs = _slabs(case, op, precision, width)
+            shared = element * products * (1 / channels + 1 / _warp_lines(width))
+            slabs = _slabs(case, op, element, tile, _GRADIENT)
             return [*_turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
         # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
         pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
-        cache = element * products / (_PIXELS * _LINE) + _slabs(
-            case, op, precision, channels * _strips_of_a_block(case, op)
-        )
+        slabs = _slabs(case, op, element, tile, _channels_of_a_block(case, op, tile, channels))
+        cache = element * products / (_PIXELS * _LINE) + slabs
         product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
         return [*_turns(case, op, precision), pack, product]
 
     return count
 
 
-def _side(case: LayerCase, op: str) -> int:
-    """Pixels along a side of what a launch computes, or sums over.
+class _Reach(NamedTuple):
+    """How an op goes over pixels.
 
-    The gradient of x goes over its pixels once for every residue modulo the stride, each with the taps that meet it.
+    Attributes:
+        side: pixels of the target along an axis, of a launch.
+        step: source pixels from one to the next.
+        reaches: source pixels that the taps of a pixel span along an axis, for each launch. The gradient of x goes over
+            its pixels once for every residue modulo the stride, with the taps that meet it; without any it reads none.
     """
-    assert case.size is not None
-    return -(-case.size // case.stride) if op == "grad_x" else (case.size - 1) // case.stride + 1
+
+    side: int
+    step: int
+    reaches: tuple[int, ...]
+
+    @classmethod
+    def of(cls, case: LayerCase, op: str) -> "_Reach":
+        assert case.size is not None
+        if op != "grad_x":
+            return cls((case.size - 1) // case.stride + 1, case.stride, (case.kernel,))
+        taps = (len(range(residue, case.kernel, case.stride)) for residue in range(case.stride))
+        return cls(-(-case.size // case.stride), 1, tuple(count for count in taps if count))
+
+    def lines(self, tile: _Tile) -> int:
+        """Of a channel of the slab, of all launches together."""
+        return tile.images * sum(self._halos(tile.rows)) * sum(self._halos(tile.columns))
+
+    def pitch(self, tile: _Tile) -> int:
+        """Of a channel of the slab, of the launch that takes most."""
+        return tile.images * max(self._halos(tile.rows)) * max(self._halos(tile.columns)) | 1
+
+    def _halos(self, side: int) -> list[int]:
+        return [(side - 1) * self.step + reach for reach in self.reaches]
 
 
-def _tile(case: LayerCase, op: str) -> int:
-    """Pixels along a side of a tile."""
-    return _SMALL if _side(case, op) <= _SMALL else _LARGE
+def _fits(picture: int, tile: _Tile) -> bool:
+    return picture <= tile.rows and picture <= tile.columns
 
 
-def _strips_of_a_block(case: LayerCase, op: str) -> int:
-    """Of 512 threads, a warp for 8 pixels of a strip; linear layers have rows of 16 pixels."""
-    pixels = 16 if case.size is None else _tile(case, op) ** 2
-    return 16 // (pixels // _PIXELS)
+def _tile_of_taps(case: LayerCase, op: str, element: int) -> _Tile:
+    large, small = _OF_TAPS[element]
+    return _ROW if case.size is None else small if _fits(_Reach.of(case, op).side, small) else large
 
 
-def _slabs(case: LayerCase, op: str, precision: str, channels: int) -> float:
-    """Bytes that blocks read into shared memory: of each tile what kernels reach from it, once for every `channels`
-    target channels. Neighbouring pixels lie a batch apart, so that a line of 16-bit numbers fills half a sector.
-    """
-    element, lines = ELEMENT[precision], _lines(case) // _LINE
-    sources, targets = (case.outputs, case.inputs) if op == "grad_x" else (case.inputs, case.outputs)
-    blocks = -(-targets // channels)
+def _tile_of_strips(case: LayerCase, op: str, element: int) -> _Tile:
+    """Larger ones leave no room for the channels of a chunk, or a smaller one has room for the picture."""
     if case.size is None:
-        return float(blocks * sources * lines * _LINE * element)
-    grids, step, reach = 1, case.stride, case.kernel
-    if op == "grad_x":
-        grids, step, reach = case.stride**2, 1, -(-case.kernel // case.stride)
-    tile = _tile(case, op)
-    pixels = (-(-_side(case, op) // tile)) ** 2 * ((tile - 1) * step + reach) ** 2
-    return float(grids * blocks * sources * lines * pixels * max(_LINE * element, _SECTOR))
+        return _ROW
+    reach, (large, small) = _Reach.of(case, op), _OF_STRIPS[element]
+    whole = large.images == small.images and _fits(reach.side, small)
+    full = (_CHUNK + 1) * reach.pitch(large) * _LINE * element > _STAGE
+    return small if whole or full else large
+
+
+def _warp_lines(width: int) -> int:
+    """Lines of a list whose sums a warp of the weight gradient holds."""
+    return _CHUNK * (8 if width < 32 else 4)
+
+
+def _channels_of_a_block(case: LayerCase, op: str, tile: _Tile, width: int) -> int:
+    """Target channels of a block of the gather, of 512 threads or, where these are too many, of 256."""
+    run = min(2 * width, 32)  # of a warp
+    most, targets = _WARPS // (tile.pixels // _PIXELS), case.inputs if op == "grad_x" else case.outputs
+    return run * (most if targets >= run * most else most // 2)
+
+
+def _slabs(case: LayerCase, op: str, element: int, tile: _Tile, channels: int) -> float:
+    """Bytes that blocks read into shared memory: of each tile what kernels reach from it, once for every `channels`
+    target channels. Pixels lie a batch apart, so that the line of a single image in 16 bits fills half a sector.
+    """
+    sources, targets = (case.outputs, case.inputs) if op == "grad_x" else (case.inputs, case.outputs)
+    blocks, images = -(-targets // channels), _lines(case) // _LINE
+    if case.size is None:
+        return float(blocks * sources * images * _LINE * element)
+    reach = _Reach.of(case, op)
+    tiles = -(-reach.side // tile.rows) * -(-reach.side // tile.columns) * -(-images // tile.images)
+    line = max(tile.images * _LINE * element, _SECTOR) / tile.images
+    return blocks * sources * tiles * reach.lines(tile) * line
 
 
 def _union(density: float) -> float:

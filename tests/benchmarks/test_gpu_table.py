@@ -63,31 +63,41 @@ def test_strips_by_hand():
     assert pack.memory == NNZ * (2 + 2 + 4) == 29_488
     assert product.flops == 2 * NNZ * 32 * 1024 == 241_565_696
     assert product.shared == 2 * NNZ * 32 * 1024 / 16 == 15_097_856
-    # weights for each warp, and slabs as in csr16: two blocks of two strips, and half of every sector is wasted
-    assert product.cache == 2 * NNZ * 32 * 1024 / 64 + 26_214_400 == 3_774_464 + 26_214_400
+    # weights for each warp; 64 tiles that reach 6x6 pixels, 2 pairs of 16 samples, 64 channels, all targets a block
+    assert product.cache == 2 * NNZ * 32 * 1024 / 64 + 64 * 36 * 2 * 64 * 32 == 3_774_464 + 9_437_184
     assert product.memory == 2 * (2 * 2_097_152 + NNZ) == 8_395_980
-    # 30 MB at 5.5 TB/s take 5.45 us, more than 1.95 us for 8.4 MB at 4.3; packing takes the 2 us of the shortest kernel
-    assert seconds([pack, product]) == pytest.approx(2e-6 + 29_988_864 / 5.5e12)
+    # 13 MB at 5.5 TB/s take 2.40 us, more than 1.95 us for 8.4 MB at 4.3; packing takes the 2 us of the shortest kernel
+    assert seconds([pack, product]) == pytest.approx(2e-6 + 13_211_648 / 5.5e12)
     assert strips(16, inputs_alike=True)(CASE, "grad_x", NNZ, "bf16") == [pack, product]
     (gradient,) = strips(16, inputs_alike=True)(CASE, "grad_w", NNZ, "bf16")
-    assert gradient.cache == 2 * 26_214_400  # a block for each of four strips
-    assert gradient.shared == product.shared + 3_774_464  # a line of grad_y for 64 of x
+    assert gradient.cache == 9_437_184  # four strips a block
+    assert gradient.shared == product.shared + 2 * NNZ * 32 * 1024 / 128  # a line of grad_y for 128 of x
     assert (gradient.flops, gradient.memory) == (product.flops, product.memory)
 
 
 def test_slabs_of_strides_small_pictures_and_linear_layers():
-    """bfloat16, one group of 8 samples, 16 strips of 16 channels; bytes of what blocks read."""
+    """Groups of 8 samples, 16 strips of 16 channels; bytes of what blocks read."""
     count = strips(16, inputs_alike=True)
     strided = LayerCase(32, 256, 16, stride=2, batch=8)
     (_, forward), (_, back) = (count(strided, op, 0, "bf16") for op in ("forward", "grad_x"))
-    assert forward.cache == 8 * 32 * 17**2 * 32  # a tile of 8x8 outputs reaches 17x17 inputs; 32 channels a block
-    assert back.cache == 4 * 256 * 9**2 * 32  # four residues of 8x8 pixels, whose taps reach 9x9 outputs; one block
-    (_, halved) = count(replace(strided, size=8), "grad_x", 0, "bf16")
-    assert halved.cache == 4 * 256 * 5**2 * 32  # residues of 4x4 pixels have small tiles
-    (_, small) = count(LayerCase(32, 256, 4, batch=8), "forward", 0, "bf16")
-    assert small.cache == 2 * 32 * 6**2 * 32  # 8 strips a block
+    # 4 tiles of 4x4 outputs reach 9x9 inputs; half of each sector is wasted; 128 channels a block
+    assert forward.cache == 2 * 32 * 4 * 9**2 * 32
+    # four residues of 8x8 pixels; along an axis the taps of one reach 5 outputs, those of the other 4; one block
+    assert back.cache == 256 * 4 * (5 + 4) ** 2 * 32
+    (_, small) = count(LayerCase(32, 256, 4, batch=16), "forward", 0, "bf16")
+    assert small.cache == 2 * 32 * 6**2 * 32  # both groups in one tile
     (_, linear) = count(LayerCase(96, 256, None, batch=16), "forward", 0, "bf16")
-    assert linear.cache == 2 * 96 * 16 * 2
+    assert linear.cache == 96 * 16 * 2
+    # in float32 tiles of 4x8 pixels, or 4x4 where 17 channels of what a larger one reaches do not fit; 256 a block
+    (_, wide), (_, narrow) = (count(replace(strided, stride=stride), "forward", 0, "tf32") for stride in (1, 2))
+    assert wide.cache == 2 * 32 * 8 * (6 * 10) * 32
+    assert narrow.cache == 32 * 4 * 9**2 * 32
+
+
+def test_residues_without_taps_read_nothing():
+    case = LayerCase(16, 16, 8, stride=2, kernel=1, batch=8)
+    (_, back) = strips(16, inputs_alike=True)(case, "grad_x", 0, "tf32")
+    assert back.cache == 16 * 4**2 * 32
 
 
 def test_three_products_keep_float32_and_unions_widen_vectors():

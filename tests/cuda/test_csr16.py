@@ -66,6 +66,7 @@ def one_case(shape, size, geometry=None, *, density=0.1, seed=0) -> ProductCase:
 SAME = Geometry(padding=(1, 1))
 SPECIAL = {
     "several tiles, slabs and row blocks": one_case((70, 40, 3, 3), (9, 40, 17, 10), SAME, density=0.03),
+    "three images, two of them in a tile of 16 bits": one_case((20, 6, 3, 3), (24, 6, 6, 7), SAME, density=0.2),
     "more taps than a warp stages": one_case((5, 30, 3, 3), (8, 30, 9, 9), SAME, density=0.9),
     "a slab for each channel": one_case((3, 5, 21, 21), (2, 5, 24, 24), Geometry(), density=0.05),
     "dense": one_case((6, 5, 3, 2), (3, 5, 8, 7), Geometry((2, 1), (1, 2)), density=2.0),
@@ -84,7 +85,7 @@ SPECIAL = {
 
 LARGE = {
     "four pixels to a thread": one_case((5, 7, 3, 3), (1, 7, 130, 121), SAME, density=0.3),
-    "one pixel to a thread": one_case((6, 9, 1, 1), (2110, 9, 3, 4), Geometry(), density=0.4),
+    "one pixel to a thread, two of 16 bits": one_case((6, 9, 1, 1), (4222, 9, 3, 4), Geometry(), density=0.4),
 }
 
 

@@ -43,6 +43,10 @@ def strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["blocks of 32, several slabs"], BFLOAT16)
 
 
+def several_strips(shim: Shim) -> None:
+    test_block.check(shim, test_block.CASES["strips of three blocks, two passes"], BFLOAT16)
+
+
 def wide_strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["vectors of 16"], FLOAT32)
 
@@ -70,8 +74,17 @@ MUTATIONS = {
     "strips: a chunk of lines dropped": Mutation(
         "block_gather.cu", "left = (last - first) *", "left = (last - first - 1) *", strips
     ),
+    "strips: a warp's second strip computed from the first one's lines": Mutation(
+        "block_gather.cu", "start + i * problem.slabs + s", "start + s", several_strips
+    ),
+    "strips: the weight gradient of all strips of a block from the first one's slopes": Mutation(
+        "block_weight_gradient.cu", "slopes + duty.strip *", "slopes + 0 *", several_strips
+    ),
+    "strips: a second pass of the weight gradient left out": Mutation(
+        "block_weight_gradient.cu", "pass * most", "0 * pass * most", several_strips
+    ),
     "strips: two pixels of the weight gradient left out": Mutation(
-        "block_weight_gradient.cu", "pair = duty.part; pair", "pair = duty.part + 1; pair", wide_strips
+        "block_weight_gradient.cu", "pair = duty.part; duty", "pair = duty.part + 1; duty", wide_strips
     ),
     "strips: sums written over a tile that is still read": Mutation(
         "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
