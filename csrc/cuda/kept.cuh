@@ -28,7 +28,7 @@ struct AxisTaps {
 // The rows of a pattern on the device, and where a kept position goes. `at` is its column.
 struct KeptRows {
   std::int32_t rows, kernel_w, taps, outputs, inputs;  // outputs and inputs of a group
-  std::int32_t slab_channels, grids_x;
+  std::int32_t slab_channels, grids_x, planes;
   bool backward;
   const std::int32_t* row_start;
   Columns column;
@@ -38,8 +38,9 @@ struct KeptRows {
       : rows(static_cast<std::int32_t>(s.out_channels)), kernel_w(static_cast<std::int32_t>(s.kernel_w)),
         taps(static_cast<std::int32_t>(s.taps())), outputs(static_cast<std::int32_t>(s.out_channels / s.groups)),
         inputs(static_cast<std::int32_t>(s.in_channels / s.groups)), slab_channels(plan.slab_channels),
-        grids_x(static_cast<std::int32_t>(plan.horizontal.size())), backward(backward_), row_start(row_start_),
-        column(column_), vertical(plan.vertical, plan.tile.rows), horizontal(plan.horizontal, plan.tile.columns) {}
+        grids_x(static_cast<std::int32_t>(plan.horizontal.size())), planes(plan.tile.images), backward(backward_),
+        row_start(row_start_), column(column_), vertical(plan.vertical, plan.tile.rows),
+        horizontal(plan.horizontal, plan.tile.columns) {}
 
   // What the arguments of a launch have room for.
   static bool fit(const ConvShape& s) { return s.kernel_h <= kTaps && s.kernel_w <= kTaps; }
@@ -64,7 +65,7 @@ struct KeptRows {
   // Lines of a channel in the grid of a position.
   __device__ __forceinline__ std::int32_t pitch(std::int32_t at) const {
     const std::int32_t tap = at % taps;
-    return vertical.halo[tap / kernel_w] * horizontal.halo[tap % kernel_w] | 1;
+    return planes * vertical.halo[tap / kernel_w] * horizontal.halo[tap % kernel_w] | 1;
   }
 };
 
