@@ -12,7 +12,7 @@ from benchmarks.gpu.regrow_work import dense_regrow, regrow
 from benchmarks.gpu.roofline import Work, loads, seconds, sizes_of
 from benchmarks.gpu.step_work import convolutions, dense_step, folded, sparse_step
 
-__all__ = ["CALL", "Estimate", "StepEstimate", "limit", "steps", "upkeep"]
+__all__ = ["CALL", "Estimate", "StepEstimate", "besides", "limit", "steps"]
 
 CALL = 7.5e-6  # seconds that a kernel costs which Python launches, the middle of the design's 5 to 10 us
 _DENSITY, _SWAPPED, _GROWN, _KEEP = 0.1, 0.1, 0.01, 0.5
@@ -72,7 +72,7 @@ def limit(works: Sequence[Work]) -> tuple[str, float]:
     return name, parts[name] / math.fsum(parts.values())
 
 
-def upkeep() -> Iterator[Estimate]:
+def besides() -> Iterator[Estimate]:
     """Masks searched, pruned and listed, activations packed."""
     yield from _regrow()
     yield from _prune()
@@ -117,7 +117,7 @@ def _pack() -> Iterator[Estimate]:
 
 
 def steps() -> Iterator[StepEstimate]:
-    """Whole steps of every kind that is measured so, at density 0.1; then those of several clients at once."""
+    """Whole steps of every kind whose work is counted, at density 0.1, and those of several clients at once."""
     kinds = [(kind.name, kind.work, p) for kind in of_device("cuda") if kind.work for p in kind.precisions]
     clients = sizes(cpu=False).clients
     for name, count, precision in kinds:

@@ -20,6 +20,7 @@ _WEIGHT, _COLUMN, _PLACE, _POSITION, _MASK = 4, 2, 4, 8, 1  # bytes
 _DIGITS = 3
 _COUNTED, _COMPARED, _LISTED = 16.0, 17.5, 38.0
 _LAUNCHES_OF_A_SET = 5  # strips filled in, found, counted, added up, listed
+_DIRECTIONS = 2
 _ARRAYS = 2  # that follow the pattern: values and momentum
 
 
@@ -48,14 +49,14 @@ def lists(kept: Sequence[int]) -> list[Work]:
     each value written."""
     sets = list_sets(len(kept))
     columns, places = float(_COLUMN * sum(kept)), float(_PLACE * sum(kept))
-    share = 2 / sets  # of what both directions move
+    share = _DIRECTIONS / sets
     some = [passed(columns * share), passed(columns * share), passed((columns + places) * share)]
     return [*some, *tiny(_LAUNCHES_OF_A_SET - len(some))] * sets
 
 
 def list_sets(layers: int) -> int:
     """Sets of launches that make the lists of so many layers: one for each layer and direction."""
-    return 2 * layers
+    return _DIRECTIONS * layers
 
 
 def dense_prune(sizes: Sequence[int], density: float, share: float) -> list[Work]:
@@ -66,6 +67,6 @@ def dense_prune(sizes: Sequence[int], density: float, share: float) -> list[Work
 
 def _dense(size: int, swapped: int) -> list[Work]:
     magnitudes, hidden = passed(2 * _WEIGHT * size), passed((2 * _WEIGHT + _MASK) * size)
-    turned = passed((_POSITION + _MASK) * swapped)
+    turned = [passed(2 * _MASK * size), passed((_POSITION + _MASK) * swapped)] * 2  # a copy, and what changes of it
     masked = passed((2 * _WEIGHT + _MASK) * size)
-    return [magnitudes, hidden, *topk(1, size, swapped, _WEIGHT), turned, turned, *[masked] * _ARRAYS]
+    return [magnitudes, hidden, *topk(1, size, swapped, _WEIGHT), *turned, *[masked] * _ARRAYS]

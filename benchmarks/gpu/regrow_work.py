@@ -20,20 +20,23 @@ _SAMPLED = 16  # of so many tiles, one
 _MAGNITUDE = 31  # bits
 _DIGIT, _SORTED = 11, 8  # bits of a digit that is searched, and that is sorted
 _MASK, _INDEX = 1, 8  # bytes
+_LISTED, _ENTRY, _FOUND = 2, 8, 12  # entries for each position wanted; bytes of an entry and of a position found
 
 
 def regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     """One layer's search for k positions, launch for launch; that the sample's bound holds is taken for granted.
 
-    Lists of about 2 k entries are sorted in launches that take no longer than the shortest.
+    Activations, which lie batch-innermost, are turned first. What is listed, about 2 k entries, is sorted.
     """
-    del k
+    listed = passed(2 * _LISTED * _ENTRY * k)
     bits = _MAGNITUDE + (sizes_of(case)[2] - 1).bit_length()
     digits, passes = -(-bits // _DIGIT), -(-bits // _SORTED)
     tiles = _tiles(case)
     sample = _gradients(case, precision, -(-tiles // _SAMPLED))
     repairs = 2 * digits + 1  # of the bound, which end at once
-    return [*tiny(1), sample, *tiny(1), _gradients(case, precision, tiles), *tiny(repairs + 2 * passes + 1)]
+    turns = [passed(2 * ELEMENT[precision] * size) for size in sizes_of(case)[:2]]
+    search = [*tiny(1), sample, *tiny(1), _gradients(case, precision, tiles), *tiny(repairs)]
+    return [*turns, *search, *[listed] * (2 * passes), passed((_ENTRY + _FOUND) * k)]
 
 
 def dense_regrow(case: LayerCase, k: int, precision: str) -> list[Work]:

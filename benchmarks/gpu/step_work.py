@@ -22,7 +22,7 @@ _TURNS = 3  # the first layer's input, once for each product, and the last one's
 _OF_CHUNK, _CHUNKS, _TENSORS = 65536, 320, 64  # numbers of a block, and what a launch over many tensors takes
 _MOMENTUM = 8  # accesses to a number: momentum decayed, then with the gradient, then the weight
 
-# Accesses to an activation's number by the kernels of torch's norms and ReLUs, and their kernels that move next to none.
+# Accesses to an activation's number by torch's norms and ReLUs, kernel by kernel, and kernels that move next to none.
 _NORM = (1, 2, 5)  # moments; normalised; backward, which reads both tensors twice
 _NORM_TINY = 2  # running statistics, number of batches
 _RELU = (2, 3)

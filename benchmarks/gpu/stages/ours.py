@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import optimizers, upkeep
+from benchmarks.gpu import masks, optimizers, upkeep
 from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import KINDS, Kind, of_device
@@ -49,6 +49,7 @@ def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
                     )
     yield from optimizers.jobs(sizes, device)
     yield from upkeep.jobs(sizes, device)
+    yield from masks.jobs(sizes, device)
 
 
 @cache
