@@ -13,7 +13,7 @@ __all__ = ["dense_regrow", "regrow"]
 # csrc/cuda/dense_gradient.cuh
 _TILE, _DEPTH, _THREADS = 32, 32, 256  # positions along a side, terms of a step, threads of a block
 _FULL_DEVICE, _SHORTEST = 264, 512  # blocks that are wanted, terms that a run has at least
-_OF_PICTURES, _OF_ROWS = 606, 391  # instructions of a thread and step, of which 128 multiply
+_OF_PICTURES, _OF_ROWS = 360, 389  # instructions of a thread and step, of which 128 multiply
 _READ, _STAGED = 2.0, 0.25  # bytes of shared memory for each multiply-add: 32 for 16, and what a step stages
 # csrc/cuda/topk.cu
 _SAMPLED = 16  # of so many tiles, one
