@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import COUNTS, PRECISIONS, Precision, Sizes
 from benchmarks.gpu.kinds import elements
-from benchmarks.gpu.operands import Operands, geometry, told, weight_shape
+from benchmarks.gpu.operands import Operands, geometry, told, unsearched, weight_shape
 from benchmarks.gpu.record import Row
-from benchmarks.gpu.stages.dense import network_row, product
+from benchmarks.gpu.stages.dense import laid_out, network_row, product
 from benchmarks.gpu.sweep import Job
 from fedsparse.backends import BATCH_INNERMOST
 from fedsparse.backends.choose import BACKENDS
@@ -94,16 +94,22 @@ def _regrow(sizes: Sizes, device: str, precision: Precision) -> Iterable[Row]:
         ]  # fmt: skip
 
     yield _checked("ours", search, layers, precision, sizes, device)
-    yield _checked(_TORCH, lambda: [_by_torch(layer) for layer in layers], layers, precision, sizes, device)
+    yield from _dense_regrow(sizes, device, precision)
 
 
 def _dense_regrow(sizes: Sizes, device: str, precision: Precision) -> Iterable[Row]:
+    """In every layout of pictures, cuDNN's search on."""
     precision.set()
-    layers = _layers(sizes, device, precision)
-    yield _checked(_TORCH, lambda: [_by_torch(layer) for layer in layers], layers, precision, sizes, device)
+    torch.backends.cudnn.benchmark = True
+    for layout in sizes.layouts:
+        layers = [
+            replace(layer, operands=laid_out(layer.operands, layout)) for layer in _layers(sizes, device, precision)
+        ]
 
+        def search(layers: list[_Layer] = layers) -> list[Found]:
+            return [_by_torch(layer) for layer in layers]
 
-_TORCH = "torch, dense gradient + mask + topk"
+        yield _checked(f"torch, dense gradient + mask + topk, {layout}", search, layers, precision, sizes, device)
 
 
 def _handed_over(operands: Operands) -> Operands:
@@ -145,8 +151,9 @@ def _exact(layer: _Layer) -> Tensor:
     moves = geometry(layer.case)
     assert moves is not None
     weight = layer.operands.weight.double().requires_grad_()
-    y = F.conv2d(layer.operands.x.double(), weight, None, moves.stride, moves.padding)
-    (gradient,) = torch.autograd.grad(y, weight, layer.operands.grad.double())
+    with unsearched():
+        y = F.conv2d(layer.operands.x.double(), weight, None, moves.stride, moves.padding)
+        (gradient,) = torch.autograd.grad(y, weight, layer.operands.grad.double())
     return gradient
 
 

@@ -32,8 +32,9 @@ def test_layers_are_those_of_the_network():
 
 def test_strides_and_single_pixels_agree_with_torch():
     cases = (LayerCase(8, 16, 6, stride=2, batch=4), LayerCase(8, 16, 6, kernel=1, batch=4))
-    rows = [row for job in masks.jobs(replace(TINY, cases=cases), "cpu") for row in job.rows()]
-    assert len(rows) == 7
+    more = replace(TINY, cases=cases, layouts=("nchw", "channels_last"))
+    rows = [row for job in masks.jobs(more, "cpu") for row in job.rows()]
+    assert len(rows) == 7 + 3, "dense gradients in both layouts"
 
 
 @pytest.mark.parametrize(
