@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsparse.backends import Case, Geometry
 from fedsparse.bench.cases import LayerCase
 
-__all__ = ["Operands", "errors", "geometry", "moved_bytes", "told", "weight_shape"]
+__all__ = ["Operands", "errors", "geometry", "moved_bytes", "told", "unsearched", "weight_shape"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def errors(results: dict[str, Tensor], operands: Operands, mask: Tensor | None, 
     x, weight = operands.x.double().requires_grad_(), operands.weight.double()
     weight = (weight if mask is None else weight * mask).requires_grad_()
     moves = geometry(case)
-    with _unsearched():
+    with unsearched():
         y = F.linear(x, weight) if moves is None else F.conv2d(x, weight, None, moves.stride, moves.padding)
         grad_x, grad_w = torch.autograd.grad(y, (x, weight), operands.grad.double())
     wanted = {"forward": y.detach(), "grad_x": grad_x, "grad_w": grad_w if mask is None else grad_w[mask]}
@@ -79,7 +79,7 @@ def errors(results: dict[str, Tensor], operands: Operands, mask: Tensor | None, 
 
 
 @contextmanager
-def _unsearched() -> Iterator[None]:
+def unsearched() -> Iterator[None]:
     """Inside, cuDNN takes its first guess: the fastest way in float64 is not worth the search."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False

@@ -29,10 +29,10 @@ class FlatAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` with the same settings, results and state, so that checkpoints of one are those of the other.
 
     Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2. On a CUDA device contiguous float32 parameters are stepped by
-    a kernel that reads and writes everything once, 28 bytes for each value: all of a group in one launch, or by Triton
-    in one for each. Results may differ from torch's in the last bits, as multiply-adds round once there; corrections of
-    the means are nearer to the formula than torch's with `capturable`. Everything else (the CPU, other dtypes,
-    `amsgrad`, `maximize`, a learning rate that is a tensor) takes torch's own functions and gives their bits.
+    a kernel that reads and writes everything once, 28 bytes for each value: all of a group in one launch. Results may
+    differ from torch's in the last bits, as multiply-adds round once there; corrections of the means are nearer to the
+    formula than torch's with `capturable`. Everything else (the CPU, other dtypes, `amsgrad`, `maximize`, a learning
+    rate that is a tensor) takes torch's own functions and gives their bits.
 
     Args:
         params: parameters or groups of them.

@@ -20,10 +20,10 @@ class FlatSGD(torch.optim.SGD):
     """`torch.optim.SGD` with the same settings, results and state, so that checkpoints of one are those of the other.
 
     On a CUDA device contiguous float32 parameters are stepped by a kernel that reads and writes everything once, 20
-    bytes for each value with momentum: all of a group in one launch, or by Triton in one for each. Results may differ
-    from torch's in the last bit, as multiply-adds round once there. Everything else (the CPU, other dtypes, sparse
-    gradients, a learning rate that is a tensor) takes torch's own functions and gives their bits. May be captured by
-    `fedsparse.nn.graph.capture_step`, without dampening.
+    bytes for each value with momentum: all of a group in one launch. Results may differ from torch's in the last bit,
+    as multiply-adds round once there. Everything else (the CPU, other dtypes, sparse gradients, a learning rate that is
+    a tensor) takes torch's own functions and gives their bits. May be captured by `fedsparse.nn.graph.capture_step`,
+    without dampening.
 
     Args:
         params: parameters or groups of them.

@@ -44,7 +44,7 @@ def cuobjdump() -> str | None:
 
 def compile_kernel(
     kernel: Any,
-    arguments: Mapping[str, str],
+    arguments: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, Any],
     capability: int,
     folder: Path,
@@ -54,12 +54,13 @@ def compile_kernel(
 
     Args:
         kernel: a `triton.jit` function, autotuned or not.
-        arguments: types of the arguments that are not int32, such as `*fp32`; pointers are taken as aligned.
+        arguments: types of the arguments that are not int32, such as `*fp32`, or of all in a tuple; pointers are taken
+            as aligned.
         constants: values of constexpr arguments, and of others a launch would specialise.
     """
     function = kernel.fn if isinstance(kernel, Autotuner) else kernel
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
-    aligned = {(i,): DIVISIBLE for i, name in enumerate(function.arg_names) if signature[name].startswith("*")}
+    aligned = {(i,): DIVISIBLE for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=dict(constants), attrs=aligned),
         target=GPUTarget("cuda", capability, 32),

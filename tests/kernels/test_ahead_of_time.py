@@ -52,7 +52,7 @@ class Build:
     instructions: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     dtype: str = "fp32"
-    others: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     warps: int = 4
 
 
@@ -77,7 +77,10 @@ def norm(kernel: Any, registers: int, **constants: int) -> Build:
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
 ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
-ADAMW = {"BLOCK": flat_optimizer.BLOCK}
+ADAMW = {"COUNT": flat_optimizer.MOST, "BLOCK": flat_optimizer.BLOCK}
+LISTS = ("all_values", "all_grads", "all_averages", "all_squares", "sizes", "first", "steps")
+ADDRESSES = dict.fromkeys(LISTS, ("i64",) * flat_optimizer.MOST)
+NUMBERED = ADDRESSES | {"steps": ("fp32",) * flat_optimizer.MOST}
 NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "NORMAL": False}
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
@@ -122,8 +125,8 @@ BUILDS = {
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
     ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
     ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
-    ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 64, others={"step": "fp32"}),
-    ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 64, others={"step": "*fp32"}),
+    ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
+    ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
 
 

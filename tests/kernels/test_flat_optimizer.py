@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,9 +141,11 @@ def test_compiles_ahead_of_time(
         "NESTEROV": nesterov,
         "HAS_MOMENTUM": True,
         "FIRST_STEP": first_step,
+        "COUNT": 3,
         "BLOCK": flat_optimizer.BLOCK,
     }
-    types = dict.fromkeys(("values", "grad", "momentum"), "*fp32") | {"n": "i64"}
+    lists = ("all_values", "all_grads", "all_momenta", "sizes", "first")
+    types: dict[str, Any] = dict.fromkeys(lists, ("i64",) * 3)
     signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants),

@@ -15,11 +15,11 @@ from benchmarks.gpu.sweep import Job, layer_of, row_of, sweep
 from benchmarks.gpu.timing import Call, copies, measured
 from fedsparse.bench.cases import LayerCase
 
-__all__ = ["again", "network_row", "prunable", "run"]
+__all__ = ["again", "laid_out", "network_row", "product", "prunable", "run"]
 
 _LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 _SLACK = 10.0  # Winograd's float32, for one, is less exact than a sum; the error is in the row
-_PRUNABLE = 11_164_352  # weights of ResNet-18's convolutions but the first
+_PRUNABLE = 11_157_504  # weights of ResNet-18's convolutions but the first
 
 
 def run(context: Context) -> None:
@@ -57,12 +57,12 @@ def _measured(case: LayerCase, precision: Precision, sizes: Sizes, device: str, 
     dense = replace(case, density=1.0)
     each = moved_bytes(dense, sizes_of(dense)[2], precision.dtype.itemsize)
     sets = [
-        _laid_out(Operands.draw(dense, precision.dtype, device, seed=seed), layout)
+        laid_out(Operands.draw(dense, precision.dtype, device, seed=seed), layout)
         for seed in range(copies(each, sizes.rotated))
     ]
-    wrong = errors({op: _call(dense, op, sets[0])() for op in OPS}, sets[0], None, dense)
+    wrong = errors({op: product(dense, op, sets[0])() for op in OPS}, sets[0], None, dense)
     for op in OPS:
-        calls = [_call(dense, op, one) for one in sets]
+        calls = [product(dense, op, one) for one in sets]
         row = {"who": "dense", "layer": row_of(dense), "op": op, "precision": precision.name, "variant": layout,
                "device": device, "copies": len(sets), "error": wrong[op]}  # fmt: skip
         if not wrong[op] <= _SLACK * precision.tolerance:
@@ -72,7 +72,8 @@ def _measured(case: LayerCase, precision: Precision, sizes: Sizes, device: str, 
         yield {**row, **times.to_row(), "flops": work.flops, "bytes": work.memory}
 
 
-def _laid_out(operands: Operands, layout: str) -> Operands:
+def laid_out(operands: Operands, layout: str) -> Operands:
+    """The same numbers in a layout of pictures; rows of a linear layer as they are."""
     if layout not in _LAYOUTS:
         return operands
     x, grad, weight = (
@@ -81,7 +82,8 @@ def _laid_out(operands: Operands, layout: str) -> Operands:
     return Operands(x, grad, weight)
 
 
-def _call(case: LayerCase, op: str, operands: Operands) -> Callable[[], Tensor]:
+def product(case: LayerCase, op: str, operands: Operands) -> Callable[[], Tensor]:
+    """One op of a dense layer by torch."""
     x, grad, weight = operands.x, operands.grad, operands.weight
     moves = geometry(case)
     if moves is None:
