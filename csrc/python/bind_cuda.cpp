@@ -146,6 +146,7 @@ void bind_cuda(py::module_& m) {
   bind_csr16_products(m);
   bind_cuda_selection(m);
   bind_cuda_block(m);
+  bind_cuda_lists(m);
 }
 
 #else

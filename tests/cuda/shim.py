@@ -113,6 +113,12 @@ class Shim:
         if status != 0:
             raise LaunchError(self._library.fedsparse_cuda_status_text(status).decode())
 
+    def fill(self, name: str, *arguments: object) -> None:
+        """Calls a function that returns nothing."""
+        function = getattr(self._library, name)
+        function.restype = None
+        function(*map(_argument, arguments))
+
     def value(self, name: str, *arguments: object) -> int:
         """What a function returns."""
         function = getattr(self._library, name)
@@ -135,6 +141,6 @@ def _argument(value: object) -> object:
         case np.ndarray():
             assert value.flags.c_contiguous
             return ctypes.c_void_p(value.ctypes.data)
-        case ctypes.Structure():
+        case ctypes.Structure() | ctypes.Array():
             return ctypes.byref(value)
     raise TypeError(f"cannot pass {value!r}")
