@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedsparse import _native
-from fedsparse.backends import Case, Geometry
+from fedsparse.backends import Case, Change, Geometry
 from fedsparse.backends import cuda as cuda_module
 from fedsparse.backends.cuda import CudaBackend
-from fedsparse.backends.cuda_lists import Strips, Taps, build
+from fedsparse.backends.cuda_lists import Strips, Taps, build, problem_of
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
@@ -173,7 +173,8 @@ def test_devices_of_little_memory(backend, binding, monkeypatch):
     """99 KiB, as with compute capability 8.6, are enough for taps, 64 KiB, as with 7.5, for nothing."""
     product = STRUCTURED["blocks"].product
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 99 << 10)
-    assert isinstance(build(product.pattern, product.case, False, torch.device("cpu")), Taps)
+    ((kept,),) = build([([problem_of(product.case, backward=False)], product.pattern)])
+    assert isinstance(kept, Taps)
     check_backend(backend, product)
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 64 << 10)
     assert backend.refuse(CASE) == "cuda kernels take 90 KiB of shared memory a block, the device has 64"
@@ -215,7 +216,7 @@ def test_lists_follow_an_index_that_is_overwritten(backend, drawn, outputs, kind
     needed = backend._list(held, case, backward=False).start[-1].item()
     for tensor, new in zip(held.index, second.index, strict=True):
         tensor.copy_(new)
-    assert backend.rewrite(held.column, second)
+    assert backend.rewrite([Change(held.column, second)]) == [True]
     after = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
     assert len(before) == 6
     assert before == after
@@ -373,6 +374,6 @@ def test_captured_products_follow_new_lists(device_backend, batch, generator):  
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[0], strict=True))
     for tensor, new in zip(held.index, second.index, strict=True):
         tensor.copy_(new)
-    assert backend.rewrite(held.column, second)
+    assert backend.rewrite([Change(held.column, second)]) == [True]
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[1], strict=True))
