@@ -3,7 +3,6 @@
 // A block of threads makes the list of one strip and slab. The lines that any channel of the strip keeps are marked at
 // their distance; their order follows from how many marks of each colour come before. One launch counts the chunks, the
 // next adds the counts up, the third fills the list: nothing is sorted, and nothing depends on timing.
-#include "block.h"
 #include "lists.cuh"
 
 namespace fedsparse::block {
@@ -20,7 +19,6 @@ constexpr int kWords = kLines / 32;
 constexpr int kColours = 8;  // distances modulo 8: the banks that a matrix of 8 lines should not share
 constexpr int kOfColour = kLines / kColours;
 static_assert(kWarps == kColours, "a warp orders the lines of a colour");
-static_assert(kSlab.channels <= kThreads, "a thread looks up a row of a part");
 
 __device__ __forceinline__ bool is_marked(const std::uint32_t* marks, std::int32_t distance) {
   return marks[distance / 32] >> distance % 32 & 1;

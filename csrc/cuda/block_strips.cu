@@ -1,7 +1,6 @@
 // Which strips patterns have, any number of them in one launch.
 #include <cstring>
 
-#include "block.h"
 #include "lists.cuh"
 
 namespace fedsparse::block {

@@ -17,8 +17,7 @@ using lists::Task;
 using lists::Weights;
 
 constexpr int kRuns = fedsparse::kThreads / 32;
-static_assert(kTapStrip <= fedsparse::kThreads && kSlabChannels <= fedsparse::kThreads,
-              "a thread looks up a row of a part, and has a channel of its strip");
+static_assert(kTapStrip <= fedsparse::kThreads, "a thread has a channel of the strip");
 
 // The entry of `start` for a channel of a part's strip.
 __device__ __forceinline__ std::int64_t entry(const Task& l, const Part& part, std::int32_t channel) {

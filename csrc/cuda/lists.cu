@@ -2,10 +2,8 @@
 #include "lists.cuh"
 
 #include <cstring>
-#include <vector>
 
 #include "../cpu/arena.h"
-#include "block.h"
 
 namespace fedsparse::lists {
 namespace {

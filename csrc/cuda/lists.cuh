@@ -5,6 +5,7 @@
 // memory and copied to the device, so that launches stay as many however many lists there are.
 #pragma once
 
+#include "block.h"
 #include "collective.cuh"
 #include "cuda_api.h"
 #include "kept.cuh"
@@ -72,8 +73,10 @@ struct Part {
   }
 };
 
+static_assert(std::max(block::kSlab.channels, csr16::kSlab.channels) <= kThreads, "a thread for each row of a part");
+
 // The weights of a part and of the other grids in the same columns, in the order of their numbers. A thread looks a row
-// up, so that all are found at once; rows are no more than threads.
+// up, so that all are found at once.
 struct Weights {
   const std::int32_t* first;    // (kThreads) number of the first weight of each row
   const std::uint32_t* before;  // (kThreads) weights of earlier rows

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import STORED, address, check, launch, row_list
 from fedsparse.backends.base import Case
+from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
 __all__ = ["Alike", "Problem", "Strips", "Table", "Taps", "alike", "build", "problem_of", "rewrite", "sizes_of"]
@@ -214,7 +215,13 @@ class Table:
         return table
 
     def send(self) -> None:
-        """Copies it to the device; the caching allocator keeps what the copy still reads."""
+        """Copies it to the device; the caching allocator keeps what the copy still reads.
+
+        Raises:
+            BackendError: a CUDA graph is being captured, which would read the table when that is gone.
+        """
+        if self.device.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise BackendError("lists of a pattern cannot be made while a CUDA graph is captured; warm the step up first")
         self.device.copy_(self.host, non_blocking=True)
 
     def queue(self) -> None:

@@ -138,10 +138,13 @@ class ListOf(NamedTuple):
     room: int = 0  # chunks of strips
 
 
-def make_lists(shim: Shim, wanted: list[ListOf]) -> list[tuple[NDArray, NDArray, NDArray]]:
-    """start, offset and value of any number of lists, made at once in arrays of exactly the sizes asked for."""
-    made = [_empty_list(shim, one) for one in wanted]
-    tasks = (_NewList * len(wanted))(*(_task(one, arrays) for one, arrays in zip(wanted, made, strict=True)))
+def make_lists(shim: Shim, wanted: list[ListOf], *, with_values: bool = True) -> list[tuple[NDArray, NDArray, NDArray]]:
+    """start, offset and value of any number of lists, made at once in arrays of exactly the sizes asked for.
+
+    Forward lists of taps may go without values.
+    """
+    made = [_empty_list(shim, one, with_values=with_values) for one in wanted]
+    tasks = new_lists(wanted, made)
     table = workspace(shim, "fedsparse_lists_table_size", len(wanted), tasks)
     there = poisoned(table.shape, np.int64)
     shim("fedsparse_lists_table", len(wanted), tasks, table, there)
@@ -150,24 +153,27 @@ def make_lists(shim: Shim, wanted: list[ListOf]) -> list[tuple[NDArray, NDArray,
     return made
 
 
-def _empty_list(shim: Shim, wanted: ListOf) -> tuple[NDArray, NDArray, NDArray]:
+def _empty_list(shim: Shim, wanted: ListOf, *, with_values: bool) -> tuple[NDArray, NDArray, NDArray]:
     product, backward, width, room = wanted
     shape, nnz = ConvShape(*product.shape), len(product.values)
     if width == 0:
         size = shim.value("fedsparse_csr16_start_size", shape, backward, product.dtype)
-        return poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(nnz if backward else 0, np.int32)
+        valued = nnz if with_values or backward else 0
+        return poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(valued, np.int32)
     size = shim.value("fedsparse_block_start_size", shape, backward, product.dtype, width)
     return poisoned(size, np.int32), poisoned(room * 16, np.uint16), poisoned(room * 16 * width, np.int32)
 
 
-def _task(wanted: ListOf, arrays: tuple[NDArray, ...]) -> _NewList:
-    product, backward, width, _ = wanted
-    places = [array.ctypes.data for array in (product.row_start, product.column)]
-    start, offset, value = (array.ctypes.data if array.size else None for array in arrays)
-    wide = product.column.dtype == np.int32
-    return _NewList(
-        ConvShape(*product.shape), backward, product.dtype, width, *places, wide, start, offset, value
-    )  # fmt: skip
+def new_lists(wanted: list[ListOf], made: list[tuple[NDArray, NDArray, NDArray]] | None = None) -> ctypes.Array:
+    """These as fedsparse::NewList; without arrays where none are given."""
+    tasks = (_NewList * len(wanted))()
+    for number, (task, (product, backward, width, _)) in enumerate(zip(tasks, wanted, strict=True)):
+        task.shape, task.backward, task.dtype, task.width = ConvShape(*product.shape), backward, product.dtype, width
+        task.row_start, task.column = product.row_start.ctypes.data, product.column.ctypes.data
+        task.wide = product.column.dtype == np.int32
+        if made is not None:
+            task.start, task.offset, task.value = (a.ctypes.data if a.size else None for a in made[number])
+    return tasks
 
 
 def tap_list(shim: Shim, product: Product, backward: bool) -> tuple[NDArray, NDArray, NDArray]:

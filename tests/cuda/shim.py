@@ -98,10 +98,16 @@ class Shim:
         self._library = ctypes.CDLL(str(path))
         self._library.fedsparse_shim_report.restype = ctypes.c_char_p
         self._library.fedsparse_cuda_status_text.restype = ctypes.c_char_p
+        self._library.fedsparse_shim_launches.restype = ctypes.c_int64
 
     def seed(self, seed: int) -> None:
         """0 runs threads in order, any other number shuffles them."""
         self._library.fedsparse_shim_seed(ctypes.c_uint64(seed))
+
+    @property
+    def launches(self) -> int:
+        """Of kernels, so far."""
+        return int(self._library.fedsparse_shim_launches())
 
     def __call__(self, name: str, *arguments: object) -> None:
         """Calls a function that returns a status: whole numbers go as int64, arrays and None as addresses.
