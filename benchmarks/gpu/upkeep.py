@@ -65,7 +65,7 @@ def _swap(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
 def lists(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
     """What both directions of four bfloat16 convolutions read of their patterns, which have just changed.
 
-    From Python, with the wait for what single weights are like, and only the launches, as one graph can hold them.
+    From Python, with the wait for what the patterns are like, and only the launches, as one graph can hold them.
     """
     patterns = _patterns(sizes, device, unit)
     shape = patterns["a"].shape
@@ -73,7 +73,7 @@ def lists(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
     problems = [problem_of(case, backward=backward) for backward in (False, True)]
     wanted = [(problems, pattern) for pattern in patterns.values()]
     built = zip(build(wanted), patterns.values(), strict=True)
-    (table,) = Table.of([(one, pattern) for made, pattern in built for one in made])
+    table = Table.of([(one, pattern) for made, pattern in built for one in made])
     table.send()
     who = f"lists of four {shape}, both directions, {unit}"
     yield network_row("lists", who, [lambda: build(wanted)], sizes, device)

@@ -1,12 +1,12 @@
 """What the CUDA kernels read of patterns: strips for tensor cores where rows are alike, lists of taps elsewhere.
 
 Lists of any number of patterns are made on the device together, in five launches at most. How many neighbouring rows,
-and inputs, of a pattern are alike follows from its granularity; of single weights the device finds out, for all
-patterns in one launch, and the host reads the answers at once.
+and inputs, are alike is found there before, for all patterns in one launch, and the host reads the answers at once: a
+pattern alone decides what lists it has, whichever it follows and whatever its granularity is called.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -22,8 +22,6 @@ from fedsparse.pattern import Pattern
 __all__ = ["Alike", "Problem", "Strips", "Table", "Taps", "alike", "build", "problem_of", "rewrite", "sizes_of"]
 
 _CHUNK = 16  # lines
-_WIDTHS = (8, 16, 32)  # channels of a strip
-_WIDEST = _WIDTHS[-1]
 _NUMBERS = 8  # bytes of what the device finds out about a pattern
 
 Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
@@ -110,42 +108,24 @@ class _Form(NamedTuple):
 
 # ---- which strips patterns have
 def alike(patterns: Sequence[Pattern]) -> list[Alike]:
-    """Which strips patterns have that lie on devices; for those of single weights the host waits once a device."""
+    """Which strips patterns have that lie on devices; the host waits for the answers, of each device once."""
     if _native.extension().cuda_shared_limit() < _native.extension().block_shared_bytes():
         return [Alike(0, 0)] * len(patterns)
-    known = [_declared(pattern) for pattern in patterns]
-    unknown = [number for number, strips in enumerate(known) if strips is None]
-    found = dict(_each_device(unknown, lambda n: patterns[n].column.device, lambda ns: _found(ns, patterns)))
-    return [found[number] if strips is None else strips for number, strips in enumerate(known)]
+    return _each_device(patterns, lambda pattern: pattern.column.device, _found)
 
 
-def _declared(pattern: Pattern) -> Alike | None:
-    """What a granularity promises, or None where it promises nothing."""
-    if pattern.nnz in (0, pattern.size):
-        return Alike(_WIDEST, _WIDEST)
-    tiling = pattern.granularity.tiling(pattern.shape)
-    if tiling.size == 1:
-        return None
-
-    def widest(tile: int, axis: int) -> int:
-        shared = _WIDEST if tile == axis else math.gcd(tile, _WIDEST)
-        return shared if shared in _WIDTHS else 0
-
-    return Alike(*(widest(tiling.tile[axis], tiling.axes[axis]) for axis in (0, 1)))
-
-
-def _found(numbers: Sequence[int], patterns: Sequence[Pattern]) -> list[tuple[int, Alike]]:
-    """Some of the patterns, all on one device, by their numbers."""
-    some, native = [patterns[number] for number in numbers], _native.extension()
+def _found(patterns: Sequence[Pattern]) -> list[Alike]:
+    """Of patterns on one device, in one launch."""
+    native = _native.extension()
     views = [
-        ((p.shape[0], p.shape[1], math.prod(p.shape[2:])), row_list(p.row_start, p.column)) for p in some
+        ((p.shape[0], p.shape[1], math.prod(p.shape[2:])), row_list(p.row_start, p.column)) for p in patterns
     ]  # fmt: skip
-    table = Table.empty(native.block_strips_table_size(len(some)), some[0].column.device)
+    table = Table.empty(native.block_strips_table_size(len(views)), patterns[0].column.device)
     native.block_strips_table(views, address(table.host))
     table.send()
-    launch("cuda_block_strips", table.device, len(some), address(table.host), address(table.device))
-    widest = table.device[: _NUMBERS * len(some)].view(torch.int32).view(-1, 2)
-    return [(number, Alike(*pair)) for number, pair in zip(numbers, widest.tolist(), strict=True)]
+    launch("cuda_block_strips", table.device, len(views), address(table.host), address(table.device))
+    widest = table.device[: _NUMBERS * len(views)].view(torch.int32).view(-1, 2)
+    return [Alike(*pair) for pair in widest.tolist()]
 
 
 # ---- lists of them
@@ -177,9 +157,15 @@ def rewrite(held: Sequence[tuple[Sequence[Taps | Strips], Pattern]]) -> list[boo
 
 
 def _write(jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> None:
-    for table in Table.of(jobs):
+    """Fills lists with what these patterns make of them, of each device together."""
+
+    def write(some: list[tuple[Taps | Strips, Pattern]]) -> list[None]:
+        table = Table.of(some)
         table.send()
         table.queue()
+        return [None] * len(some)
+
+    _each_device(jobs, lambda job: job[0].start.device, write)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,12 +182,8 @@ class Table:
         return cls(host, torch.empty(size, dtype=torch.uint8, device=device))
 
     @classmethod
-    def of(cls, jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> "list[Table]":
-        """One that fills these lists, of these patterns, for each device on which some lie."""
-        return _each_device(jobs, lambda job: job[0].start.device, lambda some: [cls._of_lists(some)])
-
-    @classmethod
-    def _of_lists(cls, jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> "Table":
+    def of(cls, jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> "Table":
+        """One that fills lists, of these patterns; all lie on one device."""
         native = _native.extension()
         views = [
             (
@@ -221,7 +203,9 @@ class Table:
             BackendError: a CUDA graph is being captured, which would read the table when that is gone.
         """
         if self.device.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise BackendError("lists of a pattern cannot be made while a CUDA graph is captured; warm the step up first")
+            raise BackendError(
+                "lists of a pattern cannot be made while a CUDA graph is captured; warm the step up first"
+            )
         self.device.copy_(self.host, non_blocking=True)
 
     def queue(self) -> None:
@@ -247,13 +231,15 @@ def _empty(problem: Problem, pattern: Pattern, widest: Alike) -> Taps | Strips:
 
 
 def _each_device(
-    items: Iterable[Item], where: Callable[[Item], Hashable], of_some: Callable[[list[Item]], list[Result]]
+    items: Sequence[Item], where: Callable[[Item], torch.device], of_some: Callable[[list[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """What `of_some` makes of the items of each device, one after the other."""
-    groups: dict[Hashable, list[Item]] = {}
-    for item in items:
-        groups.setdefault(where(item), []).append(item)
-    return [result for some in groups.values() for result in of_some(some)]
+    """One result for each item, in their order; `of_some` takes those of one device."""
+    places = [where(item) for item in items]
+    results = {
+        place: iter(of_some([item for item, here in zip(items, places, strict=True) if here == place]))
+        for place in dict.fromkeys(places)
+    }
+    return [next(results[place]) for place in places]
 
 
 # ---- problems

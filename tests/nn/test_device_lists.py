@@ -9,22 +9,22 @@ import pytest
 import torch
 
 import fedsparse as fs
-from fedsparse.backends import choose, cuda_lists
+from fedsparse.backends import cuda_lists
+from fedsparse.backends.choose import BACKENDS
 from fedsparse.models import resnet18
-from fedsparse.nn import layer as layer_module
 from fedsparse.nn import read_weights, sparse_layers, write_weights
 from tests.backends.test_cuda import OnCpu
 from tests.devices import pretend
 
 WIDTH, EXCLUDED = 8, ("conv1.weight", "fc.weight")
-# Launches: count, add up and list the lines of strips; look for strips in single weights; count and list their taps.
-LAUNCHES = {"vector:8": 3, "block:8": 3, "element": 4}
+# One looks which strips there are; then chunks of lines, or taps, are counted, added up and listed.
+LAUNCHES = 4
 
 
 @pytest.fixture
 def native(binding, monkeypatch):
     pretend(binding, monkeypatch)
-    monkeypatch.setitem(choose.BACKENDS, "cuda", OnCpu())
+    monkeypatch.setitem(BACKENDS, "cuda", OnCpu())
     return binding
 
 
@@ -34,10 +34,10 @@ def work(native, monkeypatch):
     done = {"launches": 0, "tables": 0, "reads": 0, "copies": 0}
     launch, send, found, copied = cuda_lists.launch, cuda_lists.Table.send, cuda_lists._found, torch._foreach_copy_
 
-    def counted(key, call, number=lambda *_: 1):
-        def instead(*arguments):
-            done[key] += number(*arguments)
-            return call(*arguments)
+    def counted(key, call):
+        def instead(*arguments, **options):
+            done[key] += 1
+            return call(*arguments, **options)
 
         return instead
 
@@ -55,18 +55,17 @@ def work(native, monkeypatch):
 
 
 def network(granularity, generator):
-    """The sparse layers of a narrow ResNet-18, each of which has met a batch: lists of both directions."""
+    """The sparse layers of a narrow ResNet-18, which have met nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(1 << 30, (1,), generator=generator)))
         model = resnet18(10, "3x3", WIDTH)
         model = fs.sparsify(model, 0.4, granularity=granularity, distribution="uniform", exclude=EXCLUDED)
     fs.set_backend(model, "cuda")
-    meet(model, generator)
     return model
 
 
 def meet(model, generator):
-    """A product of every sparse layer, and its gradients."""
+    """A product of every sparse layer, and its gradients: lists of both directions are there afterwards."""
     return [
         gradients(layer, torch.randn(1, layer.pattern.shape[1], 3, 3, generator=generator))
         for layer in sparse_layers(model).values()
@@ -110,28 +109,42 @@ def check(model, generator):
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["new memory", "in place"])
-@pytest.mark.parametrize("granularity", LAUNCHES)
+@pytest.mark.parametrize("granularity", ["vector:8", "block:8", "element"])
 def test_lists_of_all_layers_take_the_launches_of_one(work, generator, granularity, fixed):
     model = network(granularity, generator)
     layers = sparse_layers(model)
     assert len(layers) == 19
     for layer in layers.values() if fixed else ():
         layer.keep_addresses()
-    if fixed:
-        meet(model, generator)  # of the index where it stays
+    meet(model, generator)
     masks, name = moved(model, generator), next(iter(layers))
-    searched = granularity == "element"
     for some in ({name: masks[name]}, {other: mask for other, mask in masks.items() if other != name}):
         forget(work)
         fs.set_masks(model, some)
-        wanted = {"launches": LAUNCHES[granularity], "tables": 1 + searched, "reads": searched}
+        wanted = {"launches": LAUNCHES, "tables": 2, "reads": 1}
         assert {key: work[key] for key in wanted} == wanted
     forget(work)
     check(model, generator)
 
 
+def test_indices_that_stay_are_copied_together(work, generator):
+    """In a call for each of their two widths, whatever the number of layers; values one by one."""
+    model = network("vector:8", generator)
+    for layer in sparse_layers(model).values():
+        layer.keep_addresses()
+    meet(model, generator)
+    masks = moved(model, generator)
+    addresses = [t.data_ptr() for layer in sparse_layers(model).values() for t in layer.index]
+    forget(work)
+    fs.set_masks(model, masks)
+    assert addresses == [t.data_ptr() for layer in sparse_layers(model).values() for t in layer.index]
+    assert work["copies"] == len(masks) + 2 + 2  # of values, of indices, of tables
+    assert all(torch.equal(layer.mask, masks[name]) for name, layer in sparse_layers(model).items())
+
+
 def test_nothing_is_made_once_more_afterwards(work, generator):
     model = network("block:8", generator)
+    meet(model, generator)
     fs.set_masks(model, moved(model, generator))
     forget(work)
     meet(model, generator)
@@ -139,10 +152,9 @@ def test_nothing_is_made_once_more_afterwards(work, generator):
 
 
 def test_written_weights_make_lists_together(work, generator):
-    model = network("vector:8", generator)
-    weights = read_weights(fresh(model))
-    fs.set_masks(model, moved(model, generator))
+    model, weights = network("vector:8", generator), read_weights(network("vector:8", generator))
+    meet(model, generator)
     forget(work)
     write_weights(model, weights)
-    assert (work["launches"], work["tables"], work["reads"]) == (3, 1, 0)
+    assert (work["launches"], work["tables"], work["reads"]) == (LAUNCHES, 2, 1)
     check(model, generator)
