@@ -135,8 +135,9 @@ class CudaBackend:
 
     def rewrite(self, changes: Sequence[Change]) -> list[bool]:
         held = [[*self._lists.of(change.column).values()] for change in changes]
-        here = [change.pattern.to(change.column.device) for change in changes]
-        return rewrite([*zip(held, here, strict=True)])
+        some = [(lists, new.to(column.device)) for lists, (column, new) in zip(held, changes, strict=True) if lists]
+        answers = iter(rewrite(some))
+        return [next(answers) if lists else True for lists in held]
 
     def hand_on(self, changes: Sequence[Change]) -> None:
         held = [(change, self._lists.of(change.column)) for change in changes]

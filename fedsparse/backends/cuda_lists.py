@@ -60,6 +60,7 @@ class Taps(NamedTuple):
 
     @property
     def form(self) -> "_Form":
+        """What another list has in common with it where it fits in its place."""
         return _Form(0, self.offset.numel())
 
 
@@ -84,6 +85,7 @@ class Strips(NamedTuple):
 
     @property
     def form(self) -> "_Form":
+        """As of `Taps`."""
         return _Form(self.width, self.room)
 
 
@@ -109,7 +111,7 @@ class _Form(NamedTuple):
 # ---- which strips patterns have
 def alike(patterns: Sequence[Pattern]) -> list[Alike]:
     """Which strips patterns have that lie on devices; the host waits for the answers, of each device once."""
-    if _native.extension().cuda_shared_limit() < _native.extension().block_shared_bytes():
+    if patterns and _native.extension().cuda_shared_limit() < _native.extension().block_shared_bytes():
         return [Alike(0, 0)] * len(patterns)
     return _each_device(patterns, lambda pattern: pattern.column.device, _found)
 
@@ -130,8 +132,11 @@ def _found(patterns: Sequence[Pattern]) -> list[Alike]:
 
 # ---- lists of them
 def build(wanted: Sequence[tuple[Sequence[Problem], Pattern]]) -> list[list[Taps | Strips]]:
-    """Lists of patterns, which lie on devices, for the problems of each: strips where the kept positions have a
-    structure, else taps. Devices that cannot give a block the memory that strips take get taps."""
+    """Lists of patterns, which lie on devices, for the problems of each.
+
+    Strips where the kept positions have a structure, else taps. Devices that cannot give a block the memory that strips
+    take get taps.
+    """
     strips = alike([pattern for _, pattern in wanted])
     made = [
         [_empty(problem, pattern, widest) for problem in problems]

@@ -192,6 +192,13 @@ def test_changes_are_rewritten_together(native, work, generator):  # noqa: ARG00
     work.clear()
     assert backend.rewrite([Change(a.column, b) for a, b in zip(old, new, strict=True)]) == [True] * len(LAYERS)
     assert work == ["copy", "cuda_block_strips", "copy", "cuda_lists"]
-    nothing = drawn(LAYERS[:1], generator)[0]
-    assert backend.rewrite([Change(nothing.column, nothing)]) == [True]
+
+
+def test_patterns_without_lists_are_not_looked_at(work, generator):
+    """As on a machine without a device, or before the first product."""
+    backend, (pattern, other) = CudaBackend(), (drawn(LAYERS[:1], generator)[0] for _ in range(2))
+    assert backend.rewrite([Change(pattern.column, other)]) == [True]
+    backend.hand_on([Change(pattern.column, other)])
     assert backend.rewrite([]) == []
+    assert work == []
+    assert len(backend._lists) == 0
