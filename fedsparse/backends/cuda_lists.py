@@ -175,16 +175,23 @@ def _write(jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a set of launches is to do, in main memory and on the device: `(bytes,)` uint8 each."""
+    """What a set of launches is to do.
+
+    Attributes:
+        host: `(bytes,)` uint8 in main memory.
+        device: the same on the device.
+        jobs: lists and patterns whose addresses are in it, which live as long.
+    """
 
     host: Tensor
     device: Tensor
+    jobs: Sequence[tuple[Taps | Strips, Pattern]] = ()
 
     @classmethod
-    def empty(cls, size: int, device: torch.device) -> "Table":
+    def empty(cls, size: int, device: torch.device, jobs: Sequence[tuple[Taps | Strips, Pattern]] = ()) -> "Table":
         """A table of `size` bytes, from pinned memory where that makes the copy one that nobody waits for."""
         host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        return cls(host, torch.empty(size, dtype=torch.uint8, device=device))
+        return cls(host, torch.empty(size, dtype=torch.uint8, device=device), jobs)
 
     @classmethod
     def of(cls, jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> "Table":
@@ -197,7 +204,7 @@ class Table:
             )
             for one, pattern in jobs
         ]  # fmt: skip
-        table = cls.empty(native.lists_table_size(views), jobs[0][0].start.device)
+        table = cls.empty(native.lists_table_size(views), jobs[0][0].start.device, jobs)
         check("lists_table", native.lists_table(views, address(table.host), address(table.device)))
         return table
 
