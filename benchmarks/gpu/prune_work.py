@@ -19,7 +19,6 @@ _WEIGHT, _COLUMN, _PLACE, _POSITION, _MASK = 4, 2, 4, 8, 1  # bytes
 # csrc/cuda/threshold.cuh and prune.cu: instructions for each value, by cuobjdump (nvcc 13.0, sm_90).
 _DIGITS = 3
 _COUNTED, _COMPARED, _LISTED = 16.0, 17.5, 38.0
-_LAUNCHES_OF_A_SET = 5  # strips filled in, found, counted, added up, listed
 _DIRECTIONS = 2
 _ARRAYS = 2  # that follow the pattern: values and momentum
 
@@ -45,18 +44,11 @@ def _rebuilt(kept: int, share: float) -> list[Work]:
 
 
 def lists(kept: Sequence[int]) -> list[Work]:
-    """What products read of the patterns of all layers, both directions: columns read by three launches, a place for
-    each value written."""
-    sets = list_sets(len(kept))
+    """Strips that products read of the patterns, of all layers and directions together: columns are read to find the
+    strips, to count and to list lines; counts are added up; a place for each value is written."""
     columns, places = float(_COLUMN * sum(kept)), float(_PLACE * sum(kept))
-    share = _DIRECTIONS / sets
-    some = [passed(columns * share), passed(columns * share), passed((columns + places) * share)]
-    return [*some, *tiny(_LAUNCHES_OF_A_SET - len(some))] * sets
-
-
-def list_sets(layers: int) -> int:
-    """Sets of launches that make the lists of so many layers: one for each layer and direction."""
-    return _DIRECTIONS * layers
+    both = _DIRECTIONS * columns
+    return [passed(columns), passed(both), *tiny(1), passed(both + _DIRECTIONS * places)]
 
 
 def dense_prune(sizes: Sequence[int], density: float, share: float) -> list[Work]:

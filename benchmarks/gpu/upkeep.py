@@ -1,7 +1,6 @@
 """What a sparse network costs besides its products: activations packed and restored, units swapped, lists made anew."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from benchmarks.gpu.sweep import Job
 from fedsparse import pruning
 from fedsparse.backends import Case, Geometry
 from fedsparse.backends.activation import Pruning, Rule, keep, plain_pack, plain_unpack, restore
-from fedsparse.backends.cuda_lists import alike, build, listed
+from fedsparse.backends.cuda_lists import Table, build, problem_of
 from fedsparse.pattern import Pattern, parse
 
 __all__ = ["OPS", "jobs", "lists"]
@@ -89,16 +88,19 @@ def _swap(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
 def lists(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:
     """What both directions of four bfloat16 convolutions read of their patterns, which have just changed.
 
-    With the wait for what the patterns are like, and without, as one graph can hold it.
+    From Python, with the wait for what the patterns are like, and only the launches, as one graph can hold them.
     """
-    patterns, where = _patterns(sizes, device, unit), _placed(device)
+    patterns = _patterns(sizes, device, unit)
     shape = patterns["a"].shape
     case = Case(shape, (1, shape[1], 8, 8), 0, Geometry(padding=(1, 1)), torch.bfloat16, device)
-    tasks = [(p, replace(case, nnz=p.nnz), backward) for p in patterns.values() for backward in (False, True)]
-    known = [(*task, alike(task[0])) for task in tasks]
+    problems = [problem_of(case, backward=backward) for backward in (False, True)]
+    wanted = [(problems, pattern) for pattern in patterns.values()]
+    built = zip(build(wanted), patterns.values(), strict=True)
+    table = Table.of([(one, pattern) for made, pattern in built for one in made])
+    table.send()
     who = f"lists of four {shape}, both directions, {unit}"
-    yield network_row("lists", who, [lambda: [build(*task, where) for task in tasks]], sizes, device)
-    yield network_row("lists", f"{who}, known strips", [lambda: [listed(*task) for task in known]], sizes, device)
+    yield network_row("lists", who, [lambda: build(wanted)], sizes, device)
+    yield network_row("lists", f"{who}, launches", [table.queue], sizes, device)
 
 
 def _patterns(sizes: Sizes, device: str, unit: str) -> dict[str, Pattern]:

@@ -1,89 +1,121 @@
-// Lists of taps made on the device from the rows of a pattern: equal to those that fedsparse_csr16_list makes.
+// Lists of taps made on the device from the rows of patterns: equal to those that fedsparse_csr16_list makes.
 //
-// Each value learns its list entry; a stable sort by entry keeps the values of one entry in their order. The forward
-// list has the order of the values already.
-#include "../cpu/arena.h"
-#include "cuda_api.h"
-#include "kept.cuh"
-#include "sort.cuh"
+// Forward, a list has the order of the values: what a row keeps in a slab is an entry as it stands. Backward, a launch
+// counts the weights of each target channel and slab, the next adds the counts up, and a third puts every weight where
+// they say. A warp takes a run of a part's weights, 32 neighbours at a time, so that those of one entry keep their
+// order: nothing is sorted, and nothing depends on timing.
+#include "lists.cuh"
 
 namespace fedsparse::csr16 {
 namespace {
 
-constexpr int kWarps = fedsparse::kThreads / 32;
+using fedsparse::kThreads;
+using lists::Batch;
+using lists::kTapStrip;
+using lists::Part;
+using lists::Task;
+using lists::Weights;
 
-struct Lister {
-  KeptRows kept;
-  std::int32_t nnz, targets, slabs, entries;
+constexpr int kRuns = fedsparse::kThreads / 32;
+static_assert(kTapStrip <= fedsparse::kThreads, "a thread has a channel of the strip");
 
-  Lister(const Plan& plan, const ConvShape& s, bool backward, const std::int32_t* row_start, const Columns& column,
-         std::int64_t nnz_)
-      : kept(plan, s, backward, row_start, column), nnz(static_cast<std::int32_t>(nnz_)), targets(plan.target.channels),
-        slabs(plan.slabs), entries(static_cast<std::int32_t>(plan.grids.size()) * targets * slabs) {}
+// The entry of `start` for a channel of a part's strip.
+__device__ __forceinline__ std::int64_t entry(const Task& l, const Part& part, std::int32_t channel) {
+  const std::int32_t targets = l.groups * (l.kept.backward ? l.kept.inputs : l.kept.outputs);
+  return (std::int64_t{part.grid} * targets + part.first_target + channel) * l.slabs + part.slab;
+}
 
-  // Of the value in this row and column.
-  __device__ __forceinline__ std::int32_t entry(std::int32_t row, std::int32_t at) const {
-    return (kept.grid(at) * targets + kept.target(row, at)) * slabs + kept.source(row, at) / kept.slab_channels;
+// Backward lists.
+__global__ void __launch_bounds__(fedsparse::kThreads)
+    count_taps_kernel(const Task* __restrict__ tasks, std::int32_t count) {
+  FEDSPARSE_SHARED(std::uint32_t, counts, kTapStrip);
+  const Task& l = lists::share_of(tasks, count, &Task::first_part);
+  const Part part(l, blockIdx.x);
+  if (threadIdx.x < kTapStrip) counts[threadIdx.x] = 0;
+  const Weights weights(l.kept, part);
+  weights.each(l.kept, part, [&](std::int32_t, std::int32_t r, std::int32_t at) {
+    atomicAdd(counts + part.channel(l.kept, r, at), 1u);
+  });
+  __syncthreads();
+  const auto channel = static_cast<std::int32_t>(threadIdx.x);
+  if (channel < part.targets) l.start[entry(l, part, channel)] = static_cast<std::int32_t>(counts[channel]);
+}
+
+__device__ __forceinline__ void list_in_order(const Task& l, const Part& part, const Weights& weights) {
+  const auto r = static_cast<std::int32_t>(threadIdx.x);
+  if (r < part.rows) l.start[entry(l, part, r)] = weights.first[r];
+  if (r == 0 && blockIdx.x == l.first_part) l.start[l.entries] = l.kept.row_start[l.kept.rows];
+  weights.each(l.kept, part, [&](std::int32_t i, std::int32_t row, std::int32_t at) {
+    l.offset[i] = l.kept.distance(part.first_row + row, at);
+    if (l.value) l.value[i] = i;
+  });
+}
+
+// A warp's weights of a part.
+struct Run {
+  std::uint32_t begin, end;
+
+  __device__ __forceinline__ explicit Run(const Weights& weights) {
+    const std::uint32_t steps = (weights.count + kThreads - 1) / kThreads;
+    begin = min(threadIdx.x / 32 * steps * 32, weights.count);
+    end = min(begin + steps * 32, weights.count);
   }
 };
 
-struct Listed {
-  std::uint32_t entry;
-  std::int32_t value;
-};
-
-struct ByEntry {
-  __device__ std::uint32_t operator()(const Listed& listed) const { return listed.entry; }
-};
-
-__global__ void __launch_bounds__(fedsparse::kThreads) list_entries_kernel(const Lister l, Listed* __restrict__ out) {
-  const auto stride = static_cast<std::int32_t>(gridDim.x * kWarps);
-  for (auto row = static_cast<std::int32_t>(blockIdx.x * kWarps + threadIdx.x / 32); row < l.kept.rows; row += stride)
-    for (std::int64_t i = l.kept.row_start[row] + threadIdx.x % 32; i < l.kept.row_start[row + 1]; i += 32)
-      out[i] = {static_cast<std::uint32_t>(l.entry(row, l.kept.column[i])), static_cast<std::int32_t>(i)};
+// Calls visit(whether it is of the part's grid, channel of the strip, number of the value, distance) for all of a run,
+// in all lanes at once: behind the end they get one that is not.
+template <typename F>
+__device__ __forceinline__ void each_of_run(const Task& l, const Part& part, const Weights& weights, F&& visit) {
+  const Run run(weights);
+  for (std::uint32_t n = run.begin + threadIdx.x % 32; n - threadIdx.x % 32 < run.end; n += 32) {
+    if (n >= run.end) {
+      visit(false, 0, 0, std::uint16_t{0});
+      continue;
+    }
+    const std::int32_t r = weights.row(n), i = weights.number(r, n), at = l.kept.column[i];
+    visit(l.kept.grid(at) == part.grid, part.channel(l.kept, r, at), i, l.kept.distance(part.first_row + r, at));
+  }
 }
 
-// The entries of a list by number.
-struct Entries {
-  const Listed* listed;
-
-  __device__ std::uint32_t operator[](std::int64_t i) const { return listed[i].entry; }
-};
+__device__ __forceinline__ void list_by_target(const Task& l, const Part& part, const Weights& weights) {
+  FEDSPARSE_SHARED(std::uint32_t, next, kRuns * kTapStrip);  // of each run and channel: how many, then the next place
+  std::uint32_t* const own = next + threadIdx.x / 32 * kTapStrip;
+  for (int i = static_cast<int>(threadIdx.x); i < kRuns * kTapStrip; i += kThreads) next[i] = 0;
+  __syncthreads();
+  each_of_run(l, part, weights, [&](bool live, std::int32_t channel, std::int32_t, std::uint16_t) {
+    if (live) atomicAdd(own + channel, 1u);
+  });
+  __syncthreads();
+  if (static_cast<std::int32_t>(threadIdx.x) < part.targets) {
+    auto place = static_cast<std::uint32_t>(l.start[entry(l, part, static_cast<std::int32_t>(threadIdx.x))]);
+    for (int run = 0; run < kRuns; ++run) {
+      const std::uint32_t here = next[run * kTapStrip + threadIdx.x];
+      next[run * kTapStrip + threadIdx.x] = place;
+      place += here;
+    }
+  }
+  __syncthreads();
+  each_of_run(l, part, weights, [&](bool live, std::int32_t channel, std::int32_t i, std::uint16_t distance) {
+    const unsigned equal = __match_any_sync(kEveryLane, live ? static_cast<std::uint32_t>(channel) : ~0u);
+    const std::uint32_t to = own[channel] + __popc(equal & lanes_before());
+    __syncwarp();  // the places have been read
+    if (live && (equal & lanes_before()) == 0) own[channel] += __popc(equal);
+    __syncwarp();
+    if (!live) return;
+    l.offset[to] = distance;
+    l.value[to] = i;
+  });
+}
 
 __global__ void __launch_bounds__(fedsparse::kThreads)
-    list_taps_kernel(const Lister l, const Listed* __restrict__ sorted, std::int32_t* __restrict__ start,
-                     std::uint16_t* __restrict__ offset, std::int32_t* __restrict__ value) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (std::int64_t e = first; e <= l.entries; e += stride)
-    start[e] = static_cast<std::int32_t>(first_from(Entries{sorted}, 0, l.nnz, e));
-  for (std::int64_t at = first; at < l.nnz; at += stride) {
-    const std::int32_t i = sorted[at].value;
-    const std::int64_t row = first_from(l.kept.row_start, 0, l.kept.rows + 1, std::int64_t{i} + 1) - 1;
-    offset[at] = l.kept.distance(static_cast<std::int32_t>(row), l.kept.column[i]);
-    if (value) value[at] = i;
-  }
-}
-
-struct Room {
-  Listed *list, *other;
-  std::uint32_t* table;
-
-  Room(std::int64_t nnz, Arena& arena)
-      : list(arena.take<Listed>(nnz)), other(arena.take<Listed>(nnz)),
-        table(arena.take<std::uint32_t>(sort::table_size(nnz))) {}
-};
-
-int bits_below(std::int64_t count) {
-  int bits = 0;
-  for (; (std::int64_t{1} << bits) < count; ++bits) {
-  }
-  return bits;
-}
-
-// What the numbers here have room for.
-bool listable(const ConvShape& s, std::int64_t nnz) {
-  return nnz >= 0 && nnz < std::int64_t{1} << 31 && KeptRows::fit(s);
+    list_taps_kernel(const Task* __restrict__ tasks, std::int32_t count) {
+  const Task& l = lists::share_of(tasks, count, &Task::first_part);
+  const Part part(l, blockIdx.x);
+  const Weights weights(l.kept, part);
+  if (l.kept.backward)
+    list_by_target(l, part, weights);
+  else
+    list_in_order(l, part, weights);
 }
 
 }  // namespace
@@ -91,28 +123,12 @@ bool listable(const ConvShape& s, std::int64_t nnz) {
 
 using namespace fedsparse;
 
-std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz) {
-  Arena arena;
-  csr16::Room(nnz, arena);
-  return std::max<std::int64_t>(arena.used(), Arena::kAlign);
+int lists::count_taps(const Batch& batch, void* stream) {
+  if (batch.parts == 0) return cudaSuccess;
+  return FEDSPARSE_LAUNCH(csr16::count_taps_kernel, batch.parts, kThreads, 0, stream, batch.tasks, batch.count);
 }
 
-int fedsparse_cuda_csr16_list(const ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
-                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
-                              std::uint16_t* offset, std::int32_t* value, void* workspace, void* stream) {
-  csr16::Plan plan;
-  const int bytes = dtype == FEDSPARSE_FLOAT32 ? 4 : 2;
-  if (!csr16::make_plan(*shape, backward, bytes, plan) || !csr16::listable(*shape, nnz)) return cudaErrorInvalidValue;
-  const csr16::Lister lister(plan, *shape, backward, row_start, {column, wide}, nnz);
-  Arena arena(workspace);
-  const csr16::Room room(nnz, arena);
-  csr16::Listed* sorted = room.list;
-  int status = FEDSPARSE_LAUNCH(csr16::list_entries_kernel, blocks_for(std::int64_t{lister.kept.rows} * 32),
-                                fedsparse::kThreads, 0, stream, lister, room.list);
-  if (status == cudaSuccess && backward && nnz > 0)
-    status = sort::run(room.list, room.other, static_cast<const std::uint32_t*>(nullptr), nnz,
-                       csr16::bits_below(lister.entries), csr16::ByEntry{}, room.table, stream, sorted);
-  if (status != cudaSuccess) return status;
-  return FEDSPARSE_LAUNCH(csr16::list_taps_kernel, blocks_for(std::max<std::int64_t>(lister.entries + 1, nnz)),
-                          fedsparse::kThreads, 0, stream, lister, sorted, start, offset, value);
+int lists::list_taps(const Batch& batch, void* stream) {
+  if (batch.parts == 0) return cudaSuccess;
+  return FEDSPARSE_LAUNCH(csr16::list_taps_kernel, batch.parts, kThreads, 0, stream, batch.tasks, batch.count);
 }

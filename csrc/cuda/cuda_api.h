@@ -12,6 +12,32 @@
 // How numbers are stored.
 enum : std::int64_t { FEDSPARSE_FLOAT32 = 0, FEDSPARSE_BFLOAT16 = 1, FEDSPARSE_FLOAT16 = 2 };
 
+namespace fedsparse {
+
+// The rows of a pattern on the device: columns are int32 if `wide` and uint16 otherwise.
+struct WeightRows {
+  std::int64_t rows, inputs, taps;
+  const std::int32_t* row_start;
+  const void* column;
+  bool wide;
+};
+
+// A list that a product reads, to be made of the rows of a pattern: of lines of strips of `width`, or of taps where
+// that is 0. Its arrays, on the device, are as large as the functions below say for its kind.
+struct NewList {
+  ConvShape shape;
+  bool backward;
+  std::int64_t dtype, width;
+  const std::int32_t* row_start;
+  const void* column;
+  bool wide;
+  std::int32_t* start;
+  std::uint16_t* offset;
+  std::int32_t* value;
+};
+
+}  // namespace fedsparse
+
 extern "C" {
 
 // CUDA devices of this machine, 0 without a driver. Asked once, at the first call.
@@ -160,12 +186,15 @@ int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::
 int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
                                const void* const* from, void* const* to, const std::uint32_t* fill, void* stream);
 
-// fedsparse_csr16_list on the device: from row_start and column there, with a workspace aligned to 64 bytes. `value`
-// may be null in the forward list. Kernels beyond 64 x 64 are refused.
-std::int64_t fedsparse_cuda_csr16_list_size(std::int64_t nnz);
-int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t nnz,
-                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
-                              std::uint16_t* offset, std::int32_t* value, void* workspace, void* stream);
+// ---- lists for products, of many patterns at once: as many launches for one as for any number
+// A table says which: it is written in main memory, aligned to 8 bytes, and the caller then copies it to `device`. Lists
+// of taps (width 0) are those that fedsparse_csr16_list makes; `value` may be null in a forward one. Of strips (block.h)
+// start is filled, whose last entry is the number of chunks, and of offset and value so many chunks; what is behind them
+// is not read. In the forward direction rows of a strip have to keep the same columns. The batch of a shape does not
+// matter. A list for products that the kernels refuse is refused.
+std::int64_t fedsparse_lists_table_size(std::int64_t count, const fedsparse::NewList* wanted);
+int fedsparse_lists_table(std::int64_t count, const fedsparse::NewList* wanted, void* table, const void* device);
+int fedsparse_cuda_lists(const void* table, const void* device, void* stream);
 
 // ---- products with structured weights on tensor cores (block.h)
 // Operands and determinism as above. float32 operands are multiplied in three TF32 products each, which keeps float32's
@@ -174,12 +203,12 @@ int fedsparse_cuda_csr16_list(const fedsparse::ConvShape* shape, bool backward, 
 // Bytes of shared memory that a block of these kernels asks for, whatever the product.
 std::int64_t fedsparse_block_shared_bytes();
 
-// Which strips a pattern has, from row_start and column on the device: widest[0] neighbouring rows (32, 16 or 8; less:
-// no strips) keep the same columns, and of widest[1] neighbouring inputs every row keeps all or none at each position
-// of the kernel. The last strips may be shorter. `widest` (2) lies on the device as well and has to hold 32 twice.
-int fedsparse_cuda_block_strips(std::int64_t rows, std::int64_t inputs, std::int64_t taps,
-                                const std::int32_t* row_start, const void* column, bool wide, std::int32_t* widest,
-                                void* stream);
+// Which strips patterns have, with a table as of lists above; what is found lies where the one on the device begins,
+// two int32 for each: so many neighbouring rows (32, 16 or 8; less: no strips) keep the same columns, and of so many
+// neighbouring inputs every row keeps all or none at each position of the kernel. The last strips may be shorter.
+std::int64_t fedsparse_block_strips_table_size(std::int64_t count);
+void fedsparse_block_strips_table(std::int64_t count, const fedsparse::WeightRows* weights, void* table);
+int fedsparse_cuda_block_strips(std::int64_t count, const void* table, void* device, void* stream);
 
 // The width of strips (32, 16 or 8) for such a pattern: forward, the output channels that keep the same columns;
 // backward, the input channels whose list costs least. 0 where the pattern has no such structure, or the kernels cannot
@@ -196,14 +225,6 @@ std::int64_t fedsparse_block_start_size(const fedsparse::ConvShape* shape, bool 
 std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype,
                                   std::int64_t width, std::int64_t nnz, std::int64_t rows_alike,
                                   std::int64_t inputs_alike);
-
-// Fills a list on the device from row_start and column there: start, whose last entry is the number of chunks, and of
-// offset (room * 16) and value (room * 16 * width) so many; what is behind them is not read. In the forward direction
-// rows of a strip have to keep the same columns. As with csr16, the batch of `shape` does not matter. Kernels beyond
-// 64 x 64 are refused.
-int fedsparse_cuda_block_list(const fedsparse::ConvShape* shape, bool backward, std::int64_t dtype, std::int64_t width,
-                              const std::int32_t* row_start, const void* column, bool wide, std::int32_t* start,
-                              std::uint16_t* offset, std::int32_t* value, void* stream);
 
 // The values in the order of a list, (room * 16 * width) like its `value`, zeros where that is -1; of as many chunks as
 // `chunks` on the device says, the last entry of `start`.

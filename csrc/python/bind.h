@@ -56,6 +56,7 @@ void bind_blocked(pybind11::module_& module);  // norms, pooling
 void bind_cuda(pybind11::module_& module);     // what was built for CUDA devices
 void bind_cuda_selection(pybind11::module_& module);  // of that: selection, changes of a pattern
 void bind_cuda_block(pybind11::module_& module);  // of that, kernels for structured weights
+void bind_cuda_lists(pybind11::module_& module);  // of that, lists of many patterns
 void bind_peak(pybind11::module_& module);     // the processor's peak
 void bind_select(pybind11::module_& module);   // selection, changes of a pattern
 void bind_topk(pybind11::module_& module);     // dense weight gradient, streaming top-k

@@ -13,7 +13,6 @@ namespace py = pybind11;
 #ifdef FEDSPARSE_WITH_CUDA
 
 using fedsparse::ConvShape;
-using fedsparse::PatternView;
 using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
 using release = py::call_guard<py::gil_scoped_release>;
 
@@ -75,7 +74,7 @@ void bind_lines(py::module_& m) {
       release());
 }
 
-void bind_csr16_lists(py::module_& m) {
+void bind_csr16_sizes(py::module_& m) {
   m.def("csr16_start_size", [](const Sizes& sizes, bool backward, std::int64_t dtype) {
     const ConvShape shape = conv_shape(sizes);
     return fedsparse_csr16_start_size(&shape, backward, dtype);
@@ -84,16 +83,6 @@ void bind_csr16_lists(py::module_& m) {
     const ConvShape shape = conv_shape(sizes);
     return fedsparse_csr16_partial_size(&shape, dtype, nnz);
   });
-  // Addresses of main memory.
-  m.def(
-      "csr16_list",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, const PatternView& pattern, Address start,
-         Address offset, Address value) {
-        const ConvShape shape = conv_shape(sizes);
-        return fedsparse_csr16_list(&shape, backward, dtype, &pattern, at<std::int32_t>(start),
-                                    at<std::uint16_t>(offset), at<std::int32_t>(value));
-      },
-      release());
 }
 
 void bind_csr16_products(py::module_& m) {
@@ -142,10 +131,11 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_status_text", &fedsparse_cuda_status_text);
   bind_optimizer(m);
   bind_lines(m);
-  bind_csr16_lists(m);
+  bind_csr16_sizes(m);
   bind_csr16_products(m);
   bind_cuda_selection(m);
   bind_cuda_block(m);
+  bind_cuda_lists(m);
 }
 
 #else

@@ -15,19 +15,7 @@ using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 
-// A row list on the device: addresses of row_start and column, and whether columns have 32 bits.
-using RowsView = std::tuple<Address, Address, bool>;
-
-void bind_lists(py::module_& m) {
-  m.def(
-      "cuda_block_strips",
-      [](std::int64_t rows, std::int64_t inputs, std::int64_t taps, const RowsView& list, Address widest,
-         Address stream) {
-        const auto& [row_start, column, wide] = list;
-        return fedsparse_cuda_block_strips(rows, inputs, taps, at<const std::int32_t>(row_start),
-                                           at<const void>(column), wide, at<std::int32_t>(widest), at<void>(stream));
-      },
-      release());
+void bind_strips(py::module_& m) {
   m.def("block_width", [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t rows_alike,
                           std::int64_t inputs_alike) {
     const ConvShape shape = conv_shape(sizes);
@@ -46,17 +34,6 @@ void bind_lists(py::module_& m) {
     const ConvShape shape = conv_shape(sizes);
     return fedsparse_block_partial_size(&shape, dtype, width, room);
   });
-  m.def(
-      "cuda_block_list",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t width, const RowsView& list,
-         Address start, Address offset, Address value, Address stream) {
-        const ConvShape shape = conv_shape(sizes);
-        const auto& [row_start, column, wide] = list;
-        return fedsparse_cuda_block_list(&shape, backward, dtype, width, at<const std::int32_t>(row_start),
-                                         at<const void>(column), wide, at<std::int32_t>(start),
-                                         at<std::uint16_t>(offset), at<std::int32_t>(value), at<void>(stream));
-      },
-      release());
 }
 
 void bind_products(py::module_& m) {
@@ -106,7 +83,7 @@ void bind_products(py::module_& m) {
 }  // namespace
 
 void bind_cuda_block(py::module_& m) {
-  bind_lists(m);
+  bind_strips(m);
   bind_products(m);
 }
 

@@ -124,19 +124,6 @@ void bind_rebuilding(py::module_& m) {
                                           at<void>(stream));
       },
       release());
-  m.def("cuda_csr16_list_size", &fedsparse_cuda_csr16_list_size);
-  m.def(
-      "cuda_csr16_list",
-      [](const Sizes& sizes, bool backward, std::int64_t dtype, std::int64_t nnz, const RowsView& rows, Address start,
-         Address offset, Address value, Address workspace, Address stream) {
-        const ConvShape shape = conv_shape(sizes);
-        const auto& [row_start, column, wide] = rows;
-        return fedsparse_cuda_csr16_list(&shape, backward, dtype, nnz, at<const std::int32_t>(row_start),
-                                         at<const void>(column), wide, at<std::int32_t>(start),
-                                         at<std::uint16_t>(offset), at<std::int32_t>(value), at<void>(workspace),
-                                         at<void>(stream));
-      },
-      release());
 }
 
 }  // namespace

@@ -85,6 +85,7 @@ struct Machine {
   bool failed = false;
   std::string report;
   int status = 0;
+  std::int64_t launches = 0;
   std::map<const void*, std::size_t> allowed_shared;
 };
 
@@ -394,6 +395,7 @@ int last_status() { return std::exchange(machine().status, 0); }
 int run(const void* kernel, const Shape& shape, const std::function<void()>& thread) {
   Machine& m = machine();
   m.body = &thread;
+  ++m.launches;
   m.status = refusal(kernel, shape);
   if (m.status == 0) m.status = run_grid(shape);
   return m.status;
@@ -407,3 +409,5 @@ void fedsparse_shim_seed(std::uint64_t seed) {
 }
 
 const char* fedsparse_shim_report() { return fedsparse::shim::machine().report.c_str(); }
+
+std::int64_t fedsparse_shim_launches() { return fedsparse::shim::machine().launches; }

@@ -100,4 +100,7 @@ void fedsparse_shim_seed(std::uint64_t seed);
 // Why the last launch that did not end well did not; empty when there was none since the last call of
 // fedsparse_shim_seed.
 const char* fedsparse_shim_report();
+
+// Launches so far.
+std::int64_t fedsparse_shim_launches();
 }

@@ -1,7 +1,7 @@
 """What a backend is asked, and what it must offer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedsparse.backends.layout import CONTIGUOUS, Layout
+from fedsparse.backends.lists import Change
 from fedsparse.pattern import Pattern
 
-__all__ = ["Backend", "Case", "ChoosesLayout", "Geometry", "Gradients", "KeepsLists", "layout_of"]
+__all__ = ["Backend", "Case", "ChoosesLayout", "Geometry", "Gradients", "HandsListsOn", "KeepsLists", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,19 @@ def layout_of(backend: Backend, case: Case) -> Layout:
 class KeepsLists(Protocol):
     """A backend that derives lists from a pattern's index tensors and keeps them for later calls."""
 
-    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
-        """Writes every list that was derived from the index tensor `column` anew, in place, for `pattern`.
+    def rewrite(self, changes: Sequence[Change]) -> list[bool]:
+        """Writes every list that was derived from the old patterns' index tensors anew, in place, for the new ones.
 
-        The pattern keeps as many weights as the one before, on any device. A list stays where it is: a captured CUDA
-        graph reads it by address. False, and nothing is written, where a list needs another size.
+        A new pattern keeps as many weights as the one before, on any device. A list stays where it is: a captured CUDA
+        graph reads it by address. Of each change: False, and nothing of it is written, where a list needs another size.
         """
+        ...
+
+
+@runtime_checkable
+class HandsListsOn(Protocol):
+    """A backend that makes lists of many patterns faster than of one after the other."""
+
+    def hand_on(self, changes: Sequence[Change]) -> None:
+        """Derives from each new pattern what has been derived from the old one, in memory of its own."""
         ...

@@ -1,13 +1,13 @@
 """Which backend computes a case."""
 
 import math
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from fedsparse.backends.base import Backend, Case, KeepsLists, layout_of
+from fedsparse.backends.base import Backend, Case, HandsListsOn, KeepsLists, layout_of
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.layout import Layout
+from fedsparse.backends.lists import Change
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.reference import ReferenceBackend
 from fedsparse.backends.semi_structured import SemiStructuredBackend
@@ -15,7 +15,7 @@ from fedsparse.backends.triton import TritonBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["backend", "break_even", "choose", "explain", "layout", "names", "rewrite_lists"]
+__all__ = ["backend", "break_even", "choose", "explain", "hand_lists_on", "layout", "names", "rewrite_lists"]
 
 # `auto` considers none of those on a device: nobody has measured yet where they beat a dense product.
 _ALL: tuple[Backend, ...] = (
@@ -129,9 +129,17 @@ def _named(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def rewrite_lists(column: Tensor, pattern: Pattern) -> bool:
-    """Whether all that backends derived from the index tensor `column` could be written anew, in place, for `pattern`.
+def rewrite_lists(changes: Sequence[Change]) -> list[bool]:
+    """Of each change whether all that backends derived from the old pattern could be written anew, in place.
 
-    Where one could not, the others' lists are void: `column` must not be used any more.
+    Where one list could not, the others are void: the old pattern's index tensors must not be used any more.
     """
-    return all(one.rewrite(column, pattern) for one in BACKENDS.values() if isinstance(one, KeepsLists))
+    answers = [one.rewrite(changes) for one in BACKENDS.values() if isinstance(one, KeepsLists)]
+    return [all(of_change) for of_change in zip(*answers, strict=True)]
+
+
+def hand_lists_on(changes: Sequence[Change]) -> None:
+    """Has lists ready for patterns that take the place of others, as far as that is faster for all at once."""
+    for one in BACKENDS.values():
+        if isinstance(one, HandsListsOn):
+            one.hand_on(changes)

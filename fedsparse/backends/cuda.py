@@ -5,6 +5,7 @@ multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csr
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from fedsparse import _native
 from fedsparse._native import STORED, address, launch, row_list
-from fedsparse.backends.base import Backend, Case, ChoosesLayout, Gradients
-from fedsparse.backends.cuda_lists import Strips, Taps, build, sizes_of
+from fedsparse.backends.base import Backend, Case, ChoosesLayout, Gradients, HandsListsOn
+from fedsparse.backends.cuda_lists import Strips, Taps, build, problem_of, rewrite, sizes_of
 from fedsparse.backends.layout import BATCH_INNERMOST, CONTIGUOUS, Layout
-from fedsparse.backends.lists import PatternLists
+from fedsparse.backends.lists import Change, PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.pattern import Pattern
 
@@ -34,14 +35,14 @@ class CudaBackend:
     sparse layers nothing is converted. Of other batches every product fills lines up and returns contiguous tensors.
 
     Lists are built when a pattern is first met and live as long as its index tensors; where those are overwritten, so
-    are the lists.
+    are the lists. Those of patterns that change together are made together.
 
     On tensor cores float32 operands keep their accuracy, in three TF32 products each, unless
     `torch.set_float32_matmul_precision` allows less than `"highest"`: then one product rounds them to 11 bits.
     """
 
     name = "cuda"
-    _lists: PatternLists = field(default_factory=PatternLists, repr=False)
+    _lists: PatternLists[Taps | Strips] = field(default_factory=PatternLists, repr=False)
 
     def refuse(self, case: Case) -> str | None:
         if case.device != "cuda":
@@ -129,11 +130,21 @@ class CudaBackend:
     def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> Taps | Strips:
         """The list of a pattern, built at the first call; batches of every size share it."""
         key = (pattern.shape, case.input[2:], case.geometry, case.dtype, backward)
-        device = pattern.column.device
-        return self._lists.get(pattern, key, lambda p: build(p, case, backward, device))
+        device, problem = pattern.column.device, problem_of(case, backward=backward)
+        return self._lists.get(pattern, key, lambda p: build([([problem], p.to(device))])[0][0])
 
-    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
-        return self._lists.rewrite(column, pattern)
+    def rewrite(self, changes: Sequence[Change]) -> list[bool]:
+        held = [[*self._lists.of(change.column).values()] for change in changes]
+        some = [(lists, new.to(column.device)) for lists, (column, new) in zip(held, changes, strict=True) if lists]
+        answers = iter(rewrite(some))
+        return [next(answers) if lists else True for lists in held]
+
+    def hand_on(self, changes: Sequence[Change]) -> None:
+        held = [(change, self._lists.of(change.column)) for change in changes]
+        moved = [(change, lists) for change, lists in held if lists and not self._lists.of(change.pattern.column)]
+        built = build([([one.problem for one in lists.values()], change.pattern) for change, lists in moved])
+        for (change, lists), new in zip(moved, built, strict=True):
+            self._lists.hand_on(change, dict(zip(lists, new, strict=True)))
 
 
 def _packed(strips: Strips, values: Tensor) -> Tensor:
@@ -180,3 +191,4 @@ def _short(dtype: torch.dtype) -> str:
 
 _: type[Backend] = CudaBackend
 __: type[ChoosesLayout] = CudaBackend
+___: type[HandsListsOn] = CudaBackend

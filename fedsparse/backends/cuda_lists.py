@@ -1,10 +1,14 @@
-"""What the CUDA kernels read of a pattern: strips for tensor cores where its rows are alike, lists of taps elsewhere.
+"""What the CUDA kernels read of patterns: strips for tensor cores where rows are alike, lists of taps elsewhere.
 
-Both are made on the device. The host reads two numbers of a pattern: how many neighbouring rows, and inputs, are alike.
+Lists of any number of patterns are made on the device together, in five launches at most. How many neighbouring rows,
+and inputs, are alike is found there before, for all patterns in one launch, and the host reads the answers at once: a
+pattern alone decides what lists it has, whichever it follows and whatever its granularity is called.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,35 +16,59 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import STORED, address, check, launch, row_list
 from fedsparse.backends.base import Case
+from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["Alike", "Strips", "Taps", "alike", "build", "listed", "sizes_of"]
+__all__ = ["Alike", "Problem", "Strips", "Table", "Taps", "alike", "build", "problem_of", "rewrite", "sizes_of"]
 
 _CHUNK = 16  # lines
-_WIDEST = 32  # channels of a strip
-_LARGEST_KERNEL = 64  # pixels either way that the device can list
+_NUMBERS = 8  # bytes of what the device finds out about a pattern
 
 Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Problem(NamedTuple):
+    """What a list is for; it serves batches of every size.
+
+    Attributes:
+        sizes: of the convolution.
+        backward: whether the input's gradient is wanted, or else the output.
+        dtype: of the numbers, as in `_native.STORED`.
+    """
+
+    sizes: Sizes
+    backward: bool
+    dtype: int
 
 
 class Taps(NamedTuple):
     """A list of taps on the device.
 
     Attributes:
+        problem: what it is for.
         start: int32, first tap of each row and slab.
         offset: `(nnz,)` uint16, distance of each tap inside its slab.
         value: `(nnz,)` int32, which value each tap has.
     """
 
+    problem: Problem
     start: Tensor
     offset: Tensor
     value: Tensor
+
+    @property
+    def form(self) -> "_Form":
+        """What another list has in common with it where it fits in its place."""
+        return _Form(0, self.offset.numel())
 
 
 class Strips(NamedTuple):
     """A list of lines that strips of channels keep, on the device.
 
     Attributes:
+        problem: what it is for.
         width: channels of a strip, 8, 16 or 32.
         room: chunks of 16 lines that fit: enough for every pattern of this structure with as many weights.
         start: int32, first chunk of each strip and slab, then the number of chunks.
@@ -48,11 +76,17 @@ class Strips(NamedTuple):
         value: `(room * 16 * width,)` int32, which value each packed number has, or -1.
     """
 
+    problem: Problem
     width: int
     room: int
     start: Tensor
     offset: Tensor
     value: Tensor
+
+    @property
+    def form(self) -> "_Form":
+        """As of `Taps`."""
+        return _Form(self.width, self.room)
 
 
 class Alike(NamedTuple):
@@ -67,63 +101,163 @@ class Alike(NamedTuple):
     inputs: int
 
 
-def build(pattern: Pattern, case: Case, backward: bool, device: torch.device) -> Taps | Strips:
-    """Strips where the kept positions have a structure, whatever the pattern's granularity is called; else taps.
+class _Form(NamedTuple):
+    """What decides how large a list is: strips of this width (0: taps), and chunks of lines, or taps."""
 
-    Devices that cannot give a block the memory that strips take get taps, as do kernels too large to be listed there.
+    width: int
+    room: int
+
+
+# ---- which strips patterns have
+def alike(patterns: Sequence[Pattern]) -> list[Alike]:
+    """Which strips patterns have that lie on devices; the host waits for the answers, of each device once."""
+    if patterns and _native.extension().cuda_shared_limit() < _native.extension().block_shared_bytes():
+        return [Alike(0, 0)] * len(patterns)
+    return _each_device(patterns, lambda pattern: pattern.column.device, _found)
+
+
+def _found(patterns: Sequence[Pattern]) -> list[Alike]:
+    """Of patterns on one device, in one launch."""
+    native = _native.extension()
+    views = [
+        ((p.shape[0], p.shape[1], math.prod(p.shape[2:])), row_list(p.row_start, p.column)) for p in patterns
+    ]  # fmt: skip
+    table = Table.empty(native.block_strips_table_size(len(views)), patterns[0].column.device)
+    native.block_strips_table(views, address(table.host))
+    table.send()
+    launch("cuda_block_strips", table.device, len(views), address(table.host), address(table.device))
+    widest = table.device[: _NUMBERS * len(views)].view(torch.int32).view(-1, 2)
+    return [Alike(*pair) for pair in widest.tolist()]
+
+
+# ---- lists of them
+def build(wanted: Sequence[tuple[Sequence[Problem], Pattern]]) -> list[list[Taps | Strips]]:
+    """Lists of patterns, which lie on devices, for the problems of each.
+
+    Strips where the kept positions have a structure, else taps. Devices that cannot give a block the memory that strips
+    take get taps.
     """
-    native, here = _native.extension(), pattern.to(device)
-    if not _native.on_device(here.column) or max(case.shape[2:], default=1) > _LARGEST_KERNEL:
-        return _host_taps(pattern.to("cpu"), case, backward, device)
-    strips = native.cuda_shared_limit() >= native.block_shared_bytes()
-    return listed(here, case, backward, alike(here) if strips else Alike(0, 0))
+    strips = alike([pattern for _, pattern in wanted])
+    made = [
+        [_empty(problem, pattern, widest) for problem in problems]
+        for (problems, pattern), widest in zip(wanted, strips, strict=True)
+    ]
+    _write([(one, pattern) for lists, (_, pattern) in zip(made, wanted, strict=True) for one in lists])
+    return made
 
 
-def alike(pattern: Pattern) -> Alike:
-    """Which strips a pattern has that lies on a device; the host waits for the answer."""
-    widest = torch.full((2,), _WIDEST, dtype=torch.int32, device=pattern.column.device)
-    sizes = pattern.shape[0], pattern.shape[1], math.prod(pattern.shape[2:])
-    launch("cuda_block_strips", widest, *sizes, row_list(pattern.row_start, pattern.column), address(widest))
-    return Alike(*widest.tolist())
+def rewrite(held: Sequence[tuple[Sequence[Taps | Strips], Pattern]]) -> list[bool]:
+    """Writes lists anew, where they lie, for other patterns there: of each pattern all its lists, or none.
+
+    Returns:
+        Of each, whether its lists would be as large, and of the same kind, had they been built for this pattern.
+    """
+    strips = alike([pattern for _, pattern in held])
+    fits = [
+        all(one.form == _form(one.problem, pattern, widest) for one in lists)
+        for (lists, pattern), widest in zip(held, strips, strict=True)
+    ]
+    _write([(one, pattern) for (lists, pattern), fit in zip(held, fits, strict=True) if fit for one in lists])
+    return fits
 
 
-def listed(pattern: Pattern, case: Case, backward: bool, widest: Alike) -> Taps | Strips:
-    """The lists of a pattern that lies on a device and has these strips; nothing is read from there."""
-    width = _native.extension().block_width(sizes_of(case), backward, STORED[case.dtype], *widest)
-    return _strips(pattern, case, backward, width, widest) if width else _device_taps(pattern, case, backward)
+def _write(jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> None:
+    """Fills lists with what these patterns make of them, of each device together."""
+
+    def write(some: list[tuple[Taps | Strips, Pattern]]) -> list[None]:
+        table = Table.of(some)
+        table.send()
+        table.queue()
+        return [None] * len(some)
+
+    _each_device(jobs, lambda job: job[0].start.device, write)
 
 
-def _empty_taps(nnz: int, case: Case, backward: bool, device: torch.device) -> Taps:
-    size = _native.extension().csr16_start_size(sizes_of(case), backward, STORED[case.dtype])
-    kinds = ((size, torch.int32), (nnz, torch.uint16), (nnz, torch.int32))
-    return Taps(*(torch.empty(length, dtype=dtype, device=device) for length, dtype in kinds))
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a set of launches is to do.
+
+    Attributes:
+        host: `(bytes,)` uint8 in main memory.
+        device: the same on the device.
+        jobs: lists and patterns whose addresses are in it, which live as long.
+    """
+
+    host: Tensor
+    device: Tensor
+    jobs: Sequence[tuple[Taps | Strips, Pattern]] = ()
+
+    @classmethod
+    def empty(cls, size: int, device: torch.device, jobs: Sequence[tuple[Taps | Strips, Pattern]] = ()) -> "Table":
+        """A table of `size` bytes, from pinned memory where that makes the copy one that nobody waits for."""
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return cls(host, torch.empty(size, dtype=torch.uint8, device=device), jobs)
+
+    @classmethod
+    def of(cls, jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> "Table":
+        """One that fills lists, of these patterns; all lie on one device."""
+        native = _native.extension()
+        views = [
+            (
+                *one.problem, one.width if isinstance(one, Strips) else 0, row_list(pattern.row_start, pattern.column),
+                tuple(map(address, (one.start, one.offset, one.value))),
+            )
+            for one, pattern in jobs
+        ]  # fmt: skip
+        table = cls.empty(native.lists_table_size(views), jobs[0][0].start.device, jobs)
+        check("lists_table", native.lists_table(views, address(table.host), address(table.device)))
+        return table
+
+    def send(self) -> None:
+        """Copies it to the device; the caching allocator keeps what the copy still reads.
+
+        Raises:
+            BackendError: a CUDA graph is being captured, which would read the table when that is gone.
+        """
+        if self.device.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                "lists of a pattern cannot be made while a CUDA graph is captured; warm the step up first"
+            )
+        self.device.copy_(self.host, non_blocking=True)
+
+    def queue(self) -> None:
+        """Queues the launches that fill the lists."""
+        launch("cuda_lists", self.device, address(self.host), address(self.device))
 
 
-def _device_taps(here: Pattern, case: Case, backward: bool) -> Taps:
-    taps = _empty_taps(here.nnz, case, backward, here.column.device)
-    workspace = taps.value.new_empty(_native.extension().cuda_csr16_list_size(here.nnz), dtype=torch.uint8)
-    launch(
-        "cuda_csr16_list", taps.value, sizes_of(case), backward, STORED[case.dtype], here.nnz,
-        row_list(here.row_start, here.column), *map(address, taps), address(workspace),
-    )  # fmt: skip
-    return taps
+def _form(problem: Problem, pattern: Pattern, widest: Alike) -> _Form:
+    native = _native.extension()
+    width = native.block_width(*problem, *widest)
+    room = native.block_room(*problem, width, pattern.nnz, *widest) if width else pattern.nnz
+    return _Form(width, room)
 
 
-def _host_taps(host: Pattern, case: Case, backward: bool, device: torch.device) -> Taps:
-    taps = _empty_taps(host.nnz, case, backward, torch.device("cpu"))
-    problem = sizes_of(case), backward, STORED[case.dtype]
-    check("csr16_list", _native.extension().csr16_list(*problem, host.view, *map(address, taps)))
-    return Taps(*(index.to(device) for index in taps))
+def _empty(problem: Problem, pattern: Pattern, widest: Alike) -> Taps | Strips:
+    native, (width, room) = _native.extension(), _form(problem, pattern, widest)
+    if width == 0:
+        start = pattern.row_start.new_empty(native.csr16_start_size(*problem))
+        return Taps(problem, start, start.new_empty(room, dtype=torch.uint16), start.new_empty(room))
+    start = pattern.row_start.new_empty(native.block_start_size(*problem, width))
+    lines = start.new_empty(room * _CHUNK, dtype=torch.uint16)
+    return Strips(problem, width, room, start, lines, start.new_empty(room * _CHUNK * width))
 
 
-def _strips(here: Pattern, case: Case, backward: bool, width: int, widest: Alike) -> Strips:
-    native, problem = _native.extension(), (sizes_of(case), backward, STORED[case.dtype], width)
-    room = native.block_room(*problem, here.nnz, *widest)
-    start = here.row_start.new_empty(native.block_start_size(*problem))
-    offset, value = start.new_empty(room * _CHUNK, dtype=torch.uint16), start.new_empty(room * _CHUNK * width)
-    lists = map(address, (start, offset, value))
-    launch("cuda_block_list", start, *problem, row_list(here.row_start, here.column), *lists)
-    return Strips(width, room, start, offset, value)
+def _each_device(
+    items: Sequence[Item], where: Callable[[Item], torch.device], of_some: Callable[[list[Item]], Sequence[Result]]
+) -> list[Result]:
+    """One result for each item, in their order; `of_some` takes those of one device."""
+    places = [where(item) for item in items]
+    results = {
+        place: iter(of_some([item for item, here in zip(items, places, strict=True) if here == place]))
+        for place in dict.fromkeys(places)
+    }
+    return [next(results[place]) for place in places]
+
+
+# ---- problems
+def problem_of(case: Case, *, backward: bool) -> Problem:
+    """What a list has to serve in a case."""
+    return Problem(sizes_of(case), backward, STORED[case.dtype])
 
 
 def sizes_of(case: Case) -> Sizes:

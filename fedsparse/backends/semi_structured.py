@@ -5,7 +5,7 @@ products, as a transposed 2:4 weight is none. That is why no choice of `auto` fa
 evaluation, and torch's own users report less than dense speed for small ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsparse.backends.base import Backend, Case
-from fedsparse.backends.lists import PatternLists
+from fedsparse.backends.lists import Change, PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
@@ -37,7 +37,7 @@ class SemiStructuredBackend(MaskedBackend):
     compress: Callable[[Tensor], Tensor] = torch.sparse.to_sparse_semi_structured
     device: str = "cuda"
     name = "semi_structured"
-    _fitting: PatternLists = field(default_factory=PatternLists, repr=False)
+    _fitting: PatternLists[tuple[bool]] = field(default_factory=PatternLists, repr=False)
 
     def refuse(self, case: Case) -> str | None:
         if case.device != self.device:
@@ -59,8 +59,8 @@ class SemiStructuredBackend(MaskedBackend):
             )
         return F.linear(x, self.compress(pattern.scatter(values)), bias)
 
-    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
-        return self._fitting.rewrite(column, pattern)
+    def rewrite(self, changes: Sequence[Change]) -> list[bool]:
+        return self._fitting.rewrite(changes)
 
 
 def _fits(pattern: Pattern) -> tuple[bool]:

@@ -5,7 +5,7 @@ multiply-adds (kernels/element_product.py). float32 is multiplied as three TF32 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsparse.backends.base import Backend, Case, Gradients
-from fedsparse.backends.lists import PatternLists
+from fedsparse.backends.lists import Change, PatternLists
 from fedsparse.backends.masked import MaskedBackend
 from fedsparse.backends.tap_tiles import TapTiles, build, rows_of
 from fedsparse.pattern import Pattern
@@ -38,7 +38,7 @@ class TritonBackend:
 
     rows: int | None = None
     name = "triton"
-    _lists: PatternLists = field(default_factory=PatternLists, repr=False)
+    _lists: PatternLists[TapTiles] = field(default_factory=PatternLists, repr=False)
 
     def refuse(self, case: Case) -> str | None:
         if find_spec("triton") is None:
@@ -86,8 +86,8 @@ class TritonBackend:
 
         return self._lists.get(pattern, key, tiles)
 
-    def rewrite(self, column: Tensor, pattern: Pattern) -> bool:
-        return self._lists.rewrite(column, pattern)
+    def rewrite(self, changes: Sequence[Change]) -> list[bool]:
+        return self._lists.rewrite(changes)
 
     def _candidates(self, pattern: Pattern, case: Case, transposed: bool) -> tuple[int, ...]:
         if self.rows is not None:

@@ -27,6 +27,7 @@ from fedsparse.methods.roles import (
     is_client_task,
 )
 from fedsparse.nn import read_weights, sparse_layers, topk_pruned_gradient, write_weights
+from fedsparse.nn.layer import repattern
 from fedsparse.pattern import Topology
 from fedsparse.wire import Payload, SparseVector
 
@@ -87,8 +88,7 @@ class HostedClient:
 
     def adopt(self, topology: Topology) -> None:
         layers = sparse_layers(self._network)
-        for name, pattern in topology.items():
-            layers[name].repattern(pattern, optimizer=self._steps)
+        repattern([(layers[name], pattern) for name, pattern in topology.items()], optimizer=self._steps)
 
     def top_pruned_gradients(
         self, counts: Mapping[str, int], *, samples: Tensor | None = None

@@ -1,6 +1,6 @@
 """What all sparse layers share: compact values, their pattern, and how both change together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import backends, ops
-from fedsparse.backends import Case
+from fedsparse.backends import Case, Change
 from fedsparse.backends.activation import Pruning
 from fedsparse.blocked import plain
 from fedsparse.blocked.caught import blocked_topk_pruned
@@ -19,7 +19,7 @@ from fedsparse.ops.held import Catch
 from fedsparse.ops.products import read_case
 from fedsparse.pattern import Granularity, Pattern, carried
 
-__all__ = ["Operand", "SparseLayer", "Use", "Watcher"]
+__all__ = ["Operand", "SparseLayer", "Use", "Watcher", "repattern"]
 
 _KEPT = "kept"
 
@@ -77,13 +77,8 @@ class SparseLayer(nn.Module):
     # ---- the pattern
     def _hold(self, pattern: Pattern) -> None:
         """Makes `pattern` this layer's. Its tensors are buffers, so they follow the module from device to device."""
-        fits = self._fixed and backends.fit_in_place(self.index, pattern.index)
-        if fits and backends.rewrite_lists(self.get_buffer("column"), pattern):
-            for buffer, tensor in zip(self.index, pattern.index, strict=True):
-                buffer.copy_(tensor)
-        else:
-            for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
-                self.register_buffer(name, tensor.clone() if self._fixed else tensor, persistent=False)
+        for name, tensor in zip(Pattern.INDEX_NAMES, pattern.index, strict=True):
+            self.register_buffer(name, tensor.clone() if self._fixed else tensor, persistent=False)
         self._pattern = pattern
 
     def keep_addresses(self) -> None:
@@ -137,26 +132,8 @@ class SparseLayer(nn.Module):
         return self.pattern.density
 
     def repattern(self, new: Pattern, *, optimizer: torch.optim.Optimizer | None = None, grown: float = 0.0) -> None:
-        """Changes the pattern in place: kept weights keep value and optimiser state, grown ones start fresh.
-
-        The one place where values, optimiser state and pattern change together. `values` stays the same parameter
-        object, in the same memory where as many weights are kept as before; its gradient is dropped.
-
-        Args:
-            new: pattern of the same dense shape.
-            optimizer: whose state of `values` follows (0 for grown weights).
-            grown: value of grown weights.
-        """
-        new = new.to(self.values.device)
-        places = self.pattern.carry_to(new)
-        state = {} if optimizer is None else optimizer.state.get(self.values, {})
-        for key, entry in state.items():
-            if isinstance(entry, Tensor) and entry.shape == self.values.shape:
-                state[key] = _placed(entry, carried(entry, places, 0.0))
-        self.values.grad = None
-        values = self.values.detach()
-        self.values.data = _placed(values, carried(values, places, grown))
-        self._hold(new)
+        """`repattern` of this layer alone."""
+        repattern([(self, new)], optimizer=optimizer, grown=grown)
 
     def effective_values(self) -> Tensor:
         """What inputs are multiplied with, `(nnz,)`: `values`, or what a layer derives from them."""
@@ -267,6 +244,70 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         unit = f"granularity={self.granularity}, bias={self.bias is not None}"
         return f"shape={self._pattern.shape}, nnz={self.nnz}, density={self.density:.4f}, {unit}"
+
+
+# ---- changing patterns
+def repattern(
+    changes: Sequence[tuple[SparseLayer, Pattern]],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    grown: float = 0.0,
+) -> None:
+    """Changes patterns in place: kept weights keep value and optimiser state, grown ones start fresh.
+
+    The one place where values, optimiser state and pattern change together. `values` stays the same parameter object,
+    in the same memory where as many weights are kept as before; its gradient is dropped. What backends derive from the
+    patterns is made for all layers at once.
+
+    Args:
+        changes: each layer, once, and a pattern of the same dense shape.
+        optimizer: whose state of `values` follows (0 for grown weights).
+        grown: value of grown weights.
+
+    Raises:
+        PatternError: a pattern of another shape; then no layer has changed.
+    """
+    new = [(layer, pattern.to(layer.values.device)) for layer, pattern in changes]
+    moves = [layer.pattern.carry_to(pattern) for layer, pattern in new]
+    for (layer, _), places in zip(new, moves, strict=True):
+        state = {} if optimizer is None else optimizer.state.get(layer.values, {})
+        for key, entry in state.items():
+            if isinstance(entry, Tensor) and entry.shape == layer.values.shape:
+                state[key] = _placed(entry, carried(entry, places, 0.0))
+        layer.values.grad = None
+        values = layer.values.detach()
+        layer.values.data = _placed(values, carried(values, places, grown))
+    _hold_all(new)
+
+
+def _hold_all(changes: Sequence[tuple[SparseLayer, Pattern]]) -> None:
+    """Makes patterns those of layers, where the old ones lie if that was asked for and they fit."""
+    fixed = [
+        (layer, pattern)
+        for layer, pattern in changes
+        if layer._fixed and backends.fit_in_place(layer.index, pattern.index)
+    ]
+    written = backends.rewrite_lists([Change(layer.get_buffer("column"), pattern) for layer, pattern in fixed])
+    stay = [change for change, fits in zip(fixed, written, strict=True) if fits]
+    _overwrite([pair for layer, pattern in stay for pair in zip(layer.index, pattern.index, strict=True)])
+    for layer, pattern in stay:
+        layer._pattern = pattern
+    staying, moved = {id(layer) for layer, _ in stay}, []
+    for layer, pattern in changes:
+        if id(layer) not in staying:
+            old = layer.get_buffer("column")
+            layer._hold(pattern)
+            moved.append(Change(old, Pattern.from_index(pattern.shape, layer.index, pattern.granularity)))
+    backends.hand_lists_on(moved)
+
+
+def _overwrite(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Writes the second tensor of each pair where the first one lies, on a device in a launch for many of them."""
+    # torch moves 16 bits as int16: it knows no arithmetic, and so no such launches, of uint16.
+    signed = [[t.view(torch.int16) if t.dtype == torch.uint16 else t for t in pair] for pair in pairs]
+    for dtype in {target.dtype for target, _ in signed}:
+        some = [pair for pair in signed if pair[0].dtype == dtype]
+        torch._foreach_copy_([target for target, _ in some], [source for _, source in some])
 
 
 def _placed(old: Tensor, new: Tensor) -> Tensor:

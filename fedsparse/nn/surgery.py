@@ -10,7 +10,7 @@ from fedsparse import pruning
 from fedsparse.blocked import hold_whole, keep_blocked, leave_blocked
 from fedsparse.errors import ConfigError, PatternError
 from fedsparse.nn.conv2d import SparseConv2d
-from fedsparse.nn.layer import SparseLayer
+from fedsparse.nn.layer import SparseLayer, repattern
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.normalised import NormalisedConv2d, SparseNormalisedConv2d
 from fedsparse.pattern import Granularity, Pattern, Topology, Weights, parse
@@ -202,8 +202,7 @@ def set_masks(
             new[name] = Pattern.from_mask(mask, pattern.granularity, device=pattern.column.device)
         except PatternError as error:
             raise PatternError(f"mask {name!r}: {error}") from error
-    for name, pattern in new.items():
-        layers[name].repattern(pattern, optimizer=optimizer, grown=grown)
+    repattern([(layers[name], pattern) for name, pattern in new.items()], optimizer=optimizer, grown=grown)
 
 
 def density(model: nn.Module) -> float:
@@ -254,11 +253,15 @@ def write_weights(model: nn.Module, weights: Weights) -> None:
         everything = torch.ones(layers[name].pattern.shape, dtype=torch.bool)
         layers[name].repattern(Pattern.from_mask(everything))
         _replace(model, name, layers[name].to_dense())
+    changed = [
+        (layers[name], pattern)
+        for name, pattern in weights.topology.items()
+        if name in layers and pattern != layers[name].pattern
+    ]
+    repattern(changed)
     for name, pattern in weights.topology.items():
         if name not in layers:
             _replace(model, name, _sparse(_module(model, name), pattern.mask(), str(pattern.granularity)))
-        elif pattern != layers[name].pattern:
-            layers[name].repattern(pattern)
     if len(weights.topology):
         keep_blocked(model)
     with torch.no_grad():

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsparse import _native
-from fedsparse.backends import Case, Geometry
+from fedsparse.backends import Case, Change, Geometry
 from fedsparse.backends import cuda as cuda_module
 from fedsparse.backends.cuda import CudaBackend
-from fedsparse.backends.cuda_lists import Strips, Taps, build
+from fedsparse.backends.cuda_lists import Strips, Taps, build, problem_of
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
@@ -122,8 +121,8 @@ def test_topk_too_large_for_the_kernel_is_computed_densely(backend, binding, mon
 
 
 def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
-    built = []
-    monkeypatch.setattr(cuda_module, "build", lambda *arguments: built.append(arguments[1:]) or build(*arguments))
+    calls = []
+    monkeypatch.setattr(cuda_module, "build", lambda wanted: calls.append(len(wanted)) or build(wanted))
     pattern = Pattern.from_mask(torch.ones(6, 4, 3, 3, dtype=torch.bool))
     case, values = replace(CASE, nnz=pattern.nnz), torch.ones(pattern.nnz)
     for batch in (3, 8, 3):
@@ -132,48 +131,33 @@ def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
         backend.forward(
             x, values, Pattern.from_index(pattern.shape, pattern.index), None, replace(case, input=tuple(x.shape))
         )
-    assert len(built) == 1
+    assert calls == [1]
     backend.forward(torch.ones(1, 4, 5, 5), values, pattern, None, replace(case, input=(1, 4, 5, 5)))
-    assert len(built) == 2
+    assert calls == [1, 1]
     assert len(backend._lists) == 1
     del pattern
     gc.collect()
     assert len(backend._lists) == 0
 
 
-def taps_of(product, *, backward):
-    found = build(product.pattern, product.case, backward, torch.device("cpu"))
-    assert isinstance(found, Taps)
-    return [tensor.to(torch.int32).tolist() for tensor in found]
+def built(product, *, backward):
+    """The list of one product, its pattern as it lies."""
+    ((kept,),) = build([([problem_of(product.case, backward=backward)], product.pattern)])
+    return kept
 
 
-def test_taps_are_listed_on_the_device(backend, binding, monkeypatch, rng):  # noqa: ARG001  kernels on the CPU
-    """As the host lists them, which is not asked."""
-    for product in product_cases(rng, 20):
-        for backward in (False, True):
-            listed = build(product.pattern, product.case, backward, torch.device("cpu"))
-            if isinstance(listed, Strips):
-                continue
-            with monkeypatch.context() as patch:
-                patch.setattr(binding, "csr16_list", None)
-                found = taps_of(product, backward=backward)
-            with monkeypatch.context() as patch:
-                patch.setattr(_native, "on_device", lambda _: False)
-                assert found == taps_of(product, backward=backward)
-
-
-def test_kernels_too_large_for_the_device_are_listed_on_the_host(backend, monkeypatch, binding):  # noqa: ARG001
-    monkeypatch.setattr(binding, "cuda_csr16_list", None)
+def test_kernels_of_any_size_are_listed_on_the_device(backend):
     pattern = Pattern.from_mask(torch.ones(3, 1, 65, 1, dtype=torch.bool))
-    case = Case(pattern.shape, (1, 1, 66, 2), pattern.nnz, Geometry(), torch.float16, "cuda")
-    assert len(build(pattern, case, False, torch.device("cpu")).offset) == 195
+    case = Case(pattern.shape, (1, 1, 66, 2), pattern.nnz, Geometry(), device="cpu")
+    assert len(built(ProductCase(case, pattern, False, 0), backward=False).offset) == 195
+    check_backend(backend, ProductCase(case, pattern, False, 0))
 
 
 def test_devices_of_little_memory(backend, binding, monkeypatch):
     """99 KiB, as with compute capability 8.6, are enough for taps, 64 KiB, as with 7.5, for nothing."""
     product = STRUCTURED["blocks"].product
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 99 << 10)
-    assert isinstance(build(product.pattern, product.case, False, torch.device("cpu")), Taps)
+    assert isinstance(built(product, backward=False), Taps)
     check_backend(backend, product)
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 64 << 10)
     assert backend.refuse(CASE) == "cuda kernels take 90 KiB of shared memory a block, the device has 64"
@@ -215,7 +199,7 @@ def test_lists_follow_an_index_that_is_overwritten(backend, drawn, outputs, kind
     needed = backend._list(held, case, backward=False).start[-1].item()
     for tensor, new in zip(held.index, second.index, strict=True):
         tensor.copy_(new)
-    assert backend.rewrite(held.column, second)
+    assert backend.rewrite([Change(held.column, second)]) == [True]
     after = [tensor.data_ptr() for tensor in backend._lists.tensors(held.column)]
     assert len(before) == 6
     assert before == after
@@ -373,6 +357,6 @@ def test_captured_products_follow_new_lists(device_backend, batch, generator):  
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[0], strict=True))
     for tensor, new in zip(held.index, second.index, strict=True):
         tensor.copy_(new)
-    assert backend.rewrite(held.column, second)
+    assert backend.rewrite([Change(held.column, second)]) == [True]
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[1], strict=True))

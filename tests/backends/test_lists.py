@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedsparse.backends.lists import PatternLists
+from fedsparse.backends.lists import Change, PatternLists
 from fedsparse.pattern import Pattern
 
 
@@ -46,7 +46,7 @@ def test_lists_of_equal_size_are_written_in_place():
     lists, one = PatternLists(), pattern([1, 0, 1], [0, 1, 0])
     kept = lists.get(one, (), columns)
     place = kept.rows.data_ptr()
-    assert lists.rewrite(one.column, pattern([0, 1, 1], [1, 0, 0]))
+    assert lists.rewrite([Change(one.column, pattern([0, 1, 1], [1, 0, 0]))]) == [True]
     assert kept.rows.tolist() == [1, 2]
     assert [tensor.data_ptr() for tensor in lists.tensors(one.column)] == [place]
 
@@ -54,11 +54,11 @@ def test_lists_of_equal_size_are_written_in_place():
 def test_nothing_is_written_where_a_list_would_need_another_size():
     lists, one = PatternLists(), pattern([1, 0, 1], [0, 1, 0])
     kept = lists.get(one, (), columns)
-    assert not lists.rewrite(one.column, pattern([0, 1, 0], [1, 0, 1]))
+    assert lists.rewrite([Change(one.column, pattern([0, 1, 0], [1, 0, 1]))]) == [False]
     assert kept.rows.tolist() == [0, 2]
 
 
 def test_there_is_nothing_to_write_where_nothing_was_built():
     lists, one = PatternLists(), pattern([1, 0], [0, 1])
-    assert lists.rewrite(one.column, one)
+    assert lists.rewrite([Change(one.column, one)]) == [True]
     assert len(lists) == 0

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.gpu import prune_work
 from benchmarks.gpu.activation_work import dense_pack, pack_global, pack_rows, pack_short_rows
 from benchmarks.gpu.cases import OPS
 from benchmarks.gpu.estimates import CALL, StepEstimate, besides, limit, steps
@@ -106,16 +105,9 @@ def test_rebuild_and_lists_by_hand():
     assert merged.memory == 10_000_000 * (2 + 2 + 4) + 2 * 8 * 1_000_000
     assert values.memory == momentum.memory == 10_000_000 * 12
     assert len(rebuild([1] * 19, 0.1)) == 76
-    listed = lists([1000] * 19)
-    assert len(listed) == 190
-    assert sum(work.memory for work in listed) == pytest.approx(2 * 19_000 * (3 * 2 + 4))
-
-
-def test_lists_of_all_layers_at_once_are_one_number(monkeypatch):
-    before = sum(work.memory for work in lists([1000] * 19))
-    monkeypatch.setattr(prune_work, "list_sets", lambda _: 1)
-    assert len(lists([1000] * 19)) == 5
-    assert sum(work.memory for work in lists([1000] * 19)) == pytest.approx(before)
+    found, counted, added, listed = lists([1_000_000] * 19)  # as many launches for any number of layers
+    assert (found.memory, counted.memory, added) == (19e6 * 2, 19e6 * 2 * 2, passed(0))
+    assert listed.memory == 19e6 * 2 * (2 + 4)
 
 
 def test_dense_prune_by_hand():

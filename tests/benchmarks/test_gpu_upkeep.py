@@ -16,11 +16,11 @@ def test_every_kind_of_work_is_timed():
 
 
 @pytest.mark.parametrize("unit", ["element", "vector:16", "block:16"])
-def test_lists_are_timed_with_and_without_a_look_at_the_pattern(binding, monkeypatch, unit):
+def test_lists_are_timed_from_python_and_as_launches(binding, monkeypatch, unit):
     pretend(binding, monkeypatch)
     rows = list(upkeep.lists(sizes(cpu=True), "cpu", unit))
     who = f"lists of four (8, 8, 3, 3), both directions, {unit}"
-    assert [row["who"] for row in rows] == [who, f"{who}, known strips"]
+    assert [row["who"] for row in rows] == [who, f"{who}, launches"]
     assert all(row["op"] == "lists" and row["eager"]["median"] > 0 for row in rows)
 
 

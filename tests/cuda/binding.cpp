@@ -7,4 +7,5 @@
 PYBIND11_MODULE(fedsparse_shim, m) {
   bind_cuda(m);
   m.def("shim_seed", &fedsparse_shim_seed);
+  m.def("shim_launches", &fedsparse_shim_launches);
 }

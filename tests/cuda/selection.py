@@ -1,5 +1,6 @@
 """Calls selection kernels on the shim as a backend does on a device. Needs numpy, not torch."""
 
+import ctypes
 from typing import NamedTuple
 
 import numpy as np
@@ -104,39 +105,104 @@ def carry(shim: Shim, places: NDArray, arrays: list[NDArray], fills: list[float]
     return moved
 
 
+class _WeightRows(ctypes.Structure):
+    """fedsparse::WeightRows."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "taps")),
+        ("row_start", ctypes.c_void_p),
+        ("column", ctypes.c_void_p),
+        ("wide", ctypes.c_bool),
+    ]
+
+
+class _NewList(ctypes.Structure):
+    """fedsparse::NewList."""
+
+    _fields_ = [
+        ("shape", ConvShape),
+        ("backward", ctypes.c_bool),
+        *((name, ctypes.c_int64) for name in ("dtype", "width")),
+        *((name, ctypes.c_void_p) for name in ("row_start", "column")),
+        ("wide", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("start", "offset", "value")),
+    ]
+
+
+class ListOf(NamedTuple):
+    """A list to be made: a product's, of one direction, in strips of `width` or, at 0, of taps."""
+
+    product: Product
+    backward: bool
+    width: int
+    room: int = 0  # chunks of strips
+
+
+def make_lists(shim: Shim, wanted: list[ListOf], *, with_values: bool = True) -> list[tuple[NDArray, NDArray, NDArray]]:
+    """start, offset and value of any number of lists, made at once in arrays of exactly the sizes asked for.
+
+    Forward lists of taps may go without values.
+    """
+    made = [_empty_list(shim, one, with_values=with_values) for one in wanted]
+    tasks = new_lists(wanted, made)
+    table = workspace(shim, "fedsparse_lists_table_size", len(wanted), tasks)
+    there = poisoned(table.shape, np.int64)
+    shim("fedsparse_lists_table", len(wanted), tasks, table, there)
+    there[:] = table
+    shim("fedsparse_cuda_lists", table, there, None)
+    return made
+
+
+def _empty_list(shim: Shim, wanted: ListOf, *, with_values: bool) -> tuple[NDArray, NDArray, NDArray]:
+    product, backward, width, room = wanted
+    shape, nnz = ConvShape(*product.shape), len(product.values)
+    if width == 0:
+        size = shim.value("fedsparse_csr16_start_size", shape, backward, product.dtype)
+        valued = nnz if with_values or backward else 0
+        return poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(valued, np.int32)
+    size = shim.value("fedsparse_block_start_size", shape, backward, product.dtype, width)
+    return poisoned(size, np.int32), poisoned(room * 16, np.uint16), poisoned(room * 16 * width, np.int32)
+
+
+def new_lists(wanted: list[ListOf], made: list[tuple[NDArray, NDArray, NDArray]] | None = None) -> ctypes.Array:
+    """These as fedsparse::NewList; without arrays where none are given."""
+    tasks = (_NewList * len(wanted))()
+    for number, (task, (product, backward, width, _)) in enumerate(zip(tasks, wanted, strict=True)):
+        task.shape, task.backward, task.dtype, task.width = ConvShape(*product.shape), backward, product.dtype, width
+        task.row_start, task.column = product.row_start.ctypes.data, product.column.ctypes.data
+        task.wide = product.column.dtype == np.int32
+        if made is not None:
+            task.start, task.offset, task.value = (a.ctypes.data if a.size else None for a in made[number])
+    return tasks
+
+
 def tap_list(shim: Shim, product: Product, backward: bool) -> tuple[NDArray, NDArray, NDArray]:
     """start, offset and value of a list, as `Product.list` makes them on the host."""
-    shape, nnz = ConvShape(*product.shape), len(product.values)
-    size = shim.value("fedsparse_csr16_start_size", shape, backward, product.dtype)
-    start, offset, value = poisoned(size, np.int32), poisoned(nnz, np.uint16), poisoned(nnz, np.int32)
-    room, wide = workspace(shim, "fedsparse_cuda_csr16_list_size", nnz), product.column.dtype == np.int32
-    shim(
-        "fedsparse_cuda_csr16_list", shape, backward, product.dtype, nnz, product.row_start, product.column, wide,
-        start, offset, value if backward else None, room, None,
-    )  # fmt: skip
-    return start, offset, value
+    return make_lists(shim, [ListOf(product, backward, 0)])[0]
 
 
-def widest_strips(shim: Shim, product: Product) -> NDArray:
-    """How many neighbouring rows, and inputs, of the weight are alike: at most 32 of each."""
-    s, widest, wide = product.shape, np.full(2, 32, np.int32), product.column.dtype == np.int32
-    shim(
-        "fedsparse_cuda_block_strips", s[4], s[1] // s[13], s[5] * s[6], product.row_start, product.column, wide,
-        widest, None,
-    )  # fmt: skip
-    return widest
+def widest_strips(shim: Shim, *products: Product) -> NDArray:
+    """How many neighbouring rows, and inputs, of each weight are alike, (products, 2): at most 32 of each."""
+    weights = (_WeightRows * len(products))()
+    for weight, product in zip(weights, products, strict=True):
+        s, wide = product.shape, product.column.dtype == np.int32
+        weight.rows, weight.inputs, weight.taps, weight.wide = s[4], s[1] // s[13], s[5] * s[6], wide
+        weight.row_start, weight.column = product.row_start.ctypes.data, product.column.ctypes.data
+    table = workspace(shim, "fedsparse_block_strips_table_size", len(products))
+    shim.fill("fedsparse_block_strips_table", len(products), weights, table)
+    there = table.copy()
+    shim("fedsparse_cuda_block_strips", len(products), table, there, None)
+    return there[: len(products)].view(np.int32).reshape(-1, 2)
+
+
+def lines_of(shim: Shim, product: BlockProduct, backward: bool) -> ListOf:
+    """A list in strips of the product's widths, with the room that its structure needs."""
+    problem = ConvShape(*product.shape), backward, product.dtype, product.widths[backward]
+    (alike,) = widest_strips(shim, product).tolist()
+    room = shim.value("fedsparse_block_room", *problem, len(product.values), *alike)
+    return ListOf(product, backward, problem[3], room)
 
 
 def line_list(shim: Shim, product: BlockProduct, backward: bool) -> Lines:
-    """A list in strips of the product's widths, in arrays of exactly the sizes asked for."""
-    problem = ConvShape(*product.shape), backward, product.dtype, product.widths[backward]
-    alike = widest_strips(shim, product).tolist()
-    room = shim.value("fedsparse_block_room", *problem, len(product.values), *alike)
-    lines = Lines(
-        poisoned(shim.value("fedsparse_block_start_size", *problem), np.int32),
-        poisoned(room * 16, np.uint16),
-        poisoned(room * 16 * problem[3], np.int32),
-    )
-    wide = product.column.dtype == np.int32
-    shim("fedsparse_cuda_block_list", *problem, product.row_start, product.column, wide, *lines, None)
-    return lines
+    """That list by itself."""
+    return Lines(*make_lists(shim, [lines_of(shim, product, backward)])[0])

@@ -98,10 +98,16 @@ class Shim:
         self._library = ctypes.CDLL(str(path))
         self._library.fedsparse_shim_report.restype = ctypes.c_char_p
         self._library.fedsparse_cuda_status_text.restype = ctypes.c_char_p
+        self._library.fedsparse_shim_launches.restype = ctypes.c_int64
 
     def seed(self, seed: int) -> None:
         """0 runs threads in order, any other number shuffles them."""
         self._library.fedsparse_shim_seed(ctypes.c_uint64(seed))
+
+    @property
+    def launches(self) -> int:
+        """Of kernels, so far."""
+        return int(self._library.fedsparse_shim_launches())
 
     def __call__(self, name: str, *arguments: object) -> None:
         """Calls a function that returns a status: whole numbers go as int64, arrays and None as addresses.
@@ -112,6 +118,12 @@ class Shim:
         status = self.value(name, *arguments)
         if status != 0:
             raise LaunchError(self._library.fedsparse_cuda_status_text(status).decode())
+
+    def fill(self, name: str, *arguments: object) -> None:
+        """Calls a function that returns nothing."""
+        function = getattr(self._library, name)
+        function.restype = None
+        function(*map(_argument, arguments))
 
     def value(self, name: str, *arguments: object) -> int:
         """What a function returns."""
@@ -135,6 +147,6 @@ def _argument(value: object) -> object:
         case np.ndarray():
             assert value.flags.c_contiguous
             return ctypes.c_void_p(value.ctypes.data)
-        case ctypes.Structure():
+        case ctypes.Structure() | ctypes.Array():
             return ctypes.byref(value)
     raise TypeError(f"cannot pass {value!r}")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from tests.cuda import shim as shim_build
-from tests.cuda import test_block, test_csr16, test_prune
+from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune
 from tests.cuda.conftest import SCHEDULES
 from tests.cuda.products import BFLOAT16, FLOAT32
 from tests.cuda.shim import LaunchError, Shim
@@ -55,6 +56,18 @@ def smallest(shim: Shim) -> None:
     test_prune.check(shim, test_prune.normal(np.random.default_rng(0), 3000, 700), [1200, 50])
 
 
+def taps_listed(shim: Shim) -> None:
+    for number, name in enumerate(("several tiles, slabs and row blocks", "more taps than a warp stages", "depthwise")):
+        test_lists.check(shim, test_lists.of_taps(number, test_csr16.SPECIAL[name]))
+
+
+def lines_listed(shim: Shim) -> None:
+    names = "blocks of 32, several slabs", "vectors of 8"
+    test_lists.check(
+        shim, [one for n, name in enumerate(names) for one in test_lists.of_strips(shim, n, test_block.CASES[name])]
+    )
+
+
 MUTATIONS = {
     "csr16: a distance off by one": Mutation(
         "csr16_gather.cu", "g.offset[at] * kBatch", "max(g.offset[at] - 1, 0) * kBatch", unstructured
@@ -88,6 +101,22 @@ MUTATIONS = {
     ),
     "strips: sums written over a tile that is still read": Mutation(
         "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
+    ),
+    "lists: weights of one warp put over those of another": Mutation(
+        "csr16_rebuild.cu", "place += here", "place += 0 * here", taps_listed
+    ),
+    "lists: slabs in another order": Mutation(
+        "csr16_rebuild.cu", "* l.slabs + part.slab", "* l.slabs + (l.slabs - 1 - part.slab)", taps_listed
+    ),
+    "lists: the last count left out": Mutation(
+        "lists.cu", "= first + i < entries ?", "= first + i + 1 < entries ?", taps_listed
+    ),
+    "lists: places read before all are there": Mutation(
+        "block_rebuild.cu", "  }\n  __syncthreads();\n  weights.each(", "  }\n  weights.each(", lines_listed
+    ),
+    "strips: an input that differs passed over": Mutation(
+        "block_strips.cu", "if (inputs_alike > 0 &&", "if (inputs_alike > kWidest &&",
+        lambda shim: test_block_rebuild.test_strips_of_rows_and_of_inputs(shim, torch.Generator().manual_seed(0)),
     ),
     "prune: places counted over all layers": Mutation(
         "prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest

@@ -52,12 +52,12 @@ REGISTERS = {
     "start_rows_kernel": 32,
     "merge_rows_kernel": 40,
     "carry_kernel": 32,
-    "list_entries_kernel": 32,
-    "list_taps_kernel": 32,
-    "count_lines_kernel": 32,
+    "count_taps_kernel": 40,
+    "list_taps_kernel": 40,
+    "count_lines_kernel": 40,
     "add_counts_kernel": 32,
     "list_lines_kernel": 64,
-    "find_strips_kernel": 32,
+    "find_strips_kernel": 40,
 }
 ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_90'"

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,9 @@ def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
         structured = case.stored((FLOAT32, BFLOAT16, FLOAT16)[number % 3])
         calls += [("widest_strips", (structured,))]
         calls += [("line_list", (structured, backward)) for backward in (False, True)]
+    calls.append(("widest_strips", tuple(case.stored(FLOAT16) for case in CASES.values())))
+    taps = [stored(case, kind) for case, kind in zip(SPECIAL.values(), cycle((FLOAT32, BFLOAT16, FLOAT16)))]
+    calls.append(("make_lists", ([selection.ListOf(one, backward, 0) for one in taps for backward in (False, True)],)))
     held, _, _ = planted(np.ones(300), np.ones(300))
     calls.append(("topk_pruned", (held, 3)))
     coarse = [rng.integers(-3, 4, size).astype(np.float32) for size in (0, 5, 9000, 1)]
@@ -124,5 +128,9 @@ def test_selections_are_clean(sanitized, shim, tmp_path):
     assert done.returncode == 0, done.stderr
     for (name, arguments), found in zip(calls, pickle.loads((tmp_path / "out").read_bytes()), strict=True):
         ours = getattr(selection, name)(shim, *arguments)
-        pairs = zip(ours, found, strict=True) if isinstance(ours, tuple | list) else [(ours, found)]
-        assert all(a.tobytes() == b.tobytes() for a, b in pairs), name
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(flat(ours), flat(found), strict=True)), name
+
+
+def flat(result: np.ndarray | tuple | list) -> list[np.ndarray]:
+    """All arrays of a result."""
+    return [result] if isinstance(result, np.ndarray) else [array for part in result for array in flat(part)]

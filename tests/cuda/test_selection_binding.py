@@ -79,7 +79,7 @@ def test_packed_activations(target):
     assert torch.equal(back[back != 0], values[values != 0].float())
 
 
-def test_a_changed_pattern_and_its_lists(target):
+def test_a_changed_pattern(target):
     mask = drawn(target, torch.rand, 12, 10, 3, 3).cpu() < 0.3
     pattern, pruned = Pattern.from_mask(mask), (~mask).view(-1).nonzero().squeeze(1)
     dropped, grown = torch.arange(1, pattern.nnz, 3), pruned[::5]
@@ -100,36 +100,44 @@ def test_a_changed_pattern_and_its_lists(target):
     target("cuda_carry_words", places, wanted.nnz, [(values.data_ptr(), moved.data_ptr(), 0)])
     assert torch.equal(moved.cpu(), pattern.moved(values.cpu(), wanted))
 
-    sizes = (3, 10, 9, 8, 12, 3, 3, 2, 1, 1, 1, 1, 1, 1)
-    size = target.native.csr16_start_size(sizes, True, 0)
-    new, lists = (row_start.data_ptr(), column.data_ptr(), False), ((size, torch.int32), (wanted.nnz, torch.uint16))
-    found = [target.empty(*shape) for shape in (*lists, (wanted.nnz, torch.int32))]
-    room = target.room("cuda_csr16_list_size", wanted.nnz)
-    target("cuda_csr16_list", sizes, True, 0, wanted.nnz, new, *found, room)
-    host = [torch.empty(*shape[:1], dtype=shape[1]) for shape in (*lists, (wanted.nnz, torch.int32))]
-    assert target.native.csr16_list(sizes, True, 0, wanted.view, *(t.data_ptr() for t in host)) == 0
-    for ours, theirs in zip(found, host, strict=True):
-        assert torch.equal(ours.cpu().to(torch.int32), theirs.to(torch.int32))
+
+def new_list(target: Target, problem: tuple, width: int, rows: tuple, sizes: tuple[int, int, int]) -> tuple:
+    """What the binding takes for a list, and its tensors."""
+    kinds = (torch.int32, torch.uint16, torch.int32)
+    found = [target.empty(*kind) for kind in zip(sizes, kinds, strict=True)]
+    return (*problem, width, rows, tuple(t.data_ptr() for t in found)), found
 
 
 @pytest.mark.parametrize("name", ["strides", "vectors of 16", "a linear layer of blocks of 32"])
-def test_strips_and_their_lists(target, shim, name):
-    """Bit for bit those of the reference."""
+def test_strips_and_all_lists_at_once(target, shim, name):
+    """Bit for bit those of the references: strips and taps of both directions in one table."""
     case = CASES[name]
-    held, pattern = case.stored(BFLOAT16), case.product.pattern
+    held, pattern, native = case.stored(BFLOAT16), case.product.pattern, target.native
     old = [t.to(target.device) for t in (pattern.row_start, pattern.column)]
-    rows, widest = row_list(*old), target.empty(2, torch.int32).fill_(32)
-    target("cuda_block_strips", *pattern.shape[:2], math.prod(pattern.shape[2:]), rows, widest)
-    alike = widest.tolist()
+    rows, host = row_list(*old), torch.empty(native.block_strips_table_size(1), dtype=torch.uint8)
+    native.block_strips_table([((*pattern.shape[:2], math.prod(pattern.shape[2:])), rows)], host.data_ptr())
+    there = host.to(target.device)
+    target("cuda_block_strips", 1, host, there)
+    alike = there[:8].view(torch.int32).tolist()
+    views, found, wanted = [], [], []
     for backward in (False, True):
-        problem = held.shape, backward, BFLOAT16, case.widths[backward]
-        assert target.native.block_width(*problem[:3], *alike) == problem[3]
-        room, size = target.native.block_room(*problem, pattern.nnz, *alike), target.native.block_start_size(*problem)
-        shapes = (size, torch.int32), (room * 16, torch.uint16), (room * 16 * problem[3], torch.int32)
-        found = [target.empty(*shape) for shape in shapes]
-        target("cuda_block_list", *problem, rows, *found)
-        for ours, theirs in zip(found, held.lines(shim, backward=backward), strict=True):
-            assert np.array_equal(ours.cpu().numpy()[: len(theirs)], theirs)
+        problem, width = (held.shape, backward, BFLOAT16), case.widths[backward]
+        assert native.block_width(*problem, *alike) == width
+        room = native.block_room(*problem, width, pattern.nnz, *alike)
+        strips = native.block_start_size(*problem, width), room * 16, room * 16 * width
+        taps = native.csr16_start_size(*problem), pattern.nnz, pattern.nnz
+        for of_strips, sizes in ((width, strips), (0, taps)):
+            view, tensors = new_list(target, problem, of_strips, rows, sizes)
+            views.append(view)
+            found.append(tensors)
+        wanted += [held.lines(shim, backward=backward), held.list(shim, backward)]
+    host = torch.empty(native.lists_table_size(views), dtype=torch.uint8)
+    there = target.empty(len(host), torch.uint8)
+    assert native.lists_table(views, host.data_ptr(), there.data_ptr()) == 0
+    target("cuda_lists", host, there.copy_(host))
+    for ours, theirs in zip(found, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert np.array_equal(one.cpu().numpy()[: len(other)], other)
 
 
 def test_a_dense_gradient(target):
