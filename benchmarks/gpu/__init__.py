@@ -8,6 +8,8 @@
     stages/     what each stage does
     kinds       the ways to use fedsparse that are measured: a new kernel is one entry here
     roofline    what a device needs for bytes and instructions
-    work        those of our kernels, counted
+    work        those of our products, counted
+    *_work      those of all other kernels, ours and torch's
+    estimates   what these say of a whole network
     table       the record as Markdown
 """

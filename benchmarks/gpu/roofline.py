@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedsparse.bench.cases import LayerCase
 
-__all__ = ["ELEMENT", "H200", "Machine", "Work", "dense_work", "seconds", "sizes_of"]
+__all__ = ["ELEMENT", "H200", "Machine", "Work", "dense_work", "loads", "seconds", "sizes_of"]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,19 @@ class Work:
 
 def seconds(works: Sequence[Work], machine: Machine = H200) -> float:
     """Time of an op."""
-    return sum(_kernel_seconds(work, machine) for work in works)
+    return sum(max(loads(work, machine).values()) for work in works)
 
 
-def _kernel_seconds(work: Work, machine: Machine) -> float:
+def loads(work: Work, machine: Machine = H200) -> dict[str, float]:
+    """Seconds that each part of the device needs for a kernel, which takes the longest of them."""
     share = {"library": machine.dense[work.precision], "cores": 1.0, "mma": machine.mma * machine.sparse}[work.by]
-    arithmetic = work.flops / (machine.flops[work.precision] * share)
-    shared = work.shared / (machine.shared * machine.sparse)
-    return max(arithmetic, shared, work.cache / machine.cache, work.memory / machine.memory, machine.kernel)
+    return {
+        "launches": machine.kernel,
+        "arithmetic": work.flops / (machine.flops[work.precision] * share),
+        "shared memory": work.shared / (machine.shared * machine.sparse),
+        "cache": work.cache / machine.cache,
+        "memory": work.memory / machine.memory,
+    }
 
 
 def sizes_of(case: LayerCase) -> tuple[int, int, int]:

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.gpu import optimizers, upkeep
+from benchmarks.gpu import masks, optimizers, upkeep
 from benchmarks.gpu.cases import DENSITIES, sizes
+from benchmarks.gpu.estimates import CALL, Estimate, StepEstimate, besides, limit, steps
 from benchmarks.gpu.kinds import of_device
+from benchmarks.gpu.prune_work import CALLS
 from benchmarks.gpu.ratios import Ratio, estimated, measured, network
 from benchmarks.gpu.record import Row, RunRecord
-from benchmarks.gpu.roofline import H200
+from benchmarks.gpu.roofline import H200, Work, seconds
 from fedsparse.bench.cases import POINTWISE, STRIDED, SYMMETRIC
 
 __all__ = ["estimates", "markdown", "of_run"]
@@ -21,6 +23,16 @@ _ASSUMED = (
     + ", ".join(f"{H200.dense[p]:.1%} of {H200.flops[p] / 1e12:g} TFLOP/s in {p}" for p in H200.flops)
     + f"; our kernels at {H200.sparse:.0%} of shared memory and of the {H200.mma:.0%} that a warp's instructions "
     "reach of tensor cores. Bytes and instructions are counted in `benchmarks/gpu/work.py`."
+)
+_BESIDES = ("what", "ours us", "kernels", "most of it", "dense us", "kernels", "times faster", "wanted", "source")
+_STEPS = ("step", "B", "ours ms", "kernels", "most of it", "dense graph ms", "kernels", "graph to graph",
+          "dense eager ms", "over dense eager", "wanted", "source")  # fmt: skip
+_COUNTED = (
+    "Besides the products and in whole steps every kernel is counted in `benchmarks/gpu/*_work.py`, replayed from a "
+    f"graph on both sides; a dense step called from Python takes {CALL * 1e6:g} us a kernel, or what the device needs. "
+    "Not counted in ours is what Python asks torch for when masks move, a layer: "
+    + ", ".join(f"{calls} calls and {waits} waits for the device ({unit})" for unit, (calls, waits) in CALLS.items())
+    + "."
 )
 
 
@@ -41,7 +53,7 @@ def of_run(record: RunRecord) -> Iterator[str]:
     found = measured(record.rows("dense"), record.rows("ours"))
     yield from _ratio_tables(found)
     yield from _section("Wrong answers, not timed", ("case", "why"), _wrong(record.rows("ours")))
-    others = ("topk", *optimizers.OPS, *upkeep.OPS)
+    others = ("topk", *optimizers.OPS, *upkeep.OPS, *masks.OPS)
     whole = [row for stage in ("dense", "ours") for row in record.rows(stage) if row["op"] in others]
     yield from _section("Besides the products", ("what", "graph us", "eager us", "source"), map(_whole, whole))
     steps = record.rows("step")
@@ -73,6 +85,9 @@ def estimates() -> Iterator[str]:
     uncounted = [kind.name for kind in of_device("cuda") if kind.work is None]
     if uncounted:
         yield f"No estimate for {', '.join(uncounted)}: nobody has counted their work yet."
+    yield _COUNTED
+    yield from _section("Besides the products, estimated", _BESIDES, map(_estimate, besides()))
+    yield from _section("A whole step, estimated", _STEPS, map(_step_estimate, steps()))
 
 
 # ---- tables
@@ -137,6 +152,40 @@ def _cell(one: Ratio | None) -> str:
         return _MISSING
     eager = "" if one.eager is None else f" ({one.eager:.2f})"
     return (_MISSING if one.graph is None else f"{one.graph:.2f}") + eager
+
+
+def _estimate(one: Estimate) -> tuple[str, ...]:
+    """Our work, and the dense network's over it."""
+    mine, theirs = seconds(one.ours), seconds(one.dense)
+    ours = f"{mine * 1e6:.0f}", str(len(one.ours)), _limit(one.ours)
+    return one.what, *ours, f"{theirs * 1e6:.0f}", str(len(one.dense)), _times(theirs / mine), one.wanted, "estimated"
+
+
+def _step_estimate(one: StepEstimate) -> tuple[str, ...]:
+    mine, theirs = seconds(one.ours), one.clients * seconds(one.dense)
+    name = one.what + (f", {one.clients} clients" if one.clients > 1 else "")
+    wanted = ", ".join(f"{times:g} ({how})" for how, times in zip(("graph", "eager"), one.wanted, strict=True) if times)
+    ours = f"{mine * 1e3:.2f}", str(len(one.ours)), _limit(one.ours)
+    dense = f"{theirs * 1e3:.2f}", str(one.clients * len(one.dense)), _times(theirs / mine)
+    return (
+        name,
+        str(one.batch),
+        *ours,
+        *dense,
+        f"{one.dense_eager * 1e3:.2f}",
+        _times(one.dense_eager / mine),
+        wanted,
+        "estimated",
+    )
+
+
+def _limit(works: Sequence[Work]) -> str:
+    what, share = limit(works)
+    return f"{what}, {share:.0%}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}"
 
 
 def _wrong(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ _LAYERS = "abcd"
 
 
 def jobs(sizes: Sizes, device: str) -> Iterable[Job]:
-    """Ours, and for activations the same rule in plain torch. Only the CUDA kernels read lists."""
+    """Ours, and of activations the same in plain torch, by sorting and by `topk`. Only the CUDA kernels read lists."""
     for rule in _RULES:
         yield Job(f"activations {rule}", lambda rule=rule: _activations(sizes, device, rule))  # type: ignore[misc]
     for unit in _UNITS:
@@ -41,11 +41,34 @@ def _activations(sizes: Sizes, device: str, rule: Rule) -> Iterable[Row]:
     ours, plain = keep(x, pruning), plain_pack(x, pruning)
     if not torch.equal(restore(ours, shape, x.dtype), plain_unpack(plain, shape, x.dtype)):
         raise ValueError(f"activations pruned by the rule {rule!r} differ from those of plain torch")
+    selected = _by_topk(x, pruning)
+    # What of equal elements is kept is not said; zeros are kept by one and not by the other.
+    if not torch.equal(
+        _restored(selected, x, pruning).sort().values, restore(ours, shape, x.dtype).flatten().sort().values
+    ):
+        raise ValueError(f"activations pruned by the rule {rule!r} differ from those that topk keeps")
     name = f"input of {shape}, {rule}, keep 0.5"
     yield network_row("pack", f"ours, {name}", [lambda: keep(x, pruning)], sizes, device)
     yield network_row("pack", f"torch, {name}", [lambda: plain_pack(x, pruning)], sizes, device)
+    yield network_row("pack", f"torch abs + topk + gather, {name}", [lambda: _by_topk(x, pruning)], sizes, device)
     yield network_row("unpack", f"ours, {name}", [lambda: restore(ours, shape, x.dtype)], sizes, device)
     yield network_row("unpack", f"torch, {name}", [lambda: plain_unpack(plain, shape, x.dtype)], sizes, device)
+
+
+def _tiles(x: Tensor, pruning: Pruning) -> Tensor:
+    return x.view(1, -1) if pruning.rule == "global" else x.flatten(1)
+
+
+def _by_topk(x: Tensor, pruning: Pruning) -> tuple[Tensor, Tensor]:
+    """Positions and values of what stays, the least that torch can do."""
+    tiles = _tiles(x, pruning)
+    positions = tiles.abs().topk(pruning.count(tiles.shape[1]), dim=1, sorted=False).indices
+    return positions, tiles.gather(1, positions).to(pruning.dtype or x.dtype)
+
+
+def _restored(selected: tuple[Tensor, Tensor], x: Tensor, pruning: Pruning) -> Tensor:
+    positions, values = selected
+    return torch.zeros_like(_tiles(x, pruning)).scatter_(1, positions, values.to(x.dtype)).flatten()
 
 
 def _swap(sizes: Sizes, device: str, unit: str) -> Iterable[Row]:

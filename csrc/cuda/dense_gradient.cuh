@@ -73,21 +73,19 @@ class Copier {
 
   // The terms [first, first + kDepth), zeros from `end` on.
   __device__ __forceinline__ void load(std::int32_t first, std::int32_t end) {
+    Place at = place(first + depth(0));  // a thread's four are of one term where lanes follow the pixels
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       slope_[i] = input_[i] = 0;
       const std::int32_t term = first + depth(i);
       if (term >= end) continue;
-      const std::int32_t sample = kPixels ? term / s_.pixels : term, pixel = kPixels ? term % s_.pixels : 0;
-      const std::int64_t slopes = std::int64_t{sample} * s_.out_channels * s_.pixels + pixel;
-      if (line(i) < rows_) slope_[i] = widen(operands_.slope[slopes + std::int64_t{row_ + line(i)} * s_.pixels]);
+      if (!kPixels) at = place(term);
+      if (line(i) < rows_) slope_[i] = widen(operands_.slope[at.slope + std::int64_t{row_ + line(i)} * s_.pixels]);
       const int own = i % kLines;
-      const std::int32_t y = pixel / s_.out_width * s_.stride_h + y_[own];
-      const std::int32_t x = pixel % s_.out_width * s_.stride_w + x_[own];
+      const std::int32_t y = at.y + y_[own], x = at.x + x_[own];
       const bool inside = y >= 0 && y < s_.height && x >= 0 && x < s_.width;
       if (channel_[own] < 0 || !inside) continue;
-      const std::int64_t image = std::int64_t{sample} * s_.in_channels * s_.height * s_.width;
-      input_[i] = widen(operands_.input[image + channel_[own] + y * s_.width + x]);
+      input_[i] = widen(operands_.input[at.image + channel_[own] + y * s_.width + x]);
     }
   }
 
@@ -101,6 +99,20 @@ class Copier {
 
  private:
   static constexpr int kLines = kPixels ? 4 : 1;  // different ones
+
+  // Of a term: where the slopes of its pixel and the input's picture begin, and the pixel that the tap (0, 0) meets
+  // without padding.
+  struct Place {
+    std::int64_t slope, image;
+    std::int32_t y, x;
+  };
+
+  __device__ __forceinline__ Place place(std::int32_t term) const {
+    const std::int32_t sample = kPixels ? term / s_.pixels : term, pixel = kPixels ? term % s_.pixels : 0;
+    return {std::int64_t{sample} * s_.out_channels * s_.pixels + pixel,
+            std::int64_t{sample} * s_.in_channels * s_.height * s_.width, pixel / s_.out_width * s_.stride_h,
+            pixel % s_.out_width * s_.stride_w};
+  }
 
   static __device__ std::int32_t line(int i) {
     return static_cast<std::int32_t>(kPixels ? threadIdx.x / 32 + 8 * i : threadIdx.x % 32);

@@ -1,13 +1,17 @@
 """What the stages read out of other programs' output, and what they hand to them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks.gpu import kinds, timing, tiny
+from benchmarks.gpu.cases import PRECISIONS, sizes
 from benchmarks.gpu.operands import Operands, errors, moved_bytes, told, weight_shape
-from benchmarks.gpu.stages import build, counters, sanitize, tests
+from benchmarks.gpu.stages import build, counters, sanitize, step, tests
 from benchmarks.gpu.stages.provenance import source_digest
 from fedsparse.bench.cases import LayerCase
+from fedsparse.nn import fold
 
 GATHER = (
     "_ZN9fedsparse5csr1648_GLOBAL__N__4ab11071_15_csr16_gather_cu_ec1562ec13gather_kernelIfLi4ELi4EEEvNS1_6GatherIT_EE"
@@ -127,6 +131,20 @@ def test_masks_of_units_are_whole_units(generator):
 def test_tiny_cases_run(capsys):
     tiny.main(["element/cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_folded_clients_that_differ_from_themselves_alone_are_not_timed(monkeypatch):
+    def swapped(networks):
+        whole = fold(networks)
+        whole.conv1.weight.data = whole.conv1.weight.data.flip(0)
+        return whole
+
+    monkeypatch.setattr(step, "fold", swapped)
+    kind = next(kind for kind in kinds.KINDS if kind.name == "element/cpu")
+    folded = step.Contender(kind.name, "folded", PRECISIONS["fp32"], 2, kind, clients=2)
+    wide = replace(sizes(cpu=True), width=4)
+    with pytest.raises(ValueError, match="the last of 2 folded networks is off by"):
+        list(step._measured(folded, wide, "cpu"))
 
 
 # ---- numbers

@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import optimizers, upkeep
+from benchmarks.gpu import masks, optimizers, upkeep
 from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import KINDS, Kind, of_device
@@ -24,7 +24,7 @@ __all__ = ["again", "run"]
 
 
 def run(context: Context) -> None:
-    """Density after density, so that a run that is short has all layers at the first ones."""
+    """Density after density, so that a short run has all layers at the first one, and what comes besides them."""
     device = context.device()
     sweep(context, _jobs(sizes(cpu=context.cpu), device))
 
@@ -38,17 +38,23 @@ def again(first: Row) -> float:
 
 
 def _jobs(sizes: Sizes, device: str) -> Iterator[Job]:
-    for density in sizes.densities:
-        for kind in of_device(device):
-            for name in kind.precisions:
-                for case in sizes.cases:
-                    layer = replace(case, density=density)
-                    yield Job(
-                        f"{kind.name} {layer} {name}",
-                        lambda c=layer, k=kind, p=PRECISIONS[name]: _measured(c, k, p, sizes),  # type: ignore[misc]
-                    )
-    yield from optimizers.jobs(sizes, device)
-    yield from upkeep.jobs(sizes, device)
+    first, *others = sizes.densities
+    yield from _layers(sizes, device, first)
+    for more in (optimizers, upkeep, masks):
+        yield from more.jobs(sizes, device)
+    for density in others:
+        yield from _layers(sizes, device, density)
+
+
+def _layers(sizes: Sizes, device: str, density: float) -> Iterator[Job]:
+    for kind in of_device(device):
+        for name in kind.precisions:
+            for case in sizes.cases:
+                layer = replace(case, density=density)
+                yield Job(
+                    f"{kind.name} {layer} {name}",
+                    lambda c=layer, k=kind, p=PRECISIONS[name]: _measured(c, k, p, sizes),  # type: ignore[misc]
+                )
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,8 @@ _DENSITY = 0.1
 _WARMUP = 3
 _COMPILING = 30.0  # seconds that torch.compile is thought to need at most
 _PIXELS = 32
+_CLASSES = 10
+_SLACK = 20  # layers, each of which may be off by what its precision allows
 _KEEP = 0.5
 _PRUNED = f"keep {_KEEP} bf16"  # activations pruned, what is kept of them stored as bfloat16
 
@@ -101,6 +103,8 @@ def _measured(one: Contender, sizes: Sizes, device: str) -> Iterable[Row]:
     one.precision.set()
     cuda = device == "cuda"
     model, x, y = _network(one, sizes, device)
+    if one.clients > 1:
+        _require_alike(one, model, x, sizes, device)
     peak = None  # what a compiled step holds cannot be told from what its compiler does
     if one.variant == "compile":
         model.compile()
@@ -144,12 +148,22 @@ def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tens
     if one.variant in ("channels_last", "compile"):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous(memory_format=torch.channels_last)
-    return model, x, torch.randint(10, (one.batch * one.clients,), device=device)
+    return model, x, torch.randint(_CLASSES, (one.batch * one.clients,), device=device)
+
+
+def _require_alike(one: Contender, together: nn.Module, x: Tensor, sizes: Sizes, device: str) -> None:
+    """Raises ValueError where the last of folded networks does not compute what it does alone."""
+    alone, _, _ = _network(replace(one, clients=1), sizes, device)
+    with torch.no_grad():
+        wanted = alone(x[:, -3:].contiguous()).float()
+        error = float((together(x)[:, -_CLASSES:].float() - wanted).norm() / wanted.norm())
+    if not error <= _SLACK * one.precision.tolerance:
+        raise ValueError(f"the last of {one.clients} folded networks is off by {error:.1e} against itself alone")
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Of one network, or the sum over folded ones: their rows of 10 logits stand side by side."""
-    logits = model(x).float().reshape(len(y), -1)  # a `cuda` network's samples may lie side by side
+    """Of one network, or the sum over folded ones: their rows of logits stand side by side."""
+    logits = model(x).float().reshape(len(y), _CLASSES)  # a `cuda` network's samples may lie side by side
     return F.cross_entropy(logits, y) * (len(y) // len(x))
 
 

@@ -1,0 +1,207 @@
+"""Kernels besides the products and of whole steps, against counts made by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.gpu import prune_work
+from benchmarks.gpu.activation_work import dense_pack, pack_global, pack_rows, pack_short_rows
+from benchmarks.gpu.cases import OPS
+from benchmarks.gpu.estimates import CALL, StepEstimate, besides, limit, steps
+from benchmarks.gpu.kinds import KINDS
+from benchmarks.gpu.occupancy import issued, starved, unevenly
+from benchmarks.gpu.prune_work import dense_prune, lists, prune, rebuild
+from benchmarks.gpu.regrow_work import dense_regrow, regrow
+from benchmarks.gpu.roofline import Work, dense_work, seconds
+from benchmarks.gpu.step_work import convolutions, dense_step, folded, sparse_step
+from benchmarks.gpu.torch_work import passed, tiny, topk
+from fedsparse.bench.cases import LayerCase
+
+# 64 channels of 32x32, batch 32: 2,097,152 numbers in and out, 36,864 weights, sums of 32,768 terms.
+CASE = LayerCase(64, 64, 32, batch=32)
+LAUNCH = 2e-6  # seconds
+
+
+# ---- what does not fill the device
+def test_few_blocks_cost_as_much_as_the_busiest_multiprocessor():
+    assert unevenly(264.0, 264) == 264
+    assert unevenly(1.0, 1) == 132
+    assert unevenly(288.0, 288) == 3 * 132  # two for most, three for some
+    assert issued(10) == 20
+
+
+def test_a_path_that_waits_for_answers_moves_less():
+    # 100 bytes a second and 2 seconds until an answer: 200 bytes fill the path
+    assert starved(1000, 50, 2.0, 100.0) == 4000
+    assert starved(1000, 300, 2.0, 100.0) == 1000
+
+
+# ---- torch
+def test_selection_of_one_long_row_by_hand():
+    """36,864 numbers of 4 bytes, 369 wanted: four digits in three launches each, a pass to gather, and five small."""
+    works = topk(1, 36_864, 369, 4)
+    assert len(works) == 1 + 4 * 3 + 4 + 1
+    moved = [work.memory for work in works if work.memory]
+    assert moved == [147_456] * 4 + [147_456 + 369 * 12]
+    assert len(topk(1, 36_864, 369, 2)) == 12  # two digits
+
+
+def test_a_short_row_is_selected_by_one_block():
+    """8,192 numbers: 16 digits of 2 bits and two passes more, of which 4 KB are under way at a time."""
+    (work,) = topk(1, 8_192, 10, 4)
+    assert work.memory == 32_768 + 120
+    # 5.5 TB/s for 0.15 us are 825,000 bytes
+    assert work.cache == pytest.approx(18 * 32_768 * 825_000 / 4096)
+    assert len(topk(128, 8_192, 10, 4)) == 18, "of a hundred rows those of 5,000 are long"
+    assert len(topk(128, 4_096, 10, 4)) == 1
+
+
+# ---- regrow
+def test_regrow_by_hand():
+    works = regrow(CASE, 369, "bf16")
+    # 36,864 positions have 16 bits, keys 47: five digits to search, six to sort by.
+    assert len(works) == 2 + 4 + (2 * 5 + 1) + 2 * 6 + 1 == 30
+    assert [work.memory for work in works[:2]] == [2 * 2 * 2_097_152] * 2
+    sample, whole = works[3], works[5]
+    # 36 tiles of 32x32 in 8 runs of 128 steps each; 288 blocks, 3 on the busiest of 132 multiprocessors
+    assert whole.flops == pytest.approx(2 * 36 * 1024 * 256 * 360 * 3 * 132 / 288)
+    assert whole.shared == pytest.approx(36 * 1_048_576 * 32 * 2.25 * 3 * 132 / 288)
+    assert whole.memory == 2 * 2 * 2_097_152 + 2 * 4 * 288 * 1024
+    assert whole.cache == 36 * 32_768 * 2 * (32 + 5)  # 32 columns are of at most 5 channels
+    # three tiles of the sample, 24 blocks, as long as a block takes
+    assert sample.flops == pytest.approx(2 * 3 * 1024 * 256 * 360 * 132 / 24)
+    assert limit([whole]) == ("shared memory", 1.0)
+    assert works[-1].memory == 369 * (8 + 12)
+
+
+def test_dense_regrow_by_hand():
+    product, masked, magnitudes, *selected, found = dense_regrow(CASE, 369, "fp32")
+    assert [product] == dense_work(CASE, "grad_w", "fp32")
+    assert (masked.memory, magnitudes.memory) == (36_864 * 9, 36_864 * 8)
+    assert selected == topk(1, 36_864, 369, 4)
+    assert found.memory == 369 * 16
+
+
+def test_regrow_takes_longer_for_more():
+    times = [seconds(regrow(replace(CASE, batch=batch), 369, "fp32")) for batch in (32, 64, 128, 256)]
+    assert times == sorted(times)
+    assert times[-1] > 4 * times[0]
+    lines = LayerCase(4096, 4096, None, batch=256)
+    assert regrow(lines, 100, "fp32")[5].flops == pytest.approx(2 * 16_384 * 8 * 256 * 389 * 125 * 132 / 16_384)
+
+
+# ---- prune
+def test_prune_by_hand():
+    """A million weights of 4 bytes: three digits of two launches, counted, summed, listed; begun by one."""
+    works = prune(1_000_000)
+    assert len(works) == 10
+    assert [work.memory for work in works if work.memory] == [4e6] * 5
+    assert works[1].flops == 2 * 16 * 1_000_000
+    assert seconds(works) == pytest.approx(9 * LAUNCH + 2 * 55.5e6 / 52e12)  # the last has 55.5 instructions a weight
+
+
+def test_rebuild_and_lists_by_hand():
+    rows, merged, values, momentum = rebuild([10_000_000], 0.1)
+    assert rows == passed(0)
+    assert merged.memory == 10_000_000 * (2 + 2 + 4) + 2 * 8 * 1_000_000
+    assert values.memory == momentum.memory == 10_000_000 * 12
+    assert len(rebuild([1] * 19, 0.1)) == 76
+    listed = lists([1000] * 19)
+    assert len(listed) == 190
+    assert sum(work.memory for work in listed) == pytest.approx(2 * 19_000 * (3 * 2 + 4))
+
+
+def test_lists_of_all_layers_at_once_are_one_number(monkeypatch):
+    before = sum(work.memory for work in lists([1000] * 19))
+    monkeypatch.setattr(prune_work, "list_sets", lambda _: 1)
+    assert len(lists([1000] * 19)) == 5
+    assert sum(work.memory for work in lists([1000] * 19)) == pytest.approx(before)
+
+
+def test_dense_prune_by_hand():
+    works = dense_prune([1_000_000], 0.1, 0.1)
+    assert len(works) == 2 + 18 + 4 + 2
+    assert [work.memory for work in works[:2]] == [8e6, 9e6]
+    assert [work.memory for work in works[-6:]] == [2e6, 9e4, 2e6, 9e4, 9e6, 9e6]
+
+
+# ---- activations
+def test_packed_rows_by_hand():
+    """128 rows of 65,536 float32: a block a row, of which 524,288 bytes are under way."""
+    cut, mark, total, starts, packed = pack_rows(128, 65_536, 0.5, "fp32")
+    n = 8_388_608
+    assert cut.memory == 4 * n
+    assert cut.flops == pytest.approx(2 * 3 * 17 * n * 132 / 128)
+    # 5.5 TB/s for 0.27 us are 1,485,000 bytes, for 0.15 us 825,000
+    assert cut.cache == pytest.approx(4 * n * (1_485_000 + 2 * 825_000) / 524_288)
+    assert (mark.memory, packed.memory) == (n * 4.125, n * 5.125)
+    assert [total, starts] == tiny(2)
+    assert limit([cut]) == ("cache", 1.0)
+
+
+def test_other_ways_to_pack_by_hand():
+    n = 128 * 8192
+    assert len(pack_global(n, 0.5, "fp32")) == 1 + 3 * 2 + 2 + 1 + 2 + 1
+    assert len(pack_global(n, 0.5, "bf16")) == 11
+    cut, *others = pack_short_rows(128, 8192, 0.5, "bf16")
+    assert cut.flops == pytest.approx(2 * 113 * n * 132 / 128)
+    assert (cut.memory, len(others)) == (2 * n, 5)
+    magnitudes, *selected, gathered, stored = dense_pack(128, 8192, 0.5, "bf16")
+    assert magnitudes.memory == 4 * n
+    assert selected == topk(128, 8192, 4096, 2)
+    assert (gathered.memory, stored.memory) == (n / 2 * 12, n / 2 * 4)
+
+
+@pytest.mark.parametrize("pack", [pack_rows, dense_pack])
+def test_packing_takes_longer_for_more(pack):
+    times = [seconds(pack(128, size, 0.5, "fp32")) for size in (8_192, 32_768, 131_072)]
+    assert times == sorted(times)
+    shares = [seconds(pack(128, 131_072, keep, "fp32")) for keep in (0.1, 0.5, 0.9)]
+    assert shares == sorted(shares)
+
+
+# ---- steps
+def test_a_dense_step_by_hand():
+    cases = list(convolutions(32))
+    assert len(cases) == 19
+    works = dense_step(32, "bf16")
+    # 19 convolutions and the stem, 20 norms, 17 ReLUs, 16 sums, ends, and an optimiser over 62 tensors
+    assert len(works) == 57 + 2 + 20 * 5 + 17 * 2 + 16 + 4 + 12 + 3
+    assert works[:3] == [work for op in OPS for work in dense_work(cases[0], op, "bf16")]
+    # stem and 4 of 2,097,152 numbers, then 5 each of a half, a quarter, an eighth
+    numbers = 2_097_152 * (5 + 2.5 + 1.25 + 0.625)
+    norms = works[59:159]
+    assert sum(work.memory for work in norms) == pytest.approx(2 * 8 * numbers)
+    relus = works[159:193]
+    assert sum(work.memory for work in relus) == pytest.approx(2 * 5 * 2_097_152 * (5 + 2 + 1 + 0.5))
+    # sums: 4 of the first stage's size; of the others 3 of their own and one of what they read
+    sums = works[193:209]
+    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * (4 + 2.5 + 1.25 + 0.625))
+    # ResNet-18 has 11,173,962 parameters
+    assert sum(work.memory for work in works[-3:]) == pytest.approx(8 * 2 * 11_173_962)
+
+
+def test_a_sparse_step_has_other_products_and_a_smaller_optimiser():
+    kind = next(kind for kind in KINDS if kind.name == "block:16/cuda")
+    works, dense = sparse_step(32, "bf16", 0.1, kind.work), dense_step(32, "bf16")
+    products = [work for case in convolutions(32) for op in OPS for work in kind.work(case, op, 1, "bf16")]
+    assert len(works) - len(products) - 3 == len(dense) - 57
+    assert [work.memory for work in works[len(products) :][:3]] == [2 * 2 * 2_097_152] * 3
+    # a tenth of 11,157,504 weights, and all else there is
+    assert sum(work.memory for work in works[-3:]) == pytest.approx(8 * 2 * (1_115_750 + 16_458), abs=16 * 19)
+
+
+def test_folded_clients_share_launches():
+    works = [Work(8.0, "fp32", 4.0, 2.0, 1.0), passed(0)]
+    first, second = folded(works, 8)
+    assert first == Work(64.0, "fp32", 32.0, 16.0, 8.0)
+    assert seconds([second]) == LAUNCH
+    one = StepEstimate("", 32, works, tiny(10), clients=8)
+    assert one.dense_eager == pytest.approx(8 * 10 * CALL)
+
+
+def test_every_figure_that_is_wanted_has_an_estimate():
+    wanted = [one.what.split(",")[0].split(" 1")[0] for one in besides() if one.wanted]
+    assert {"regrow", "prune + rebuild + lists of strips", "pack"} == set(wanted)
+    found = [(one.wanted, one.clients) for one in steps() if one.what == "block:16/cuda bf16 density 0.1"]
+    assert found == [((2.5, 8.0), 1), ((5.0, None), 8), ((None, None), 1)]
