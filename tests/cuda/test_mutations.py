@@ -84,7 +84,7 @@ MUTATIONS = {
         "block_weight_gradient.cu", "pass * most", "0 * pass * most", several_strips
     ),
     "strips: two pixels of the weight gradient left out": Mutation(
-        "block_weight_gradient.cu", "pair = duty.part; duty", "pair = duty.part + 1; duty", wide_strips
+        "block_weight_gradient.cu", "pair = teams.part; duty", "pair = teams.part + 1; duty", wide_strips
     ),
     "strips: sums written over a tile that is still read": Mutation(
         "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
