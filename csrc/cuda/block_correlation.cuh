@@ -36,17 +36,18 @@ __device__ __forceinline__ void copy_slopes(T* slopes, const T* grad_y, const cs
 // How the warps of a strip divide its chunks and, where these are few, the tile's pixels. Chunks go round the teams, so
 // that none has more than one above another.
 struct Teams {
-  std::int32_t count, teams, team, parts, part;  // count: chunks, `sets` for each warp at most
+  std::int32_t teams, team, parts, part, sets;  // sets: chunks of this warp
 
-  __device__ Teams(std::int32_t chunks, std::int32_t warps, std::int32_t sets) : count(chunks), teams(1) {
+  __device__ Teams(std::int32_t chunks, std::int32_t warps, std::int32_t most) : teams(1) {
     const auto warp = static_cast<std::int32_t>(threadIdx.x / 32) % warps;
-    while (teams * sets < count) teams *= 2;
+    while (teams * most < chunks) teams *= 2;
     parts = warps / teams;
     team = warp % teams;
     part = warp / teams;
+    sets = (chunks - team + teams - 1) / teams;
   }
   __device__ __forceinline__ std::int32_t chunk(int set) const { return team + set * teams; }
-  __device__ __forceinline__ bool has(int set) const { return chunk(set) < count; }
+  __device__ __forceinline__ bool has(int set) const { return set < sets; }
 };
 
 // The distances of a lane's lines: 16 bits, of the row that it names to ldmatrix; 32 bits, of rows `group` and `group`
@@ -86,7 +87,8 @@ __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], c
     // Depth: member m holds 4 samples of pixel m / 2, two for each of two steps.
     const std::int32_t pixel = first_pixel + lane % 4 / 2, half = lane % 2 * 4;
     const bool live = pixels.live(problem, place, pixel);
-    const std::int32_t at = pixels.distance(pixel);
+    const std::int32_t some = live ? ~0 : 0;  // so that a set has but to add its distances
+    const auto* const lines = stage + (live ? pixels.distance(pixel) : zeros) * kBatch + half;
     typename A::Right b[2][kTiles];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -97,8 +99,8 @@ __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], c
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       if (!teams.has(set)) continue;
-      const auto x = load_words<4>(stage + (live ? distance.of[set][0] + at : zeros) * kBatch + half);
-      const auto z = load_words<4>(stage + (live ? distance.of[set][1] + at : zeros) * kBatch + half);
+      const auto x = load_words<4>(lines + (distance.of[set][0] & some) * kBatch);
+      const auto z = load_words<4>(lines + (distance.of[set][1] & some) * kBatch);
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const auto a = A::left({x.word[2 * s], z.word[2 * s], x.word[2 * s + 1], z.word[2 * s + 1]});
@@ -109,7 +111,8 @@ __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], c
   } else {
     const std::int32_t pixel = first_pixel + lane / 16;
     const bool live = pixels.live(problem, place, pixel);
-    const std::int32_t at = pixels.distance(pixel);
+    const std::int32_t some = live ? ~0 : 0;  // so that a set has but to add its distances
+    const auto* const lines = stage + (live ? pixels.distance(pixel) : zeros) * kBatch;
     typename A::Right b[kTiles];
     if constexpr (kTiles == 1) {
       unsigned y[2];
@@ -129,7 +132,7 @@ __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], c
     for (int set = 0; set < kSets; ++set) {
       if (!teams.has(set)) continue;
       unsigned a[4];
-      ptx::load_matrices(a, stage + (live ? distance.of[set][0] + at : zeros) * kBatch);
+      ptx::load_matrices(a, lines + (distance.of[set][0] & some) * kBatch);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[set][t], A::left(a), b[t]);
     }
