@@ -44,8 +44,7 @@ class _Cut(NamedTuple):
 def regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     """One layer's search for k positions, launch for launch; that the sample's bound holds is taken for granted.
 
-    What is listed, about 2 k entries, or all positions of a small weight, of which next to none are taken to be kept, is
-    sorted.
+    What is listed is sorted: about 2 k entries, or all positions of a small weight, as if none were kept.
     """
     size, cut = sizes_of(case)[2], _cut(case, ELEMENT[precision])
     small = size <= _SMALL
@@ -83,7 +82,7 @@ def _cut(case: LayerCase, element: int) -> _Cut:
         channels -= channels % CHUNK
     strips = 2 if case.outputs > _STRIP else 1
     tiles = -(-case.outputs // (strips * _STRIP)) * -(-case.inputs // channels)
-    return _Cut(strips, channels, tiles, max(min(_FULL_DEVICE // tiles, pixels.count), 1))
+    return _Cut(strips, channels, tiles, max(min(_FULL_DEVICE // tiles, pixels.total), 1))
 
 
 def _gradients(case: LayerCase, precision: str, tiles: int) -> Work:
@@ -98,9 +97,9 @@ def _gradients(case: LayerCase, precision: str, tiles: int) -> Work:
         teams *= 2
     sets = -(-chunks // teams)
     blocks, rows = tiles * cut.splits, cut.strips * _STRIP
-    samples = pixels.count * pixels.pixels * LINE
+    samples = pixels.total * pixels.pixels * LINE
     products = float(tiles * teams * sets * CHUNK * rows * samples)
-    staged = tiles * (cut.channels * pixels.read * pixels.count + rows * samples * element)
+    staged = tiles * (cut.channels * pixels.read * pixels.total + rows * samples * element)
     shared = element * products * (1 / _STRIP + 1 / (sets * CHUNK)) + staged
     # float32 keeps its accuracy in three products of TF32.
     flops, unit = (6.0, "tf32") if precision == "fp32" else (2.0, precision)

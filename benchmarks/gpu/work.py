@@ -175,13 +175,13 @@ class PixelTiles(NamedTuple):
     """The tiles of pixels that a weight gradient goes over.
 
     Attributes:
-        count: of them.
+        total: how many there are.
         pixels: of a tile, each with a line of samples.
         pitch: lines that a channel of the slab takes in shared memory.
         read: bytes that are read of a channel for a tile.
     """
 
-    count: int
+    total: int
     pixels: int
     pitch: int
     read: float

@@ -73,8 +73,8 @@ struct Distances {
   }
 };
 
-// Adds the products of one pair of pixels. A pixel outside the picture takes its lines from the zeros: x may be infinite
-// where only other pixels read it.
+// Adds the products of one pair of pixels. A pixel outside the picture takes its lines from the zeros: x may be
+// infinite where only other pixels read it.
 template <typename A, int kSets, int kTiles>
 __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], const Teams& teams,
                                                const Distances<A::kWide, kSets>& distance,

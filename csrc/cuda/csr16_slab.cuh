@@ -28,8 +28,8 @@ struct Problem {
   std::int64_t tiles() const { return std::int64_t{stacks} * grid.tiles_y * grid.tiles_x; }
 };
 
-// A tile of the target: its first image of 8 samples and the first pixel in the grid. Tiles are numbered with 64 bits, or
-// with 32 where a caller knows that they suffice: dividing is much less work then.
+// A tile of the target: its first image of 8 samples and the first pixel in the grid. Tiles are numbered with 64 bits,
+// or with 32 where a caller knows that they suffice: dividing is much less work then.
 struct Place {
   std::int32_t image, row, column;
 

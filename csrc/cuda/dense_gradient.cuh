@@ -1,12 +1,12 @@
 // The dense gradient of a weight on tensor cores, tile by tile, so that a large one need not exist.
 //
 // The gradient of strips (block_weight_gradient.cu) with every line kept: a block of threads takes 64 target channels
-// and a slab of the source, whose line number l is the column l of the weight there, at a distance that is computed. Its
-// sums end in shared memory, in the order of the weight, and are handed to what the launch is for.
+// and a slab of the source, whose line number l is the column l of the weight there, at a distance that is computed.
+// Its sums end in shared memory, in the order of the weight, and are handed to what the launch is for.
 //
-// A weight of few tiles has their pixels divided as well, so as to fill a device. The sums of all divisions are then
-// left in memory, 22 MB at most, and added up in order by a launch for each thing that they are wanted for. How a weight
-// is cut depends on its shape alone, so equal arguments give equal bits on every device.
+// A weight of few tiles has the pixels split as well, so as to fill a device. The sums of all splits are then left in
+// memory, 22 MB at most, and added up in order by a launch for each thing that they are wanted for. How a weight is cut
+// depends on its shape and dtype alone, so equal arguments give equal bits on every device.
 #pragma once
 
 #include <optional>

@@ -9,9 +9,9 @@
 //      fail, and the keys within it are listed; otherwise these launches end at once;
 //   4. the list is sorted; its first k are the result, whatever else is in it.
 //
-// The sums of a weight of few tiles are left in memory once and read in each step, a piece of a tile at a time; tiles of
-// a larger one are computed again. Of a small weight all positions are listed and nothing is searched. What a step has to
-// do is decided on the device, and all are launched always.
+// The sums of a weight of few tiles are left in memory once and read in each step, a piece of a tile at a time; tiles
+// of a larger one are computed again. Of a small weight all positions are listed and nothing is searched. What a step
+// has to do is decided on the device, and all are launched always.
 #include <optional>
 
 #include "../cpu/arena.h"

@@ -1,8 +1,8 @@
 """The CUDA kernels, for numbers stored in 32 or 16 bits and summed in float32.
 
 Weights in which 8, 16 or 32 neighbouring output channels keep the same columns, as in `vector:G` and `block:B`, are
-multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h). The gradients among which
-`topk_pruned` chooses are computed on tensor cores, whatever the mask.
+multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h). The gradients among
+which `topk_pruned` chooses are computed on tensor cores, whatever the mask.
 """
 
 import math

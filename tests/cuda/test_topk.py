@@ -11,7 +11,7 @@ from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, product_cases, relative_error
 from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, ConvShape, as_float, as_stored, poisoned
 from tests.cuda.selection import dense_gradient, topk_pruned
-from tests.cuda.test_csr16 import LARGE, SPECIAL, one_case, stored
+from tests.cuda.test_csr16 import SPECIAL, one_case, stored
 
 
 def pruned_positions(product: ProductCase) -> np.ndarray:
@@ -42,11 +42,48 @@ def check_gradient(product: ProductCase, held, found: np.ndarray, tolerance: flo
 
 def test_awkward_products(scheduled):
     """Sizes, strides, paddings, dilations and groups of all kinds; densities from 0 to 1; k from none to all."""
-    for product in product_cases(np.random.default_rng(7), 6):
+    for product in product_cases(np.random.default_rng(7), 4):
         held, pruned = stored(product, FLOAT32), pruned_positions(product)
         gradients = dense_gradient(scheduled, held)
         check_gradient(product, held, gradients)
         check_topk(scheduled, held, gradients, pruned, (0, 1, len(pruned) // 3, len(pruned)))
+
+
+SHAPES = {
+    "one sample": one_case((70, 40), (1, 40)),
+    "three samples, groups and strides": one_case((66, 2, 2, 3), (3, 6, 7, 6), Geometry((2, 1), (1, 2), groups=3)),
+    "eight samples, several slabs, stride 2": one_case((33, 37, 3, 3), (8, 37, 7, 5), Geometry((2, 2), (1, 1))),
+    "sixteen samples, dilation": one_case((40, 20, 3, 2), (16, 20, 6, 7), Geometry((1, 1), (2, 1), (2, 1))),
+    "24 samples, two of three images in a tile": one_case((9, 5, 1, 3), (24, 5, 4, 9), Geometry(padding=(0, 1))),
+    "a kernel of several passes": one_case((8, 2, 19, 18), (2, 2, 20, 19), Geometry()),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_arithmetics(shim, name):
+    """Gradients of every arithmetic, and the largest of them."""
+    product, pruned = SHAPES[name], pruned_positions(SHAPES[name])
+    shim.seed(1)
+    for dtype, tf32 in ((FLOAT32, False), (FLOAT32, True), (BFLOAT16, False), (FLOAT16, False)):
+        held = stored(product, dtype)
+        gradients = dense_gradient(shim, held, tf32=tf32)
+        check_gradient(product, held, gradients, 1e-3 if tf32 else 2e-6)
+        check_topk(shim, held, gradients, pruned, (len(pruned) // 3,), tf32=tf32)
+    shim.seed(0)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_what_no_tap_meets_may_be_infinite(shim, dtype):
+    """Pixels that a stride leaves out, next to others in the slab, and a padded border."""
+    product = one_case((5, 3, 2, 2), (9, 3, 8, 11), Geometry((3, 3), (1, 0)))
+    held = stored(product, dtype)
+    x = as_float(held.x, dtype)
+    x[:, :, 1::3], x[:, :, :, 2::3] = np.inf, np.nan
+    found = dense_gradient(shim, replace(held, x=as_stored(x, dtype)))
+    x[:, :, 1::3], x[:, :, :, 2::3] = 0, 0
+    wanted = dense_gradient(shim, replace(held, x=as_stored(x, dtype)))
+    assert np.isfinite(found).all()
+    assert np.array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
@@ -61,10 +98,10 @@ def test_16_bit_storage(shim, dtype):
     shim.seed(0)
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_runs_are_added_in_order(shim, name):
-    """Sums too long for one block of threads: any block may be the last, the bits are the same."""
-    product = LARGE[name]
+@pytest.mark.parametrize("name", ["three images, two of them in a tile of 16 bits", "a wide linear layer"])
+def test_the_schedule_changes_no_bit(shim, name):
+    """Sums of several blocks of threads, and of warps that share a chunk of lines."""
+    product = SPECIAL[name]
     held = stored(product, FLOAT32)
 
     def bits(seed):
@@ -73,7 +110,7 @@ def test_runs_are_added_in_order(shim, name):
 
     found = bits(0)
     check_gradient(product, held, np.frombuffer(found, np.float32).copy())
-    assert all(bits(seed) == found for seed in (1, 2, 3))
+    assert all(bits(seed) == found for seed in (1, 2))
     gradients, pruned = np.frombuffer(found, np.float32), pruned_positions(product)
     check_topk(shim, held, gradients, pruned, (len(pruned) // 2,))
     shim.seed(0)
@@ -84,7 +121,7 @@ SAMPLED = [(0, 0), (160, 64), (224, 32), (224, 160), (288, 128), (288, 256)]  # 
 
 
 def planted(rows: np.ndarray, columns: np.ndarray, density: float = 0.1, dtype: int = FLOAT32):
-    """A linear layer whose dense gradient is the outer product of these, which have 11 bits: no arithmetic rounds it."""
+    """A linear layer whose dense gradient is the outer product of these: of 11 bits, which no arithmetic rounds."""
     product = one_case((len(rows), len(columns)), (1, len(columns)), density=density, seed=5)
     grad, x = (as_stored(side[None].astype(np.float32), dtype) for side in (rows, columns))
     held = replace(stored(product, dtype), grad=grad, x=x)
@@ -188,7 +225,8 @@ def test_memory_grows_with_k_alone(shim):
 def test_refusals(shim, sizes, nnz, k):
     shape, nothing = ConvShape(*sizes), poisoned(1, np.float32)
     assert shim.value("fedsparse_cuda_topk_pruned_size", shape, FLOAT32, nnz, k) == 0
-    arguments = (shape, FLOAT32, False, nnz, nothing, nothing, True, nothing, nothing, k, nothing, nothing, nothing, None)
+    rows, operands = (nothing, nothing, True), (nothing, nothing)
+    arguments = (shape, FLOAT32, False, nnz, *rows, *operands, k, nothing, nothing, nothing, None)
     assert shim.value("fedsparse_cuda_topk_pruned", *arguments) == 1
 
 
