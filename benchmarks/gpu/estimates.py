@@ -17,7 +17,7 @@ __all__ = ["CALL", "Estimate", "StepEstimate", "besides", "limit", "steps"]
 CALL = 7.5e-6  # seconds that a kernel costs which Python launches, the middle of the design's 5 to 10 us
 _DENSITY, _SWAPPED, _GROWN, _KEEP = 0.1, 0.1, 0.01, 0.5
 _BATCHES = (32, 128)
-_PRECISIONS = (("bf16", "bf16"), ("fp32", "fp32"), ("fp32", "tf32"))  # ours, and what the dense products use
+_PRECISIONS = ("bf16", "fp32", "tf32")
 _WIDE, _NARROW = (64, 32), (512, 4)  # channels and pixels along a side, of the first and of the last stage
 
 
@@ -84,11 +84,10 @@ def _regrow() -> Iterator[Estimate]:
     for batch in _BATCHES:
         cases = list(convolutions(batch))
         counts = [max(round(_GROWN * sizes_of(case)[2]), 1) for case in cases]
-        for mine, theirs in _PRECISIONS:
-            name = f"regrow, B {batch}, {mine} against dense {theirs}"
-            ours = [work for case, k in zip(cases, counts, strict=True) for work in regrow(case, k, mine)]
-            dense = [work for case, k in zip(cases, counts, strict=True) for work in dense_regrow(case, k, theirs)]
-            yield Estimate(name, ours, dense, "3")
+        for precision in _PRECISIONS:
+            ours = [work for case, k in zip(cases, counts, strict=True) for work in regrow(case, k, precision)]
+            dense = [work for case, k in zip(cases, counts, strict=True) for work in dense_regrow(case, k, precision)]
+            yield Estimate(f"regrow, B {batch}, {precision}", ours, dense, "3")
 
 
 def _prune() -> Iterator[Estimate]:

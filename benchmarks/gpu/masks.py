@@ -16,7 +16,6 @@ from benchmarks.gpu.sweep import Job
 from fedsparse.backends import BATCH_INNERMOST
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.backends.cuda_lists import build
-from fedsparse.backends.layout import CONTIGUOUS
 from fedsparse.bench.cases import LayerCase
 from fedsparse.pattern import Pattern
 from fedsparse.pruning import smallest
@@ -34,9 +33,8 @@ Found = tuple[Tensor, Tensor]  # flat positions and gradients
 
 def jobs(sizes: Sizes, device: str) -> Iterable[Job]:
     """Ours and dense torch on all convolutions of the network, each checked before it is timed."""
-    for name in ("bf16", "fp32"):
+    for name in ("bf16", "fp32", "tf32"):
         yield Job(f"regrow {name}", lambda p=PRECISIONS[name]: _regrow(sizes, device, p), _NEEDS)  # type: ignore[misc]
-    yield Job("regrow dense tf32", lambda: _dense_regrow(sizes, device, PRECISIONS["tf32"]), _NEEDS)
     yield Job("prune", lambda: _prune(sizes, device))
 
 
@@ -87,7 +85,7 @@ def _regrow(sizes: Sizes, device: str, precision: Precision) -> Iterable[Row]:
     def search() -> list[Found]:
         return [
             backend.topk_pruned(
-                CONTIGUOUS.of(operands.grad), CONTIGUOUS.of(operands.x), layer.pattern, layer.k,
+                operands.grad, operands.x, layer.pattern, layer.k,
                 told(layer.case, layer.pattern.nnz, precision.dtype, device),
             )
             for layer, operands in zip(layers, given, strict=True)

@@ -1,42 +1,66 @@
-"""The largest gradients of pruned weights, counted: ours, which never has the dense gradient, and torch's.
+"""The largest gradients of pruned weights, counted: ours on tensor cores, tile by tile, and torch's."""
 
-Instructions are those of the loops that nvcc 13.0 compiles for sm_90 (`cuobjdump -sass`).
-"""
+from typing import NamedTuple
 
-from benchmarks.gpu.occupancy import issued, unevenly
+from benchmarks.gpu.occupancy import unevenly
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny, topk
+from benchmarks.gpu.work import CHUNK, LINE, STAGE, gradient_tiles, turns
 from fedsparse.bench.cases import LayerCase
 
 __all__ = ["dense_regrow", "regrow"]
 
 # csrc/cuda/dense_gradient.cuh
-_TILE, _DEPTH, _THREADS = 32, 32, 256  # positions along a side, terms of a step, threads of a block
-_FULL_DEVICE, _SHORTEST = 264, 512  # blocks that are wanted, terms that a run has at least
-_OF_PICTURES, _OF_ROWS = 360, 389  # instructions of a thread and step, of which 128 multiply
-_READ, _STAGED = 2.0, 0.25  # bytes of shared memory for each multiply-add: 32 for 16, and what a step stages
+_STRIP = 32  # target channels of a warp
+_SETS, _WARPS = 5, 8  # chunks of lines that a warp has sums for, warps of a block
+_LINES = 4 * _SETS * CHUNK  # of a block
+_FULL_DEVICE = 264  # blocks that are wanted; so many tiles or fewer leave their sums in memory
 # csrc/cuda/topk.cu
-_SAMPLED = 16  # of so many tiles, one
+_SAMPLED = 16  # of so many pieces or tiles, one
+_SMALL = 1 << 16  # positions that are all listed
 _MAGNITUDE = 31  # bits
 _DIGIT, _SORTED = 11, 8  # bits of a digit that is searched, and that is sorted
 _MASK, _INDEX = 1, 8  # bytes
 _LISTED, _ENTRY, _FOUND = 2, 8, 12  # entries for each position wanted; bytes of an entry and of a position found
+_SUM = 4  # bytes
+
+
+class _Cut(NamedTuple):
+    """How a weight is cut.
+
+    Attributes:
+        strips: of a block.
+        channels: of a slab.
+        tiles: of the weight.
+        splits: of the tiles of pixels.
+    """
+
+    strips: int
+    channels: int
+    tiles: int
+    splits: int
 
 
 def regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     """One layer's search for k positions, launch for launch; that the sample's bound holds is taken for granted.
 
-    Activations, which lie batch-innermost, are turned first. What is listed, about 2 k entries, is sorted.
+    What is listed is sorted: about 2 k entries, or all positions of a small weight, as if none were kept.
     """
-    listed = passed(2 * _LISTED * _ENTRY * k)
-    bits = _MAGNITUDE + (sizes_of(case)[2] - 1).bit_length()
+    size, cut = sizes_of(case)[2], _cut(case, ELEMENT[precision])
+    small = size <= _SMALL
+    sort = passed(2 * _ENTRY * (size if small else _LISTED * k))
+    bits = _MAGNITUDE + (size - 1).bit_length()
     digits, passes = -(-bits // _DIGIT), -(-bits // _SORTED)
-    tiles = _tiles(case)
-    sample = _gradients(case, precision, -(-tiles // _SAMPLED))
+    if cut.tiles <= _FULL_DEVICE:
+        sums = float(_SUM * size * cut.splits)
+        products, sample, listed = [_gradients(case, precision, cut.tiles)], passed(sums / _SAMPLED), passed(sums)
+    else:
+        products, listed = [], _gradients(case, precision, cut.tiles)
+        sample = _gradients(case, precision, -(-cut.tiles // _SAMPLED))
     repairs = 2 * digits + 1  # of the bound, which end at once
-    turns = [passed(2 * ELEMENT[precision] * size) for size in sizes_of(case)[:2]]
-    search = [*tiny(1), sample, *tiny(1), _gradients(case, precision, tiles), *tiny(repairs)]
-    return [*turns, *search, *[listed] * (2 * passes), passed((_ENTRY + _FOUND) * k)]
+    search = [listed] if small else [sample, *tiny(1), listed, *tiny(repairs)]
+    begin = [*turns(case, "grad_w", precision), *tiny(1), *products]
+    return [*begin, *search, *[sort] * (2 * passes), passed((_ENTRY + _FOUND) * k)]
 
 
 def dense_regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
@@ -47,27 +71,41 @@ def dense_regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     return [*dense_work(case, "grad_w", precision), masked, magnitudes, *topk(1, size, k, element), found]
 
 
-def _tiles(case: LayerCase) -> int:
-    return -(-case.outputs // _TILE) * -(-(case.inputs * _taps(case)) // _TILE)
-
-
 def _taps(case: LayerCase) -> int:
     return 1 if case.size is None else case.kernel**2
 
 
+def _cut(case: LayerCase, element: int) -> _Cut:
+    most, pixels = max(_LINES // _taps(case), 1), gradient_tiles(case, element)
+    channels = min(most, case.inputs, STAGE // (pixels.pitch * LINE * element) - 1)
+    if channels > CHUNK:
+        channels -= channels % CHUNK
+    strips = 2 if case.outputs > _STRIP else 1
+    tiles = -(-case.outputs // (strips * _STRIP)) * -(-case.inputs // channels)
+    return _Cut(strips, channels, tiles, max(min(_FULL_DEVICE // tiles, pixels.total), 1))
+
+
 def _gradients(case: LayerCase, precision: str, tiles: int) -> Work:
-    """Some tiles of the dense gradient, on ordinary cores."""
-    depth, element = case.batch * case.places, ELEMENT[precision]
-    runs = min(-(-_FULL_DEVICE // _tiles(case)), max(depth // _SHORTEST, 1))
-    blocks = tiles * runs
-    steps = tiles * (depth / _DEPTH)
-    each = _OF_PICTURES if case.places > 1 else _OF_ROWS
-    products = steps * _DEPTH * _TILE**2
-    # Of 32 columns in a row, the taps of a channel meet in the first-level cache.
-    lines = _TILE + min(_TILE, -(-(_TILE - 1) // _taps(case)) + 1)
-    sums = 2 * 4 * blocks * _TILE**2 if runs > 1 else 0
+    """Some tiles of the dense gradient.
+
+    A block multiplies what its warps have sums for, rows and pixels that do not exist as well. A line of x serves the
+    strip of a warp, a line of grad_y its chunks; both are written to shared memory first.
+    """
+    element, cut, pixels = ELEMENT[precision], _cut(case, ELEMENT[precision]), gradient_tiles(case, ELEMENT[precision])
+    chunks, teams = -(-cut.channels * _taps(case) // CHUNK), 1
+    while teams * _SETS < chunks:
+        teams *= 2
+    sets = -(-chunks // teams)
+    blocks, rows = tiles * cut.splits, cut.strips * _STRIP
+    samples = pixels.total * pixels.pixels * LINE
+    products = float(tiles * teams * sets * CHUNK * rows * samples)
+    staged = tiles * (cut.channels * pixels.read * pixels.total + rows * samples * element)
+    shared = element * products * (1 / _STRIP + 1 / (sets * CHUNK)) + staged
+    # float32 keeps its accuracy in three products of TF32.
+    flops, unit = (6.0, "tf32") if precision == "fp32" else (2.0, precision)
+    left = _SUM * blocks * cut.channels * _taps(case) * rows if cut.tiles <= _FULL_DEVICE else 0
     inputs, outputs, _ = sizes_of(case)
     return Work(
-        issued(unevenly(steps * _THREADS * each, blocks)), "fp32", unevenly(products * (_READ + _STAGED), blocks),
-        float(element * (inputs + outputs) + sums), float(element * depth * tiles * lines), by="cores",
+        unevenly(flops * products, blocks), unit, unevenly(shared, blocks),
+        float(element * (inputs + outputs) + left), unevenly(staged, blocks), by="mma",
     )  # fmt: skip

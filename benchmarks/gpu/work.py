@@ -5,12 +5,13 @@ are turned into lines of 8 samples and back, which is counted too.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from benchmarks.gpu.roofline import ELEMENT, Work, sizes_of
 from fedsparse.bench.cases import LayerCase
 
-__all__ = ["Count", "csr16", "strips"]
+__all__ = ["CHUNK", "LINE", "STAGE", "Count", "PixelTiles", "csr16", "gradient_tiles", "strips", "turns"]
 
 # Kernels of an op of a layer that keeps `nnz` weights, in a precision.
 Count = Callable[[LayerCase, str, int, str], list[Work]]
@@ -28,7 +29,7 @@ class _Tile(NamedTuple):
         return self.images * self.rows * self.columns
 
 
-_LINE = 8  # samples
+LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
 _WARPS = 16  # of a block of the gather
 _GRADIENT = 64  # target channels of a block of the weight gradient
@@ -36,7 +37,7 @@ _INDEX = 4  # bytes of a place among the values
 _SECTOR = 32  # bytes that memory moves at least
 _ROWS = 32  # target channels of a block of the unstructured kernels
 _UNITED = 16  # input channels of a strip that are not alike
-_CHUNK, _STAGE = 16, 56 << 10  # channels of a slab of strips, and of them and one more, bytes
+CHUNK, STAGE = 16, 56 << 10  # channels of a slab of strips, and of them and one more, bytes
 _ROW = _Tile(1, 1, 16)  # of a linear layer
 # By bytes of a number, from the largest to the smallest (csrc/cuda/csr16.h, csrc/cuda/block.h).
 _OF_TAPS = {4: (_Tile(1, 8, 8), _Tile(1, 4, 4)), 2: (_Tile(2, 4, 8), _Tile(2, 4, 4))}
@@ -55,7 +56,7 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
         float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)),
         _slabs(case, op, element, _tile_of_taps(case, op, element), _ROWS), by="cores",
     )  # fmt: skip
-    return [*_turns(case, op, precision), product]
+    return [*turns(case, op, precision), product]
 
 
 def strips(width: int, *, inputs_alike: bool) -> Count:
@@ -80,13 +81,13 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
             # A line of x serves a strip, a line of grad_y the lines of a warp. The sums of parts are few.
             shared = element * products * (1 / channels + 1 / _warp_lines(width))
             slabs = _slabs(case, op, element, tile, _GRADIENT)
-            return [*_turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
+            return [*turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
         # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
         pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
         slabs = _slabs(case, op, element, tile, _channels_of_a_block(case, op, tile, channels))
-        cache = element * products / (_PIXELS * _LINE) + slabs
+        cache = element * products / (_PIXELS * LINE) + slabs
         product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
-        return [*_turns(case, op, precision), pack, product]
+        return [*turns(case, op, precision), pack, product]
 
     return count
 
@@ -140,13 +141,13 @@ def _tile_of_strips(case: LayerCase, op: str, element: int) -> _Tile:
         return _ROW
     reach, (large, small) = _Reach.of(case, op), _OF_STRIPS[element]
     whole = large.images == small.images and _fits(reach.side, small)
-    full = (_CHUNK + 1) * reach.pitch(large) * _LINE * element > _STAGE
+    full = (CHUNK + 1) * reach.pitch(large) * LINE * element > STAGE
     return small if whole or full else large
 
 
 def _warp_lines(width: int) -> int:
     """Lines of a list whose sums a warp of the weight gradient holds."""
-    return _CHUNK * (8 if width < 32 else 4)
+    return CHUNK * (8 if width < 32 else 4)
 
 
 def _channels_of_a_block(case: LayerCase, op: str, tile: _Tile, width: int) -> int:
@@ -161,13 +162,42 @@ def _slabs(case: LayerCase, op: str, element: int, tile: _Tile, channels: int) -
     target channels. Pixels lie a batch apart, so that the line of a single image in 16 bits fills half a sector.
     """
     sources, targets = (case.outputs, case.inputs) if op == "grad_x" else (case.inputs, case.outputs)
-    blocks, images = -(-targets // channels), _lines(case) // _LINE
+    blocks, images = -(-targets // channels), _lines(case) // LINE
     if case.size is None:
-        return float(blocks * sources * images * _LINE * element)
+        return float(blocks * sources * images * LINE * element)
     reach = _Reach.of(case, op)
     tiles = -(-reach.side // tile.rows) * -(-reach.side // tile.columns) * -(-images // tile.images)
-    line = max(tile.images * _LINE * element, _SECTOR) / tile.images
+    line = max(tile.images * LINE * element, _SECTOR) / tile.images
     return blocks * sources * tiles * reach.lines(tile) * line
+
+
+class PixelTiles(NamedTuple):
+    """The tiles of pixels that a weight gradient goes over.
+
+    Attributes:
+        total: how many there are.
+        pixels: of a tile, each with a line of samples.
+        pitch: lines that a channel of the slab takes in shared memory.
+        read: bytes that are read of a channel for a tile.
+    """
+
+    total: int
+    pixels: int
+    pitch: int
+    read: float
+
+
+def gradient_tiles(case: LayerCase, element: int) -> PixelTiles:
+    """Those of slabs of whole chunks of channels, for numbers of `element` bytes."""
+    tile = _tile_of_strips(case, "grad_w", element)
+    pitch = tile.pixels | 1 if case.size is None else _Reach.of(case, "grad_w").pitch(tile)
+    images = _lines(case) // LINE
+    if case.size is None:
+        return PixelTiles(-(-images // tile.pixels), tile.pixels, pitch, float(tile.pixels * LINE * element))
+    side = _Reach.of(case, "grad_w").side
+    count = -(-side // tile.rows) * -(-side // tile.columns) * -(-images // tile.images)
+    once = replace(case, inputs=1, outputs=1)
+    return PixelTiles(count, tile.pixels, pitch, _slabs(once, "grad_w", element, tile, 1) / count)
 
 
 def _union(density: float) -> float:
@@ -177,7 +207,7 @@ def _union(density: float) -> float:
 
 def _lines(case: LayerCase) -> int:
     """Samples computed: lines are computed whole."""
-    return -(-case.batch // _LINE) * _LINE
+    return -(-case.batch // LINE) * LINE
 
 
 def _moved(case: LayerCase) -> tuple[int, int]:
@@ -186,9 +216,9 @@ def _moved(case: LayerCase) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _turns(case: LayerCase, op: str, precision: str) -> list[Work]:
-    """Into lines and back; the gradient of values needs no turn back."""
-    if case.batch % _LINE == 0:
+def turns(case: LayerCase, op: str, precision: str) -> list[Work]:
+    """Activations into lines and back; the gradient of values needs no turn back."""
+    if case.batch % LINE == 0:
         return []
     inputs, outputs = _moved(case)
     moved = {"forward": (inputs, outputs), "grad_x": (outputs, inputs), "grad_w": (inputs, outputs)}[op]

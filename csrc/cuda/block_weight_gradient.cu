@@ -5,7 +5,7 @@
 // two pixels its depth. Each strip has its warps. They divide its chunks among them and, where these are few, the
 // pixels as well; at the end they add up in order, and a second kernel adds the chunks of tiles in order. Nothing
 // depends on timing.
-#include "block_math.cuh"
+#include "block_correlation.cuh"
 #include "cuda_api.h"
 
 namespace fedsparse::block {
@@ -13,11 +13,6 @@ namespace {
 
 using csr16::kThreads;
 using csr16::kWarps;
-
-constexpr int kTargets = 64;                   // channels of a block
-constexpr std::int64_t kFullDevice = 264;      // blocks that keep 132 SMs busy, two each
-constexpr int kMostPixels = 32;                // of a tile
-constexpr int kMostBytes = kStageBytes + kTargets * (kMostPixels + 1) * kBatch * 4;
 
 // Chunks of a warp. Registers have room for more of strips of 8, but not for their distances as well.
 __host__ __device__ constexpr int sets_of(int tiles) { return tiles < 4 ? 8 : 4; }
@@ -37,44 +32,19 @@ struct Correlation {
   float* partial;   // (splits, numbers)
 };
 
-// The pixels of a tile of grad_y, by channel of the strip; an odd number of lines from one to the next.
-__host__ __device__ inline std::int32_t slope_pitch(const csr16::Problem& p) {
-  return p.tile.pixels() | 1;
-}
-
-// Copies a tile of grad_y for `rows` channels from `first` on, zeros outside the picture and for channels that strips
-// of `width` together lack.
-template <typename T>
-__device__ __forceinline__ void copy_slopes(T* slopes, const Correlation<T>& c, const csr16::Place& place,
-                                            const Pixels& pixels, std::int32_t first, std::int32_t rows,
-                                            std::int32_t width) {
-  constexpr std::int32_t kPiece = 16 / sizeof(T), kPieces = kBatch / kPiece;
-  const csr16::Problem& p = c.problem;
-  const std::int32_t pieces = p.tile.pixels() * kPieces;
-  for (std::int32_t i = threadIdx.x; i < width * pieces; i += kThreads) {
-    const std::int32_t row = i / pieces, pixel = i % pieces / kPieces, part = i % kPieces * kPiece;
-    const bool live = row < rows && pixels.live(p, place, pixel);
-    const std::int64_t line = live ? (first + row) * p.target.channel + pixels.target(p, place, pixel) : 0;
-    ptx::copy_async16(slopes + (row * slope_pitch(p) + pixel) * kBatch + part, c.slope + line * kBatch + part, live);
-  }
-  ptx::commit_copies();
-}
-
-// Which chunks of which strip, and which of the tile's pixels, a warp works on. Chunks go round `teams`, so that none has
-// more than one chunk above another.
+// Which chunks of which strip a warp works on.
 template <int kTiles>
 struct Duty {
   std::int32_t strip, first, count;  // of the block's strips; chunks of the list
-  std::int32_t warps, teams, team, parts, part;
-  bool idle;  // the whole block has no chunk
+  std::int32_t warps;                // of a strip
+  bool idle;                         // the whole block has no chunk
 
   template <typename T>
   __device__ Duty(const Correlation<T>& c, std::int32_t group, std::int32_t first_strip, std::int32_t slab,
                   std::int32_t pass)
-      : strip(0), first(0), count(0), warps(kWarps / c.taken), teams(1), idle(true) {
-    const auto warp = static_cast<std::int32_t>(threadIdx.x / 32);
+      : strip(0), first(0), count(0), warps(kWarps / c.taken), idle(true) {
     const std::int32_t most = warps * kSets<kTiles>;
-    strip = warp / warps;
+    strip = static_cast<std::int32_t>(threadIdx.x / 32) / warps;
     for (std::int32_t i = 0; i < min(c.taken, c.strips - first_strip); ++i) {
       const std::int32_t* start = c.start + std::int64_t{group * c.strips + first_strip + i} * c.problem.slabs + slab;
       const std::int32_t begin = start[0] + pass * most, left = start[1] - begin;
@@ -84,120 +54,29 @@ struct Duty {
         count = min(most, left);
       }
     }
-    while (teams * kSets<kTiles> < count) teams *= 2;
-    parts = warps / teams;
-    team = warp % warps % teams;
-    part = warp % warps / teams;
-  }
-  __device__ __forceinline__ std::int32_t chunk(int set) const { return team + set * teams; }
-  __device__ __forceinline__ bool has(int set) const { return chunk(set) < count; }
-};
-
-// The distances of a lane's lines: 16 bits, of the row that it names to ldmatrix; 32 bits, of rows `group` and `group`
-// + 8.
-template <bool kWide, int kTiles>
-struct Rows {
-  std::int32_t distance[kSets<kTiles>][kWide ? 2 : 1];
-
-  __device__ __forceinline__ Rows(const Duty<kTiles>& duty, const std::uint16_t* offset) {
-    const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
-#pragma unroll
-    for (int set = 0; set < kSets<kTiles>; ++set) {
-      if (!duty.has(set)) continue;
-      const std::uint16_t* chunk = offset + std::int64_t{duty.first + duty.chunk(set)} * kChunk;
-      if constexpr (kWide) {
-        distance[set][0] = chunk[place_of_line(lane / 4, true)];
-        distance[set][1] = chunk[place_of_line(lane / 4 + 8, true)];
-      } else {
-        distance[set][0] = chunk[lane % 16];
-      }
-    }
   }
 };
-
-// Adds the products of one pair of pixels. A pixel outside the picture takes its lines from the zeros: x may be infinite
-// where only other pixels read it.
-template <typename A, int kTiles>
-__device__ __forceinline__ void correlate(float (&sum)[kSets<kTiles>][kTiles][4], const Duty<kTiles>& duty,
-                                          const Rows<A::kWide, kTiles>& rows, const typename A::Number* stage,
-                                          const typename A::Number* slopes, std::int32_t pitch, std::int32_t zeros,
-                                          std::int32_t first_pixel, const Pixels& pixels,
-                                          const csr16::Problem& problem, const csr16::Place& place) {
-  const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
-  if constexpr (A::kWide) {
-    // Depth: member m holds 4 samples of pixel m / 2, two for each of two steps.
-    const std::int32_t pixel = first_pixel + lane % 4 / 2, half = lane % 2 * 4;
-    const bool live = pixels.live(problem, place, pixel);
-    const std::int32_t at = pixels.distance(pixel);
-    typename A::Right b[2][kTiles];
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const auto y = load_words<4>(slopes + ((8 * t + lane / 4) * pitch + pixel) * kBatch + half);
-      b[0][t] = A::right(y.word[0], y.word[1]);
-      b[1][t] = A::right(y.word[2], y.word[3]);
-    }
-#pragma unroll
-    for (int set = 0; set < kSets<kTiles>; ++set) {
-      if (!duty.has(set)) continue;
-      const auto x = load_words<4>(stage + (live ? rows.distance[set][0] + at : zeros) * kBatch + half);
-      const auto z = load_words<4>(stage + (live ? rows.distance[set][1] + at : zeros) * kBatch + half);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const auto a = A::left({x.word[2 * s], z.word[2 * s], x.word[2 * s + 1], z.word[2 * s + 1]});
-#pragma unroll
-        for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[set][t], a, b[s][t]);
-      }
-    }
-  } else {
-    const std::int32_t pixel = first_pixel + lane / 16;
-    const bool live = pixels.live(problem, place, pixel);
-    const std::int32_t at = pixels.distance(pixel);
-    typename A::Right b[kTiles];
-    if constexpr (kTiles == 1) {
-      unsigned y[2];
-      ptx::load_matrices(y, slopes + (lane % 8 * pitch + first_pixel + lane / 8 % 2) * kBatch);
-      b[0] = A::right(y[0], y[1]);
-    } else {
-#pragma unroll
-      for (int t = 0; t < kTiles; t += 2) {
-        unsigned y[4];
-        const std::int32_t row = 8 * (t + lane / 16) + lane % 8;
-        ptx::load_matrices(y, slopes + (row * pitch + first_pixel + lane / 8 % 2) * kBatch);
-        b[t] = A::right(y[0], y[1]);
-        b[t + 1] = A::right(y[2], y[3]);
-      }
-    }
-#pragma unroll
-    for (int set = 0; set < kSets<kTiles>; ++set) {
-      if (!duty.has(set)) continue;
-      unsigned a[4];
-      ptx::load_matrices(a, stage + (live ? rows.distance[set][0] + at : zeros) * kBatch);
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) A::multiply_add(sum[set][t], A::left(a), b[t]);
-    }
-  }
-}
 
 // Adds the sums of each strip's warps in the order of their pixels and writes them in the order of the packed list.
 template <bool kWide, int kTiles>
 __device__ __forceinline__ void write_sums(const float (&sum)[kSets<kTiles>][kTiles][4], const Duty<kTiles>& duty,
-                                           float* shared, float* partial) {
+                                           const Teams& teams, float* shared, float* partial) {
   constexpr std::int32_t kNumbers = kChunk * kTiles * 8;  // of a chunk
   const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
   const std::int32_t threads = duty.warps * 32, thread = static_cast<std::int32_t>(threadIdx.x) % threads;
   float* const mine = shared + duty.strip * duty.warps * kSets<kTiles> * kNumbers;
   for (std::int32_t part = 0; part < duty.warps; ++part) {
     __syncthreads();  // the tile has been read, the part before been added
-    if (part != duty.part) continue;
+    if (part != teams.part) continue;
 #pragma unroll
     for (int set = 0; set < kSets<kTiles>; ++set) {
-      if (!duty.has(set)) continue;
+      if (!teams.has(set)) continue;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int place = place_in_chunk(group + i / 2 * 8, t * 8 + 2 * member + i % 2, kTiles * 8, kWide);
-          float& total = mine[duty.chunk(set) * kNumbers + place];
+          float& total = mine[teams.chunk(set) * kNumbers + place];
           total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
         }
     }
@@ -222,7 +101,10 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
   const Duty<kTiles> duty(c, group, strip, slab, pass);
   if (duty.idle) return;
 
-  const Rows<A::kWide, kTiles> rows(duty, c.offset);
+  const Teams teams(duty.count, duty.warps, kSets<kTiles>);
+  const Distances<A::kWide, kSets<kTiles>> distance(teams, [&](std::int32_t chunk, std::int32_t line) {
+    return c.offset[std::int64_t{duty.first + chunk} * kChunk + place_of_line(line, A::kWide)];
+  });
   const Pixels pixels(problem);
   const std::int32_t pairs = problem.tile.pixels() / 2;
   const std::int32_t zeros = problem.slab_channels * problem.grid.pitch;
@@ -234,14 +116,15 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
     __syncthreads();  // the tile before has been read
     csr16::copy_slab(stage, c.input, problem, place, group * problem.group_sources() + slab * problem.slab_channels,
                      csr16::channels_of(problem, slab), kWarps);
-    copy_slopes(slopes, c, place, pixels, group * problem.group_targets() + row, problem.group_targets() - row,
-                c.taken * kTiles * 8);
+    copy_slopes(slopes, c.slope, problem, place, pixels, group * problem.group_targets() + row,
+                problem.group_targets() - row, c.taken * kTiles * 8);
     ptx::wait_copies<0>();
     __syncthreads();
-    for (std::int32_t pair = duty.part; duty.count > 0 && pair < pairs; pair += duty.parts)
-      correlate<A>(sum, duty, rows, stage, mine, slope_pitch(problem), zeros, 2 * pair, pixels, problem, place);
+    for (std::int32_t pair = teams.part; duty.count > 0 && pair < pairs; pair += teams.parts)
+      correlate_pair<A>(sum, teams, distance, stage, mine, slope_pitch(problem), zeros, 2 * pair, pixels, problem,
+                        place);
   }
-  write_sums<A::kWide>(sum, duty, reinterpret_cast<float*>(stage), c.partial + split * c.numbers);
+  write_sums<A::kWide>(sum, duty, teams, reinterpret_cast<float*>(stage), c.partial + split * c.numbers);
 }
 
 template <typename T>

@@ -28,19 +28,22 @@ struct Problem {
   std::int64_t tiles() const { return std::int64_t{stacks} * grid.tiles_y * grid.tiles_x; }
 };
 
-// A tile of the target: its first image of 8 samples and the first pixel in the grid.
+// A tile of the target: its first image of 8 samples and the first pixel in the grid. Tiles are numbered with 64 bits,
+// or with 32 where a caller knows that they suffice: dividing is much less work then.
 struct Place {
   std::int32_t image, row, column;
 
-  __device__ Place(const Problem& p, std::int32_t stack, std::int64_t tile)
+  template <typename Number>
+  __device__ Place(const Problem& p, std::int32_t stack, Number tile)
       : image(stack * p.tile.images),
         row(static_cast<std::int32_t>(tile / p.grid.tiles_x) * p.tile.rows),
         column(static_cast<std::int32_t>(tile % p.grid.tiles_x) * p.tile.columns) {}
 };
 
 // Tile `number`, all tiles of a stack of images in turn: the order in which gradients are added up.
-__device__ __forceinline__ Place place_by_image(const Problem& p, std::int64_t number) {
-  const std::int64_t tiles = std::int64_t{p.grid.tiles_y} * p.grid.tiles_x;
+template <typename Number>
+__device__ __forceinline__ Place place_by_image(const Problem& p, Number number) {
+  const Number tiles = Number{p.grid.tiles_y} * p.grid.tiles_x;
   return Place(p, static_cast<std::int32_t>(number / tiles), number % tiles);
 }
 

@@ -129,21 +129,24 @@ int fedsparse_cuda_csr16_grad_values(const fedsparse::ConvShape* shape, std::int
                                      const std::int32_t* start, const std::uint16_t* offset, const void* grad_y,
                                      const void* x, float* partial, void* grad_values, void* stream);
 
-// ---- the dense gradient of a weight, from ordinary activations: contiguous (batch, channels, height, width)
-// Sums are float32, in an order that follows from the shape alone. Workspaces are aligned to 64 bytes; a size of 0 says
-// that the shape is refused, because a position, a sum or an image has 2^31 terms or more.
-std::int64_t fedsparse_cuda_dense_gradient_size(const fedsparse::ConvShape* shape);
+// ---- the dense gradient of a weight, on tensor cores
+// Operands, `tf32` and determinism are those of products with structured weights, below, and a block asks for as much
+// shared memory; sums are float32. Workspaces are aligned to 64 bytes; a size of 0 says that the shape is refused,
+// because it has 2^31 positions or more, a batch of 2^27, or a kernel whose reach on one channel does not fit in shared
+// memory.
+std::int64_t fedsparse_cuda_dense_gradient_size(const fedsparse::ConvShape* shape, std::int64_t dtype);
 
 // All of it: gradient (out_channels, in_channels / groups, kernel_h, kernel_w).
-int fedsparse_cuda_dense_gradient(const fedsparse::ConvShape* shape, std::int64_t dtype, const void* grad_y,
+int fedsparse_cuda_dense_gradient(const fedsparse::ConvShape* shape, std::int64_t dtype, bool tf32, const void* grad_y,
                                   const void* x, float* gradient, void* workspace, void* stream);
 
 // The k pruned positions with the largest of these gradients, larger first, ties to the lower flat position, NaN (all
 // alike) before all: flat positions and signed gradients (k each). row_start and column, int32 if `wide` and uint16
 // otherwise, list the nnz kept positions. Memory grows with k: 16.25 bytes for each of min(4 k + 1024, pruned) entries,
-// and a constant part below 5 MB.
-std::int64_t fedsparse_cuda_topk_pruned_size(const fedsparse::ConvShape* shape, std::int64_t nnz, std::int64_t k);
-int fedsparse_cuda_topk_pruned(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+// and a constant part below 24 MB.
+std::int64_t fedsparse_cuda_topk_pruned_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                                             std::int64_t k);
+int fedsparse_cuda_topk_pruned(const fedsparse::ConvShape* shape, std::int64_t dtype, bool tf32, std::int64_t nnz,
                                const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
                                const void* x, std::int64_t k, std::int64_t* positions, float* gradients,
                                void* workspace, void* stream);

@@ -6,95 +6,86 @@
 namespace fedsparse::dense {
 namespace {
 
+// Sums that lie in memory as they were cut.
+struct Leave {
+  float* sums;
+
+  __device__ bool wanted() const { return true; }
+  template <typename Sums>
+  __device__ __forceinline__ void operator()(const Shape& s, const Area& area, const Sums& sums_of) const {
+    float* const mine = sums + s.numbers() * blockIdx.x;
+    for (auto row = static_cast<std::int32_t>(threadIdx.x / 32); row < area.rows; row += kWarps)
+      for (auto column = static_cast<std::int32_t>(threadIdx.x % 32); column < area.columns; column += 32)
+        mine[row * s.words * kWord + column] = sums_of(row, column);
+  }
+};
+
 struct Whole {
   float* gradient;
 
   __device__ bool wanted() const { return true; }
-  __device__ std::int32_t tile(const Shape&, std::int32_t number) const { return number; }
-  __device__ void operator()(const Shape& s, const Tile& tile, const Quad& sums) const {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const std::int32_t at = threadIdx.x + i * kThreads;
-      const std::int32_t row = tile.row + at / kTile, column = tile.column + at % kTile;
-      if (row < s.group_rows && column < s.columns)
-        gradient[(std::int64_t{tile.group} * s.group_rows + row) * s.columns + column] = sums.number[i];
-    }
+  template <typename Sums>
+  __device__ __forceinline__ void operator()(const Shape& s, const Area& area, const Sums& sums_of) const {
+    const std::int64_t first = (std::int64_t{area.group} * s.group_rows + area.row) * s.columns + area.column;
+    for (auto row = static_cast<std::int32_t>(threadIdx.x / 32); row < area.rows; row += kWarps)
+      for (auto column = static_cast<std::int32_t>(threadIdx.x % 32); column < area.columns; column += 32)
+        gradient[first + std::int64_t{row} * s.columns + column] = sums_of(row, column);
   }
 };
 
-__global__ void __launch_bounds__(kThreads) clear_words_kernel(std::uint32_t* words, std::int64_t n) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
-    words[i] = 0;
+// Slabs of no more columns than a block has sums for, unless a single channel has.
+csr16::SlabLimit limit_of(std::int64_t taps) {
+  csr16::SlabLimit limit = block::kSlab;
+  limit.channels = static_cast<std::int32_t>(std::max<std::int64_t>(kLines / taps, 1));
+  limit.multiple = std::min(limit.channels, limit.multiple);
+  return limit;
 }
-
-template <typename T>
-Operands<T> carve(const Shape& s, const void* grad_y, const void* x, Arena& arena) {
-  const std::int64_t tickets = s.runs > 1 ? s.tiles : 0;
-  return {static_cast<const T*>(grad_y), static_cast<const T*>(x), arena.take<float>(s.partial_floats()),
-          arena.take<std::uint32_t>(tickets)};
-}
-
-std::int32_t narrow_size(std::int64_t n) { return static_cast<std::int32_t>(n); }
 
 }  // namespace
 
-bool fits(const ConvShape& s) {
+Shape::Shape(const csr16::Plan& plan, const ConvShape& s)
+    : problem(plan, plan.grids[0]), taps(static_cast<std::int32_t>(s.taps())),
+      kernel_w(static_cast<std::int32_t>(s.kernel_w)),
+      step_y(static_cast<std::int32_t>(s.dilation_h * problem.grid.halo_columns)),
+      step_x(static_cast<std::int32_t>(s.dilation_w)), group_rows(plan.group_targets()),
+      columns(plan.group_sources() * taps), taken(group_rows > kStrip ? 2 : 1),
+      row_tiles((group_rows + tile_rows() - 1) / tile_rows()), slab_columns(plan.slab_channels * taps),
+      passes((slab_columns + kLines - 1) / kLines), tiles(plan.groups * row_tiles * plan.slabs * passes),
+      words((std::min(slab_columns, kLines) + kWord - 1) / kWord), places(static_cast<std::int32_t>(problem.tiles())) {}
+
+std::optional<Shape> cut(const ConvShape& s, std::int64_t dtype) {
   constexpr std::int64_t kSide = std::int64_t{1} << 27, kLimit = std::int64_t{1} << 31;
-  const std::int64_t sides[] = {s.in_channels, s.height,   s.width,      s.out_channels, s.kernel_h, s.kernel_w,
-                                s.stride_h,    s.stride_w, s.dilation_h, s.dilation_w,   s.groups};
-  for (const std::int64_t side : sides)
-    if (side <= 0 || side >= kSide) return false;
-  if (s.batch < 0 || s.pad_h < 0 || s.pad_w < 0 || s.out_height() <= 0 || s.out_width() <= 0) return false;
-  if (s.in_channels % s.groups || s.out_channels % s.groups) return false;
-  // A last step may begin kDepth below the limit and end above it.
-  const double depth = static_cast<double>(s.batch) * s.out_height() * s.out_width() + kDepth;
-  const double size = static_cast<double>(s.out_channels) * (s.in_channels / s.groups) * s.taps();
-  const double image = static_cast<double>(s.in_channels) * s.height * s.width;
-  return depth < kLimit && size < kLimit && image < kLimit && s.height + 2 * s.pad_h < kSide &&
-         s.width + 2 * s.pad_w < kSide;
+  csr16::Plan plan;
+  if (s.batch >= kSide || s.kernel_h <= 0 || s.kernel_w <= 0 || s.kernel_h >= kSide || s.kernel_w >= kSide) return {};
+  if (!csr16::make_plan(s, false, block::is_wide(dtype) ? 4 : 2, plan, limit_of(s.taps()))) return {};
+  const double size = static_cast<double>(s.out_channels) * plan.group_sources() * static_cast<double>(s.taps());
+  if (size >= static_cast<double>(kLimit) || csr16::Problem(plan, plan.grids[0]).tiles() >= kLimit) return {};
+  return Shape(plan, s);
 }
 
-Shape::Shape(const ConvShape& s)
-    : in_channels(narrow_size(s.in_channels)), height(narrow_size(s.height)), width(narrow_size(s.width)),
-      out_channels(narrow_size(s.out_channels)), out_width(narrow_size(s.out_width())),
-      kernel_w(narrow_size(s.kernel_w)), stride_h(narrow_size(s.stride_h)), stride_w(narrow_size(s.stride_w)),
-      pad_h(narrow_size(s.pad_h)), pad_w(narrow_size(s.pad_w)), dilation_h(narrow_size(s.dilation_h)),
-      dilation_w(narrow_size(s.dilation_w)), pixels(narrow_size(s.out_height() * s.out_width())),
-      depth(narrow_size(s.batch * pixels)), group_rows(narrow_size(s.out_channels / s.groups)),
-      group_inputs(narrow_size(s.in_channels / s.groups)), taps(narrow_size(s.taps())), columns(group_inputs * taps),
-      row_tiles((group_rows + kTile - 1) / kTile), column_tiles((columns + kTile - 1) / kTile),
-      tiles(narrow_size(s.groups * row_tiles * column_tiles)) {
-  const std::int64_t wanted = (kFullDevice + tiles - 1) / tiles, longest = std::max<std::int64_t>(depth / kShortest, 1);
-  const std::int64_t parts = std::min(wanted, longest);
-  run_depth = narrow_size((depth + parts * kDepth - 1) / (parts * kDepth) * kDepth);
-  runs = run_depth == 0 ? 1 : (depth + run_depth - 1) / run_depth;
+int leave(const Shape& shape, std::int64_t dtype, bool tf32, const void* grad_y, const void* x, float* sums,
+          void* stream) {
+  return compute(shape, dtype, tf32, grad_y, x, 1, Leave{sums}, stream);
 }
 
 }  // namespace fedsparse::dense
 
 using namespace fedsparse;
 
-std::int64_t fedsparse_cuda_dense_gradient_size(const ConvShape* shape) {
-  if (!dense::fits(*shape)) return 0;
+std::int64_t fedsparse_cuda_dense_gradient_size(const ConvShape* shape, std::int64_t dtype) {
+  const auto s = dense::cut(*shape, dtype);
+  if (!s) return 0;
   Arena arena;
-  dense::carve<float>(dense::Shape(*shape), nullptr, nullptr, arena);
+  arena.take<float>(s->left_floats());
   return std::max<std::int64_t>(arena.used(), Arena::kAlign);
 }
 
-int fedsparse_cuda_dense_gradient(const ConvShape* shape, std::int64_t dtype, const void* grad_y, const void* x,
-                                  float* gradient, void* workspace, void* stream) {
-  if (!dense::fits(*shape)) return cudaErrorInvalidValue;
-  return with_dtype(dtype, [&](auto* number) -> int {
-    using T = std::remove_pointer_t<decltype(number)>;
-    const dense::Shape s(*shape);
-    Arena arena(workspace);
-    const dense::Operands<T> operands = dense::carve<T>(s, grad_y, x, arena);
-    if (s.runs > 1) {
-      const int status = FEDSPARSE_LAUNCH(dense::clear_words_kernel, blocks_for(s.tiles), kThreads, 0, stream,
-                                          operands.arrived, std::int64_t{s.tiles});
-      if (status != cudaSuccess) return status;
-    }
-    return dense::launch(s, operands, s.tiles, dense::Whole{gradient}, stream);
-  });
+int fedsparse_cuda_dense_gradient(const ConvShape* shape, std::int64_t dtype, bool tf32, const void* grad_y,
+                                  const void* x, float* gradient, void* workspace, void* stream) {
+  const auto s = dense::cut(*shape, dtype);
+  if (!s) return cudaErrorInvalidValue;
+  if (!s->left()) return dense::compute(*s, dtype, tf32, grad_y, x, 1, dense::Whole{gradient}, stream);
+  float* const sums = static_cast<float*>(workspace);
+  const int status = dense::leave(*s, dtype, tf32, grad_y, x, sums, stream);
+  return status == cudaSuccess ? dense::join(*s, sums, 1, dense::Whole{gradient}, stream) : status;
 }

@@ -1,215 +1,242 @@
-// The dense gradient of a weight, tile by tile: a block computes 32 x 32 positions and hands them to an epilogue, so
-// that the whole gradient need not exist.
+// The dense gradient of a weight on tensor cores, tile by tile, so that a large one need not exist.
 //
-//     dW[row][input, ky, kx] = sum over samples and output pixels of dY[row] * X[input] at the pixel that the tap meets
+// The gradient of strips (block_weight_gradient.cu) with every line kept: a block of threads takes 64 target channels
+// and a slab of the source, whose line number l is the column l of the weight there, at a distance that is computed.
+// Its sums end in shared memory, in the order of the weight, and are handed to what the launch is for.
 //
-// The sums run over samples and pixels in the order of memory. A block stages 32 terms at a time; its four groups of 64
-// threads take eight each and are added in order. Where there are too few tiles to fill a device, the terms are split
-// into runs; whichever block of a tile comes last adds the runs, in order. How the sums are cut depends on the shape
-// alone, so equal arguments give equal bits on every device. Padding is a factor of zero like any other.
+// A weight of few tiles has the pixels split as well, so as to fill a device. The sums of all splits are then left in
+// memory, 22 MB at most, and added up in order by a launch for each thing that they are wanted for. How a weight is cut
+// depends on its shape and dtype alone, so equal arguments give equal bits on every device.
 #pragma once
 
-#include "collective.cuh"
+#include <optional>
+
+#include "block_correlation.cuh"
 #include "cuda_api.h"
-#include "number.cuh"
 
 namespace fedsparse::dense {
 
-constexpr int kTile = 32, kDepth = 32, kGroups = 4;
-constexpr int kPitch = kTile + 4;  // floats of a staged term; keeps four of them aligned to 16 bytes
-constexpr int kPositions = kTile * kTile, kEach = kPositions / kThreads;
-constexpr std::int64_t kFullDevice = 264;  // blocks that keep 132 SMs busy, two each
-constexpr std::int64_t kShortest = 512;    // terms of a run
-static_assert(kThreads == 256 && kEach == 4 && 2 * kDepth * kPitch <= kGroups * kPositions);
+using csr16::kThreads;
+using csr16::kWarps;
+
+constexpr int kSets = 5, kTiles = 4;                          // of a warp: chunks of lines, and 8 target channels
+constexpr int kStrip = 8 * kTiles;                            // target channels of a warp
+constexpr int kLines = 4 * kSets * block::kChunk;             // of a block at most, shared by four warps
+constexpr int kWord = 32;                                     // columns whose flags fill a word
+constexpr int kPitch = kLines + 4;                            // of a row of sums; no two lanes then share a bank
+static_assert(block::kTargets == 2 * kStrip && kWarps == 8 && kLines % kWord == 0);
 
 struct Shape {
-  std::int32_t in_channels, height, width, out_channels, out_width;
-  std::int32_t kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  std::int32_t pixels, depth;                     // of an output picture; terms of each sum
-  std::int32_t group_rows, group_inputs, taps, columns;
-  std::int32_t row_tiles, column_tiles, tiles;    // of a group twice, of all
-  std::int32_t runs, run_depth;
+  csr16::Problem problem;
+  std::int32_t taps, kernel_w, step_y, step_x;    // steps: lines from one tap to the next
+  std::int32_t group_rows, columns;
+  std::int32_t taken;                             // strips of a block
+  std::int32_t row_tiles, slab_columns, passes;   // of a group; of a slab; over the columns of a slab
+  std::int32_t tiles, words;                      // of all groups; of the columns of a tile
+  std::int32_t places;                            // tiles of pixels
 
-  explicit Shape(const ConvShape& s);
-  std::int64_t partial_floats() const { return runs == 1 ? 0 : std::int64_t{tiles} * runs * kPositions; }
+  Shape(const csr16::Plan& plan, const ConvShape& shape);
+
+  __host__ __device__ std::int32_t tile_rows() const { return taken * kStrip; }
+  // Pieces of 32 rows and 32 columns of a tile, and numbers of its sums in memory.
+  __host__ __device__ std::int32_t pieces() const { return taken * words; }
+  __host__ __device__ std::int64_t numbers() const { return std::int64_t{pieces()} * kStrip * kWord; }
+
+  // Whether the sums of all tiles are left in memory.
+  bool left() const { return tiles <= block::kFullDevice; }
+  std::int32_t splits() const {
+    const auto fill = static_cast<std::int32_t>(left() ? block::kFullDevice / tiles : 1);
+    return std::max(std::min(fill, places), 1);
+  }
+  std::int64_t left_floats() const { return left() ? numbers() * tiles * splits() : 0; }
 };
 
-// False where a number of Shape, of a position or of an element of one image has no place in 31 bits.
-bool fits(const ConvShape& shape);
+// Nothing where positions have no number of 31 bits, or no plan fits.
+std::optional<Shape> cut(const ConvShape& shape, std::int64_t dtype);
 
-template <typename T>
-struct Operands {
-  const T* slope;  // (samples, out_channels, pixels)
-  const T* input;  // (samples, in_channels, height, width)
-  float* partial;          // (tiles, runs, kPositions), where there are several runs
-  std::uint32_t* arrived;  // (tiles) zeros, and zeros again at the end
+// Some of the positions of a group: rows and columns from the first one on.
+struct Area {
+  std::int32_t group, row, rows, column, columns;
 };
 
 struct Tile {
-  std::int32_t number, group, row, column;  // row and column of the group
+  std::int32_t slab, first_line;
+  Area area;
 
-  __device__ Tile(const Shape& s, std::int32_t number_)
-      : number(number_), group(number_ / (s.row_tiles * s.column_tiles)),
-        row(number_ / s.column_tiles % s.row_tiles * kTile), column(number_ % s.column_tiles * kTile) {}
+  // The distance in the slab of a line of the tile; that of the zeros where it has none.
+  __device__ __forceinline__ std::int32_t distance(const Shape& s, std::int32_t line) const {
+    const std::int32_t channel = (first_line + line) / s.taps, tap = (first_line + line) % s.taps;
+    if (line >= area.columns) return s.problem.slab_channels * s.problem.grid.pitch;
+    return channel * s.problem.grid.pitch + tap / s.kernel_w * s.step_y + tap % s.kernel_w * s.step_x;
+  }
 };
 
-// What a thread copies: four numbers of either operand at a time. Lanes follow the pixels, or, where an output picture
-// has one, rows and columns, whichever lie next to each other in memory.
-template <typename T, bool kPixels>
-class Copier {
- public:
-  __device__ __forceinline__ Copier(const Shape& s, const Operands<T>& operands, const Tile& tile)
-      : s_(s), operands_(operands), row_(tile.group * s.group_rows), rows_(s.group_rows - tile.row) {
-    row_ += tile.row;
-#pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const std::int32_t column = tile.column + line(i), tap = column % s.taps;
-      const std::int32_t input = tile.group * s.group_inputs + column / s.taps;
-      y_[i] = tap / s.kernel_w * s.dilation_h - s.pad_h;
-      x_[i] = tap % s.kernel_w * s.dilation_w - s.pad_w;
-      channel_[i] = column < s.columns ? input * s.height * s.width : -1;
-    }
+// Tiles of the same rows follow one another, because they read the same slopes.
+__device__ __forceinline__ Tile tile_at(const Shape& s, std::int32_t number) {
+  const std::int32_t slab = number / s.passes % s.problem.slabs, first_line = number % s.passes * kLines;
+  const std::int32_t row_tile = number / s.passes / s.problem.slabs, row = row_tile % s.row_tiles * s.tile_rows();
+  const std::int32_t column = slab * s.slab_columns + first_line;
+  return {slab, first_line,
+          {row_tile / s.row_tiles, row, min(s.tile_rows(), s.group_rows - row), column,
+           min(min(s.slab_columns - first_line, kLines), s.columns - column)}};
+}
+
+// Which of `all` a launch takes: every one, or one in `every`.
+struct Pick {
+  std::int32_t all, every;
+
+  __host__ __device__ std::int32_t count() const { return (all + every - 1) / every; }
+  __device__ std::int32_t operator[](std::int32_t number) const {
+    const std::int32_t first = number * every;
+    return first + number * 7 % min(every, all - first);
   }
-
-  // The terms [first, first + kDepth), zeros from `end` on.
-  __device__ __forceinline__ void load(std::int32_t first, std::int32_t end) {
-    Place at = place(first + depth(0));  // a thread's four are of one term where lanes follow the pixels
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      slope_[i] = input_[i] = 0;
-      const std::int32_t term = first + depth(i);
-      if (term >= end) continue;
-      if (!kPixels) at = place(term);
-      if (line(i) < rows_) slope_[i] = widen(operands_.slope[at.slope + std::int64_t{row_ + line(i)} * s_.pixels]);
-      const int own = i % kLines;
-      const std::int32_t y = at.y + y_[own], x = at.x + x_[own];
-      const bool inside = y >= 0 && y < s_.height && x >= 0 && x < s_.width;
-      if (channel_[own] < 0 || !inside) continue;
-      input_[i] = widen(operands_.input[at.image + channel_[own] + y * s_.width + x]);
-    }
-  }
-
-  __device__ __forceinline__ void store(float* slopes, float* inputs) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      slopes[depth(i) * kPitch + line(i)] = slope_[i];
-      inputs[depth(i) * kPitch + line(i)] = input_[i];
-    }
-  }
-
- private:
-  static constexpr int kLines = kPixels ? 4 : 1;  // different ones
-
-  // Of a term: where the slopes of its pixel and the input's picture begin, and the pixel that the tap (0, 0) meets
-  // without padding.
-  struct Place {
-    std::int64_t slope, image;
-    std::int32_t y, x;
-  };
-
-  __device__ __forceinline__ Place place(std::int32_t term) const {
-    const std::int32_t sample = kPixels ? term / s_.pixels : term, pixel = kPixels ? term % s_.pixels : 0;
-    return {std::int64_t{sample} * s_.out_channels * s_.pixels + pixel,
-            std::int64_t{sample} * s_.in_channels * s_.height * s_.width, pixel / s_.out_width * s_.stride_h,
-            pixel % s_.out_width * s_.stride_w};
-  }
-
-  static __device__ std::int32_t line(int i) {
-    return static_cast<std::int32_t>(kPixels ? threadIdx.x / 32 + 8 * i : threadIdx.x % 32);
-  }
-  static __device__ std::int32_t depth(int i) {
-    return static_cast<std::int32_t>(kPixels ? threadIdx.x % 32 : threadIdx.x / 32 + 8 * i);
-  }
-
-  const Shape& s_;
-  const Operands<T>& operands_;
-  std::int32_t row_, rows_;
-  std::int32_t channel_[kLines], y_[kLines], x_[kLines];
-  float slope_[4], input_[4];
 };
 
-// Sums over the terms [first, end): those of the positions threadIdx.x + i * kThreads of the tile.
-template <typename T, bool kPixels>
-__device__ __forceinline__ Quad sum_run(const Shape& s, const Operands<T>& operands, const Tile& tile,
-                                        std::int32_t first, std::int32_t end) {
-  FEDSPARSE_SHARED(float, room, kGroups * kPositions);
-  float *slopes = room, *inputs = room + kDepth * kPitch;
-  const unsigned group = threadIdx.x / 64, row = threadIdx.x % 64 / 8 * 4, column = threadIdx.x % 8 * 4;
-  Copier<T, kPixels> copier(s, operands, tile);
-  float sum[4][4] = {};
-  copier.load(first, end);
-  for (std::int32_t at = first; at < end; at += kDepth) {
-    __syncthreads();  // the terms before have been read
-    copier.store(slopes, inputs);
-    __syncthreads();
-    copier.load(at + kDepth, end);  // under way while these are multiplied
+// What a launch reads and does: End says with wanted() whether there is anything to do, and takes the sums of an area,
+// sums(row, column) counted from its first, with operator()(shape, area, sums).
+template <typename T, typename End>
+struct Launch {
+  Shape shape;
+  const T* slope;  // grad_y
+  const T* input;  // x
+  Pick tiles;
+  std::int32_t splits;
+  End end;
+};
+
+// Adds the sums of warps that share chunks in the order of their pixels; ends with a barrier.
+__device__ __forceinline__ void gather_sums(const float (&sum)[kSets][kTiles][4], const block::Teams& teams,
+                                            float* shared, std::int32_t first_row) {
+  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4);
+  const auto member = static_cast<std::int32_t>(threadIdx.x % 4);
+  for (std::int32_t part = 0; part < teams.parts; ++part) {
+    __syncthreads();  // the tile has been read, the part before been added
+    if (part != teams.part) continue;
 #pragma unroll
-    for (unsigned k = 0; k < kDepth / kGroups; ++k) {
-      const unsigned term = (group * (kDepth / kGroups) + k) * kPitch;
-      const Quad a = load4(slopes + term + row), b = load4(inputs + term + column);
+    for (int set = 0; set < kSets; ++set) {
+      if (!teams.has(set)) continue;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] += a.number[i] * b.number[j];
+        for (int i = 0; i < 4; ++i) {
+          const std::int32_t line = teams.chunk(set) * block::kChunk + group + i / 2 * 8;
+          const std::int32_t row = first_row + t * 8 + 2 * member + i % 2;
+          float& total = shared[row * kPitch + line];
+          total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
+        }
     }
   }
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    store4(room + group * kPositions + (row + i) * kTile + column, Quad{{sum[i][0], sum[i][1], sum[i][2], sum[i][3]}});
-  __syncthreads();
-  Quad whole;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const float* part = room + threadIdx.x + i * kThreads;
-    whole.number[i] = part[0] + part[kPositions] + part[2 * kPositions] + part[3 * kPositions];
-  }
-  return whole;
 }
 
-// Leaves a run's sums; true, and the whole sums in their place, in the block of the tile that comes last.
-template <typename T>
-__device__ __forceinline__ bool join_runs(const Shape& s, const Operands<T>& operands, const Tile& tile,
-                                          std::int32_t run, Quad& sums) {
-  FEDSPARSE_SHARED(bool, last, 1);
-  float* partial = operands.partial + std::int64_t{tile.number} * s.runs * kPositions + threadIdx.x;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) partial[run * kPositions + i * kThreads] = sums.number[i];
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0)
-    *last = atomicAdd(operands.arrived + tile.number, 1u) == static_cast<std::uint32_t>(s.runs - 1);
-  __syncthreads();
-  if (!*last) return false;
-  __threadfence();
-  if (threadIdx.x == 0) operands.arrived[tile.number] = 0;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    sums.number[i] = 0;
-    for (std::int32_t r = 0; r < s.runs; ++r) sums.number[i] += partial[r * kPositions + i * kThreads];
-  }
-  return true;
-}
-
-// Epilogue: wanted() says whether the launch has anything to do, tile(n) which tile the block number n computes, and
-// operator()(shape, tile, sums) takes the sums.
-template <typename T, bool kPixels, typename Epilogue>
-__global__ void __launch_bounds__(kThreads, 2)
-    dense_gradient_kernel(const Shape s, const Operands<T> operands, const Epilogue epilogue) {
-  if (!epilogue.wanted()) return;
+template <typename A, typename End>
+__global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
+    dense_gradient_kernel(const Launch<typename A::Number, End> launch) {
+  using T = typename A::Number;
+  if (!launch.end.wanted()) return;
+  FEDSPARSE_DYNAMIC_SHARED(T, stage);
+  FEDSPARSE_SHARED(Tile, tile, 1);  // registers are full of sums
+  FEDSPARSE_SHARED(std::int32_t, places, 2);
+  const Shape& s = launch.shape;
+  const csr16::Problem& problem = s.problem;
   const auto block = static_cast<std::int32_t>(blockIdx.x);
-  const Tile tile(s, epilogue.tile(s, block / s.runs));
-  const std::int32_t run = block % s.runs, first = run * s.run_depth;
-  Quad sums = sum_run<T, kPixels>(s, operands, tile, first, min(first + s.run_depth, s.depth));
-  if (s.runs > 1 && !join_runs(s, operands, tile, run, sums)) return;
-  epilogue(s, tile, sums);
+  if (threadIdx.x == 0) {
+    const std::int64_t split = block / launch.tiles.count();
+    *tile = tile_at(s, launch.tiles[block % launch.tiles.count()]);
+    places[0] = static_cast<std::int32_t>(split * s.places / launch.splits);
+    places[1] = static_cast<std::int32_t>((split + 1) * s.places / launch.splits);
+  }
+  block::clear_zeros(stage, problem);
+  __syncthreads();
+
+  const std::int32_t warps = kWarps / s.taken, strip = static_cast<std::int32_t>(threadIdx.x / 32) / warps;
+  const block::Teams teams((tile->area.columns + block::kChunk - 1) / block::kChunk, warps, kSets);
+  const block::Distances<A::kWide, kSets> distance(teams, [&](std::int32_t chunk, std::int32_t line) {
+    return tile->distance(s, chunk * block::kChunk + line);
+  });
+  const block::Pixels pixels(problem);
+  const std::int32_t pitch = block::slope_pitch(problem), zeros = problem.slab_channels * problem.grid.pitch;
+  T* const slopes = stage + block::stage_numbers(problem);
+  float sum[kSets][kTiles][4] = {};
+  for (std::int32_t number = places[0]; number < places[1]; ++number) {
+    const csr16::Place place = csr16::place_by_image(problem, number);
+    const Area& area = tile->area;
+    __syncthreads();  // the tile before has been read
+    csr16::copy_slab(stage, launch.input, problem, place,
+                     area.group * problem.group_sources() + tile->slab * problem.slab_channels,
+                     csr16::channels_of(problem, tile->slab), kWarps);
+    block::copy_slopes(slopes, launch.slope, problem, place, pixels, area.group * s.group_rows + area.row, area.rows,
+                       s.tile_rows());
+    ptx::wait_copies<0>();
+    __syncthreads();
+    const T* const mine = slopes + strip * kStrip * pitch * csr16::kBatch;
+    const std::int32_t pairs = strip * kStrip < area.rows ? problem.tile.pixels() / 2 : 0;
+    for (std::int32_t pair = teams.part; pair < pairs; pair += teams.parts)
+      block::correlate_pair<A>(sum, teams, distance, stage, mine, pitch, zeros, 2 * pair, pixels, problem, place);
+  }
+  float* const sums = reinterpret_cast<float*>(stage);
+  gather_sums(sum, teams, sums, strip * kStrip);
+  launch.end(s, tile->area, [&](std::int32_t row, std::int32_t column) { return sums[row * kPitch + column]; });
 }
 
-template <typename T, typename Epilogue>
-int launch(const Shape& s, const Operands<T>& operands, std::int32_t tiles, const Epilogue& epilogue, void* stream) {
-  const auto kernel =
-      s.pixels == 1 ? &dense_gradient_kernel<T, false, Epilogue> : &dense_gradient_kernel<T, true, Epilogue>;
-  return FEDSPARSE_LAUNCH(kernel, static_cast<unsigned>(tiles * s.runs), kThreads, 0, stream, s, operands, epilogue);
+// Computes all tiles, or one in `every`, for `end`.
+template <typename End>
+int compute(const Shape& s, std::int64_t dtype, bool tf32, const void* grad_y, const void* x, std::int32_t every,
+            const End& end, void* stream) {
+  return block::with_arithmetic(dtype, tf32, [&](auto arithmetic) {
+    using A = decltype(arithmetic);
+    using T = typename A::Number;
+    const std::int64_t slopes = std::int64_t{s.tile_rows()} * block::slope_pitch(s.problem) * csr16::kBatch;
+    const std::int64_t staged = (block::stage_numbers(s.problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t sums = std::int64_t{s.tile_rows()} * kPitch * static_cast<std::int64_t>(sizeof(float));
+    const Pick tiles = {s.tiles, every};
+    const Launch<T, End> launch = {s, static_cast<const T*>(grad_y), static_cast<const T*>(x), tiles, s.splits(), end};
+    return block::launch(&dense_gradient_kernel<A, End>, std::int64_t{tiles.count()} * s.splits(), kThreads,
+                         std::max(staged, sums), block::kMostBytes, launch, stream);
+  });
+}
+
+// ---- sums that were left in memory
+// Leaves those of every tile and split in `sums` (Shape::left_floats).
+int leave(const Shape& shape, std::int64_t dtype, bool tf32, const void* grad_y, const void* x, float* sums,
+          void* stream);
+
+template <typename End>
+struct Joined {
+  Shape shape;
+  const float* sums;
+  Pick pieces;
+  std::int32_t splits;
+  End end;
+};
+
+// A block adds up a piece of a tile.
+template <typename End>
+__global__ void __launch_bounds__(kThreads) join_kernel(const Joined<End> joined) {
+  if (!joined.end.wanted()) return;
+  const Shape& s = joined.shape;
+  const std::int32_t number = joined.pieces[static_cast<std::int32_t>(blockIdx.x)], tile = number / s.pieces();
+  const std::int32_t row = number % s.pieces() / s.words * kStrip, column = number % s.words * kWord;
+  const Area whole = tile_at(s, tile).area;
+  const Area area = {whole.group, whole.row + row, min(whole.rows - row, kStrip), whole.column + column,
+                     min(whole.columns - column, kWord)};
+  if (area.rows <= 0 || area.columns <= 0) return;
+  const std::int64_t step = s.numbers() * s.tiles;
+  const float* const first = joined.sums + s.numbers() * tile + std::int64_t{row} * s.words * kWord + column;
+  joined.end(s, area, [&](std::int32_t y, std::int32_t x) {
+    const float* from = first + y * s.words * kWord + x;
+    float sum = 0;
+    for (std::int32_t split = 0; split < joined.splits; ++split, from += step) sum += *from;
+    return sum;
+  });
+}
+
+// Adds up all pieces, or one in `every`.
+template <typename End>
+int join(const Shape& s, const float* sums, std::int32_t every, const End& end, void* stream) {
+  const Pick pieces = {s.tiles * s.pieces(), every};
+  return FEDSPARSE_LAUNCH(join_kernel<End>, static_cast<unsigned>(pieces.count()), kThreads, 0, stream,
+                          Joined<End>{s, sums, pieces, s.splits(), end});
 }
 
 }  // namespace fedsparse::dense

@@ -9,7 +9,11 @@
 //      fail, and the keys within it are listed; otherwise these launches end at once;
 //   4. the list is sorted; its first k are the result, whatever else is in it.
 //
-// What a step has to do is decided on the device, and all are launched always.
+// The sums of a weight of few tiles are left in memory once and read in each step, a piece of a tile at a time; tiles
+// of a larger one are computed again. Of a small weight all positions are listed and nothing is searched. What a step
+// has to do is decided on the device, and all are launched always.
+#include <optional>
+
 #include "../cpu/arena.h"
 #include "columns.cuh"
 #include "dense_gradient.cuh"
@@ -19,11 +23,13 @@
 namespace fedsparse::topk {
 namespace {
 
+using dense::Area;
+using dense::kWord;
 using dense::Shape;
-using dense::Tile;
 
 constexpr std::int32_t kSampled = 16;   // of so many tiles, one
 constexpr std::int64_t kSlack = 1024;   // entries beyond 4 k: a small sample's bound may be generous
+constexpr std::int64_t kSmall = 1 << 16;  // entries that take no longer to sort than a search takes to begin
 
 struct Entry {
   float gradient;
@@ -67,30 +73,30 @@ struct Kept {
     const std::int64_t end = row_start[row + 1];
     std::uint32_t bits = 0;
     std::int64_t i = first_from(column, row_start[row], end, first);
-    for (; i < end && column[i] < first + dense::kTile; ++i) bits |= 1u << (column[i] - first);
+    for (; i < end && column[i] < first + kWord; ++i) bits |= 1u << (column[i] - first);
     return bits;
   }
 };
 
-// Calls visit(live, entry) for the positions of a tile; whole warps call it together, and live ones are pruned.
-template <typename F>
-__device__ __forceinline__ void each_pruned(const Kept& kept, const Shape& s, const Tile& tile, const Quad& sums,
+// Calls visit(live, entry) for the positions of an area; whole warps call it together, and live ones are pruned.
+template <typename Sums, typename F>
+__device__ __forceinline__ void each_pruned(const Kept& kept, const Shape& s, const Area& area, const Sums& sums,
                                             F&& visit) {
-  FEDSPARSE_SHARED(std::uint32_t, words, dense::kTile);
-  if (threadIdx.x < dense::kTile) {
-    const std::int32_t row = tile.row + static_cast<std::int32_t>(threadIdx.x);
-    const bool live = row < s.group_rows;
-    words[threadIdx.x] = live ? kept.word(std::int64_t{tile.group} * s.group_rows + row, tile.column) : ~0u;
+  FEDSPARSE_SHARED(std::uint32_t, words, block::kTargets * dense::kLines / kWord);
+  const std::int32_t across = (area.columns + kWord - 1) / kWord, count = area.rows * across;
+  const std::int32_t first_row = area.group * s.group_rows + area.row;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count; i += kThreads) {
+    const std::int32_t column = i % across * kWord, inside = area.columns - column;
+    const std::uint32_t outside = inside < kWord ? ~0u << inside : 0;
+    words[i] = kept.word(first_row + i / across, area.column + column) | outside;
   }
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < dense::kEach; ++i) {
-    const unsigned at = threadIdx.x + i * kThreads, lane = at % dense::kTile;
-    const std::int32_t row = tile.row + static_cast<std::int32_t>(at / dense::kTile);
-    const std::int32_t column = tile.column + static_cast<std::int32_t>(lane);
-    const bool live = column < s.columns && !(words[at / dense::kTile] >> lane & 1);
-    const std::int32_t position = live ? (tile.group * s.group_rows + row) * s.columns + column : 0;
-    visit(live, Entry{sums.number[i], static_cast<std::uint32_t>(position)});
+  const auto lane = static_cast<std::int32_t>(threadIdx.x % 32);
+  for (auto i = static_cast<std::int32_t>(threadIdx.x / 32); i < count; i += kThreads / 32) {
+    const bool live = !(words[i] >> lane & 1);
+    const std::int32_t row = i / across, column = i % across * kWord + lane;
+    const std::int32_t position = (first_row + row) * s.columns + area.column + column;
+    visit(live, live ? Entry{sums(row, column), static_cast<std::uint32_t>(position)} : Entry{});
   }
 }
 
@@ -104,14 +110,10 @@ struct Count {
   bool sample;
 
   __device__ bool wanted() const { return sample || limits.broken(*search); }
-  __device__ std::int32_t tile(const Shape& s, std::int32_t number) const {
-    if (!sample) return number;
-    const std::int32_t first = number * kSampled;
-    return first + number * 7 % min(kSampled, s.tiles - first);
-  }
-  __device__ void operator()(const Shape& s, const Tile& at, const Quad& sums) const {
+  template <typename Sums>
+  __device__ __forceinline__ void operator()(const Shape& s, const Area& area, const Sums& sums) const {
     const Key known = sample ? 0 : search->known;
-    each_pruned(kept, s, at, sums, [&](bool live, const Entry& entry) {
+    each_pruned(kept, s, area, sums, [&](bool live, const Entry& entry) {
       const Key key = live ? limits.order(entry) : 0;
       fedsparse::count(histogram, live && digit.shares_higher(key, known), digit.of(key));
     });
@@ -127,10 +129,10 @@ struct Collect {
   bool repair;
 
   __device__ bool wanted() const { return !repair || search->repaired; }
-  __device__ std::int32_t tile(const Shape&, std::int32_t number) const { return number; }
-  __device__ void operator()(const Shape& s, const Tile& at, const Quad& sums) const {
+  template <typename Sums>
+  __device__ __forceinline__ void operator()(const Shape& s, const Area& area, const Sums& sums) const {
     const Key bound = search->bound;
-    each_pruned(kept, s, at, sums, [&](bool live, const Entry& entry) {
+    each_pruned(kept, s, area, sums, [&](bool live, const Entry& entry) {
       const bool within = live && limits.order(entry) <= bound;
       const unsigned lanes = __ballot_sync(kEveryLane, within);
       if (lanes == 0) return;
@@ -204,44 +206,53 @@ int bits_of(std::int64_t n) {
   return bits;
 }
 
-template <typename T>
 struct Plan {
   Shape shape;
   Limits limits;
   Arena arena;
-  dense::Operands<T> operands;
-  std::uint32_t* histogram;  // right behind the tickets: cleared together
+  float* sums;  // where they are left
+  std::uint32_t* histogram;
   Search* search;
   Entry *list, *other;
   std::uint32_t* table;
 
-  Plan(const ConvShape& s, std::int64_t nnz, std::int64_t k, const void* grad_y, const void* x, void* workspace)
-      : shape(s), arena(workspace) {
-    const std::int64_t size = std::int64_t{shape.out_channels} * shape.columns, pruned = size - nnz;
-    const std::int64_t capacity = std::min(pruned, 4 * k + kSlack);
+  Plan(const Shape& s, std::int64_t nnz, std::int64_t k, void* workspace) : shape(s), arena(workspace) {
+    const std::int64_t size = std::int64_t{shape.problem.target.channels} * shape.columns, pruned = size - nnz;
+    const std::int64_t capacity = std::min(pruned, std::max(4 * k + kSlack, kSmall));
     const int position_bits = bits_of(size - 1);
     limits = {static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(capacity), static_cast<std::uint32_t>(pruned),
               {position_bits}, 31 + position_bits};
-    operands = {static_cast<const T*>(grad_y), static_cast<const T*>(x), arena.take<float>(shape.partial_floats()),
-                arena.take<std::uint32_t>(tickets() + kBins)};
-    histogram = operands.arrived + tickets();
+    sums = arena.take<float>(shape.left_floats());
+    histogram = arena.take<std::uint32_t>(kBins);
     search = arena.take<Search>(1);
     list = arena.take<Entry>(capacity);
     other = arena.take<Entry>(capacity);
     table = arena.take<std::uint32_t>(sort::table_size(capacity));
   }
 
-  std::int64_t tickets() const { return shape.runs > 1 ? shape.tiles : 0; }
   bool all_fit() const { return limits.capacity == limits.pruned; }
 };
 
+// The operands of the gradient.
+struct Operands {
+  std::int64_t dtype;
+  bool tf32;
+  const void *grad_y, *x;
+};
+
+// Hands the sums of all tiles, or of one in `every`, to `end`.
+template <typename End>
+int visit(const Plan& p, const Operands& o, std::int32_t every, const End& end, void* stream) {
+  if (p.shape.left()) return dense::join(p.shape, p.sums, every, end, stream);
+  return dense::compute(p.shape, o.dtype, o.tf32, o.grad_y, o.x, every, end, stream);
+}
+
 // Steps 1 to 3; the first status that is not a success.
-template <typename T>
-int collect(const Plan<T>& p, const Kept& kept, void* stream) {
+int collect(const Plan& p, const Operands& operands, const Kept& kept, void* stream) {
   int status = cudaSuccess;
   const auto queue = [&](auto&& launch) { status = status == cudaSuccess ? launch() : status; };
-  const auto tiles = [&](std::int32_t count, const auto& epilogue) {
-    queue([&] { return dense::launch(p.shape, p.operands, count, epilogue, stream); });
+  const auto tiles = [&](std::int32_t every, const auto& end) {
+    queue([&] { return visit(p, operands, every, end, stream); });
   };
   const auto search = [&](auto kernel, const Digit& digit) {
     queue([&] { return FEDSPARSE_LAUNCH(kernel, 1, kThreads, 0, stream, p.search, p.limits, p.histogram, digit); });
@@ -252,28 +263,32 @@ int collect(const Plan<T>& p, const Kept& kept, void* stream) {
   const auto list = [&](bool repair) { return Collect{kept, p.limits, p.search, p.list, repair}; };
 
   queue([&] {
-    return FEDSPARSE_LAUNCH(begin_kernel, blocks_for(p.tickets() + kBins), kThreads, 0, stream, p.search, p.limits.k,
-                            p.operands.arrived, p.tickets() + kBins);
+    return FEDSPARSE_LAUNCH(begin_kernel, blocks_for(kBins), kThreads, 0, stream, p.search, p.limits.k, p.histogram,
+                            std::int64_t{kBins});
   });
+  if (p.shape.left())
+    queue([&] {
+      return dense::leave(p.shape, operands.dtype, operands.tf32, operands.grad_y, operands.x, p.sums, stream);
+    });
   if (!p.all_fit()) {
     const Digit first(p.limits.bits, 0);
-    tiles((p.shape.tiles + kSampled - 1) / kSampled, count(first, true));
+    tiles(kSampled, count(first, true));
     search(&sampled_bound_kernel, first);
   }
-  tiles(p.shape.tiles, list(false));
+  tiles(1, list(false));
   if (p.all_fit()) return status;
   for (int which = 0; which < digits_of(p.limits.bits); ++which) {
     const Digit digit(p.limits.bits, which);
-    tiles(p.shape.tiles, count(digit, false));
+    tiles(1, count(digit, false));
     search(&narrow_kernel, digit);
   }
-  tiles(p.shape.tiles, list(true));
+  tiles(1, list(true));
   return status;
 }
 
-template <typename T>
-int run(const Plan<T>& p, const Kept& kept, std::int64_t* positions, float* gradients, void* stream) {
-  int status = collect(p, kept, stream);
+int run(const Plan& p, const Operands& operands, const Kept& kept, std::int64_t* positions, float* gradients,
+        void* stream) {
+  int status = collect(p, operands, kept, stream);
   if (status != cudaSuccess) return status;
   Entry* sorted = nullptr;
   status = sort::run(p.list, p.other, &p.search->count, p.limits.capacity, p.limits.bits, p.limits.order, p.table,
@@ -283,10 +298,12 @@ int run(const Plan<T>& p, const Kept& kept, std::int64_t* positions, float* grad
                           gradients);
 }
 
-bool possible(const ConvShape& s, std::int64_t nnz, std::int64_t k) {
-  if (!dense::fits(s)) return false;
+std::optional<Shape> possible(const ConvShape& s, std::int64_t dtype, std::int64_t nnz, std::int64_t k) {
+  const std::optional<Shape> shape = dense::cut(s, dtype);
+  if (!shape) return {};
   const std::int64_t size = s.out_channels * (s.in_channels / s.groups) * s.taps();
-  return nnz >= 0 && nnz <= size && k >= 0 && k <= size - nnz;
+  if (nnz < 0 || nnz > size || k < 0 || k > size - nnz) return {};
+  return shape;
 }
 
 }  // namespace
@@ -294,19 +311,19 @@ bool possible(const ConvShape& s, std::int64_t nnz, std::int64_t k) {
 
 using namespace fedsparse;
 
-std::int64_t fedsparse_cuda_topk_pruned_size(const ConvShape* shape, std::int64_t nnz, std::int64_t k) {
-  return topk::possible(*shape, nnz, k) ? topk::Plan<float>(*shape, nnz, k, nullptr, nullptr, nullptr).arena.used() : 0;
+std::int64_t fedsparse_cuda_topk_pruned_size(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                                             std::int64_t k) {
+  const auto s = topk::possible(*shape, dtype, nnz, k);
+  return s ? topk::Plan(*s, nnz, k, nullptr).arena.used() : 0;
 }
 
-int fedsparse_cuda_topk_pruned(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+int fedsparse_cuda_topk_pruned(const ConvShape* shape, std::int64_t dtype, bool tf32, std::int64_t nnz,
                                const std::int32_t* row_start, const void* column, bool wide, const void* grad_y,
                                const void* x, std::int64_t k, std::int64_t* positions, float* gradients,
                                void* workspace, void* stream) {
-  if (!topk::possible(*shape, nnz, k)) return cudaErrorInvalidValue;
+  const auto s = topk::possible(*shape, dtype, nnz, k);
+  if (!s) return cudaErrorInvalidValue;
   if (k == 0) return cudaSuccess;
-  return with_dtype(dtype, [&](auto* number) -> int {
-    using T = std::remove_pointer_t<decltype(number)>;
-    const topk::Plan<T> plan(*shape, nnz, k, grad_y, x, workspace);
-    return topk::run(plan, {row_start, {column, wide}}, positions, gradients, stream);
-  });
+  const topk::Plan plan(*s, nnz, k, workspace);
+  return topk::run(plan, {dtype, tf32, grad_y, x}, {row_start, {column, wide}}, positions, gradients, stream);
 }

@@ -21,30 +21,30 @@ namespace {
 using RowsView = std::tuple<Address, Address, bool>;
 
 void bind_gradients(py::module_& m) {
-  m.def("cuda_dense_gradient_size", [](const Sizes& sizes) {
+  m.def("cuda_dense_gradient_size", [](const Sizes& sizes, std::int64_t dtype) {
     const ConvShape shape = conv_shape(sizes);
-    return fedsparse_cuda_dense_gradient_size(&shape);
+    return fedsparse_cuda_dense_gradient_size(&shape, dtype);
   });
   m.def(
       "cuda_dense_gradient",
-      [](const Sizes& sizes, std::int64_t dtype, Address grad_y, Address x, Address gradient, Address workspace,
-         Address stream) {
+      [](const Sizes& sizes, std::int64_t dtype, bool tf32, Address grad_y, Address x, Address gradient,
+         Address workspace, Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_dense_gradient(&shape, dtype, at<const void>(grad_y), at<const void>(x),
+        return fedsparse_cuda_dense_gradient(&shape, dtype, tf32, at<const void>(grad_y), at<const void>(x),
                                              at<float>(gradient), at<void>(workspace), at<void>(stream));
       },
       release());
-  m.def("cuda_topk_pruned_size", [](const Sizes& sizes, std::int64_t nnz, std::int64_t k) {
+  m.def("cuda_topk_pruned_size", [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, std::int64_t k) {
     const ConvShape shape = conv_shape(sizes);
-    return fedsparse_cuda_topk_pruned_size(&shape, nnz, k);
+    return fedsparse_cuda_topk_pruned_size(&shape, dtype, nnz, k);
   });
   m.def(
       "cuda_topk_pruned",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, const RowsView& rows, Address grad_y, Address x,
-         std::int64_t k, Address positions, Address gradients, Address workspace, Address stream) {
+      [](const Sizes& sizes, std::int64_t dtype, bool tf32, std::int64_t nnz, const RowsView& rows, Address grad_y,
+         Address x, std::int64_t k, Address positions, Address gradients, Address workspace, Address stream) {
         const ConvShape shape = conv_shape(sizes);
         const auto& [row_start, column, wide] = rows;
-        return fedsparse_cuda_topk_pruned(&shape, dtype, nnz, at<const std::int32_t>(row_start),
+        return fedsparse_cuda_topk_pruned(&shape, dtype, tf32, nnz, at<const std::int32_t>(row_start),
                                           at<const void>(column), wide, at<const void>(grad_y), at<const void>(x), k,
                                           at<std::int64_t>(positions), at<float>(gradients), at<void>(workspace),
                                           at<void>(stream));

@@ -83,8 +83,8 @@ class Gradients(NamedTuple):
 class Backend(Protocol):
     """Computes products with a sparse weight. Stateless: everything comes with the call.
 
-    Tensors are contiguous, on the case's device and of its dtype; shapes have been checked by the op. In forward and
-    backward, activations of a backend that `ChoosesLayout` may also lie, and its results do lie, as it chooses.
+    Tensors are contiguous, on the case's device and of its dtype; shapes have been checked by the op. Activations of a
+    backend that `ChoosesLayout` may also lie, and its results do lie, as it chooses.
     """
 
     @property

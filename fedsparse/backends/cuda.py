@@ -1,7 +1,8 @@
 """The CUDA kernels, for numbers stored in 32 or 16 bits and summed in float32.
 
 Weights in which 8, 16 or 32 neighbouring output channels keep the same columns, as in `vector:G` and `block:B`, are
-multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h).
+multiplied on tensor cores (csrc/cuda/block.h), all others on ordinary ones (csrc/cuda/csr16.h). The gradients among
+which `topk_pruned` chooses are computed on tensor cores, whatever the mask.
 """
 
 import math
@@ -84,16 +85,17 @@ class CudaBackend:
         return Gradients(grad_x, grad_values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
-        native, sizes = _native.extension(), sizes_of(case)
-        size = native.cuda_topk_pruned_size(sizes, case.nnz, k)
-        if size == 0:  # 2^31 positions, terms of a sum or elements of an image
+        native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
+        roomy = native.cuda_shared_limit() >= native.block_shared_bytes()
+        size = native.cuda_topk_pruned_size(sizes, dtype, case.nnz, k) if roomy else 0
+        if size == 0:  # shared memory too small for a block or for one channel of a slab, or 2^31 positions
             return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
+        slope, lines = _to_lines(grad), _to_lines(x)
         positions, gradients = (grad.new_empty(k, dtype=dtype) for dtype in (torch.int64, torch.float32))
         workspace = grad.new_empty(size, dtype=torch.uint8)
         launch(
-            "cuda_topk_pruned", grad, sizes, STORED[case.dtype], case.nnz,
-            row_list(pattern.row_start, pattern.column), address(grad), address(x), k, address(positions),
-            address(gradients), address(workspace),
+            "cuda_topk_pruned", grad, sizes, dtype, _tf32(), case.nnz, row_list(pattern.row_start, pattern.column),
+            address(slope), address(lines), k, address(positions), address(gradients), address(workspace),
         )  # fmt: skip
         return positions, gradients.to(grad.dtype)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import backends
-from fedsparse.backends import CONTIGUOUS, Case, Geometry
+from fedsparse.backends import Case, Geometry
 from fedsparse.errors import DoubleBackwardError, ShapeError
 from fedsparse.pattern import Pattern
 
@@ -150,8 +150,8 @@ def _eager_topk(
     case = read_case(x, shape, index[1].numel(), geometry)
     pattern = Pattern.from_index(case.shape, index)
     engine = backends.backend(backend, case, pattern)
-    grad, x = CONTIGUOUS.of(grad), CONTIGUOUS.of(x)
-    return engine.topk_pruned(grad, x, pattern, min(k, pattern.size - pattern.nnz), case)
+    lies = backends.layout_of(engine, case)
+    return engine.topk_pruned(lies.of(grad), lies.of(x), pattern, min(k, pattern.size - pattern.nnz), case)
 
 
 for _key in ("CPU", "CUDA"):

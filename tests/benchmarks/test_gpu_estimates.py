@@ -56,21 +56,53 @@ def test_a_short_row_is_selected_by_one_block():
 
 
 # ---- regrow
-def test_regrow_by_hand():
+def test_regrow_of_a_small_weight_by_hand():
+    """Two tiles of 64 x 288 positions, all of which are listed and none searched for."""
     works = regrow(CASE, 369, "bf16")
-    # 36,864 positions have 16 bits, keys 47: five digits to search, six to sort by.
-    assert len(works) == 2 + 4 + (2 * 5 + 1) + 2 * 6 + 1 == 30
-    assert [work.memory for work in works[:2]] == [2 * 2 * 2_097_152] * 2
-    sample, whole = works[3], works[5]
-    # 36 tiles of 32x32 in 8 runs of 128 steps each; 288 blocks, 3 on the busiest of 132 multiprocessors
-    assert whole.flops == pytest.approx(2 * 36 * 1024 * 256 * 360 * 3 * 132 / 288)
-    assert whole.shared == pytest.approx(36 * 1_048_576 * 32 * 2.25 * 3 * 132 / 288)
-    assert whole.memory == 2 * 2 * 2_097_152 + 2 * 4 * 288 * 1024
-    assert whole.cache == 36 * 32_768 * 2 * (32 + 5)  # 32 columns are of at most 5 channels
-    # three tiles of the sample, 24 blocks, as long as a block takes
-    assert sample.flops == pytest.approx(2 * 3 * 1024 * 256 * 360 * 132 / 24)
-    assert limit([whole]) == ("shared memory", 1.0)
-    assert works[-1].memory == 369 * (8 + 12)
+    # 36,864 positions have 16 bits, keys 47: six digits to sort by.
+    assert len(works) == 3 + 2 * 6 + 1 == 16
+    products, listed, *_, written = works[1:]
+    # Tiles of two images of 4x4 pixels, 2 * 64 of them, each a split: 256 blocks, two on the busiest of 132
+    # multiprocessors. The 18 chunks of 32 channels are shared by four warps of five chunks, for 64 rows.
+    multiplied, uneven = 2 * 320 * 64 * 32_768, 2 * 132 / 256
+    assert products.flops == pytest.approx(2 * multiplied * uneven)
+    # 32 channels of two images of 6x6 lines of 16 bytes, and 64 of 32 lines
+    staged = 2 * 128 * (32 * 72 * 16 + 64 * 32 * 16)
+    assert products.cache == pytest.approx(staged * uneven)
+    assert products.shared == pytest.approx((2 * multiplied * (1 / 32 + 1 / 80) + staged) * uneven)
+    assert products.memory == 2 * 2 * 2_097_152 + 4 * 256 * 64 * 288
+    assert listed.memory == 4 * 36_864 * 128
+    assert [work.memory for work in works[3:15]] == [2 * 8 * 36_864] * 12
+    assert written.memory == works[-1].memory == 369 * (8 + 12)
+
+
+def test_regrow_of_a_weight_that_is_searched_by_hand():
+    """147,456 positions in 18 bits, keys of 49: five digits to search by, seven to sort by."""
+    works = regrow(LayerCase(128, 128, 16, batch=32), 1475, "fp32")
+    assert len(works) == 5 + (2 * 5 + 1) + 2 * 7 + 1 == 31
+    # 16 tiles of 64 x 144, tiles of 4x8 pixels: eight of each of four images, in 16 splits
+    products, sample, _, listed = works[1:5]
+    # nine chunks, shared by two warps of five, twice over the pixels; three products of TF32
+    assert products.flops == pytest.approx(6 * 16 * 160 * 64 * 8192 * 2 * 132 / 256)
+    assert products.shared > 4 * 16 * 160 * 64 * 8192 * (1 / 32 + 1 / 80)
+    assert (sample.memory, listed.memory) == (4 * 147_456, 16 * 4 * 147_456)
+    assert [work.memory for work in works[16:30]] == [4 * 8 * 1475] * 14
+    assert regrow(LayerCase(128, 128, 16, batch=32), 1475, "tf32")[1].flops == pytest.approx(products.flops / 3)
+
+
+def test_regrow_computes_tiles_of_a_large_weight_for_each_step():
+    lines = LayerCase(4096, 4096, None, batch=256)
+    _, sample, _, listed, *_ = regrow(lines, 100, "fp32")
+    # 64 times 43 tiles of 64 x 96; six chunks for two warps; two tiles of 16 lines
+    assert listed.flops == pytest.approx(6 * 2752 * 96 * 64 * 256 * 21 * 132 / 2752)
+    assert sample.flops == pytest.approx(6 * 172 * 96 * 64 * 256 * 2 * 132 / 172)
+    assert listed.memory == 4 * 2 * 4096 * 256
+
+
+def test_regrow_turns_what_fills_no_lines():
+    works = regrow(replace(CASE, batch=12), 369, "bf16")
+    assert len(works) == 16 + 2
+    assert [work.memory for work in works[:2]] == [2 * 2 * 16 * 65_536] * 2
 
 
 def test_dense_regrow_by_hand():
@@ -85,8 +117,6 @@ def test_regrow_takes_longer_for_more():
     times = [seconds(regrow(replace(CASE, batch=batch), 369, "fp32")) for batch in (32, 64, 128, 256)]
     assert times == sorted(times)
     assert times[-1] > 4 * times[0]
-    lines = LayerCase(4096, 4096, None, batch=256)
-    assert regrow(lines, 100, "fp32")[5].flops == pytest.approx(2 * 16_384 * 8 * 256 * 389 * 125 * 132 / 16_384)
 
 
 # ---- prune

@@ -45,7 +45,7 @@ class BlockProduct(Product):
         """Forward and both gradients."""
         (wide, tall), shape, store = self.widths, ConvShape(*self.shape), STORAGE[self.dtype]
         forward, backward = self.lines(shim, backward=False), self.lines(shim, backward=True)
-        x, grad = self._lines(shim, self.x), self._lines(shim, self.grad)
+        x, grad = self.in_lines(shim, self.x), self.in_lines(shim, self.grad)
         bias = self.bias if self.bias.size else None
         y, grad_x = poisoned(grad.shape, store), poisoned(x.shape, store)
         grad_values = poisoned(len(self.values), store)

@@ -97,7 +97,7 @@ class Product:
         """Forward and both gradients."""
         forward, backward = self.list(shim, False), self.list(shim, True)
         shape, nnz, store = ConvShape(*self.shape), len(self.values), STORAGE[self.dtype]
-        x, grad = self._lines(shim, self.x), self._lines(shim, self.grad)
+        x, grad = self.in_lines(shim, self.x), self.in_lines(shim, self.grad)
         bias = self.bias if self.bias.size else None
         y, grad_x, grad_values = poisoned(grad.shape, store), poisoned(x.shape, store), poisoned(nnz, store)
         shim("fedsparse_cuda_csr16_forward", shape, self.dtype, *forward[:2], self.values, x, bias, y, None)
@@ -129,8 +129,9 @@ class Product:
             _Index(self.column.ctypes.data, self.column.dtype == np.int32),
         )
 
-    def _lines(self, shim: Shim, rows: NDArray) -> NDArray:
-        batch, size = rows.shape[0], rows[0].size
+    def in_lines(self, shim: Shim, rows: NDArray) -> NDArray:
+        """An activation as the kernels take it: batch-innermost, or in lines of 8 samples that are filled up."""
+        batch, size = rows.shape[0], math.prod(rows.shape[1:])
         lines = poisoned((-(-batch // 8), size, 8), rows.dtype)
         name = "fedsparse_cuda_to_lines" if batch % 8 else "fedsparse_cuda_transpose"
         shim(name, rows, lines, batch, size, self.dtype, None)

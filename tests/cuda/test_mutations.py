@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tests.cuda import shim as shim_build
-from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune
+from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune, test_topk
 from tests.cuda.conftest import SCHEDULES
 from tests.cuda.products import BFLOAT16, FLOAT32
+from tests.cuda.selection import dense_gradient
 from tests.cuda.shim import LaunchError, Shim
 
 KERNELS = shim_build.ROOT / "csrc" / "cuda"
@@ -50,6 +51,14 @@ def several_strips(shim: Shim) -> None:
 
 def wide_strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["vectors of 16"], FLOAT32)
+
+
+def largest(shim: Shim) -> None:
+    product = test_csr16.SPECIAL["groups of row blocks"]
+    held, pruned = test_csr16.stored(product, FLOAT32), test_topk.pruned_positions(product)
+    gradients = dense_gradient(shim, held)
+    test_topk.check_gradient(product, held, gradients)
+    test_topk.check_topk(shim, held, gradients, pruned, (len(pruned) // 2,))
 
 
 def smallest(shim: Shim) -> None:
@@ -97,7 +106,7 @@ MUTATIONS = {
         "block_weight_gradient.cu", "pass * most", "0 * pass * most", several_strips
     ),
     "strips: two pixels of the weight gradient left out": Mutation(
-        "block_weight_gradient.cu", "pair = duty.part; duty", "pair = duty.part + 1; duty", wide_strips
+        "block_weight_gradient.cu", "pair = teams.part; duty", "pair = teams.part + 1; duty", wide_strips
     ),
     "strips: sums written over a tile that is still read": Mutation(
         "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
@@ -117,6 +126,13 @@ MUTATIONS = {
     "strips: an input that differs passed over": Mutation(
         "block_strips.cu", "if (inputs_alike > 0 &&", "if (inputs_alike > kWidest &&",
         lambda shim: test_block_rebuild.test_strips_of_rows_and_of_inputs(shim, torch.Generator().manual_seed(0)),
+    ),
+    "topk: columns that a tile does not have searched as well": Mutation(
+        "topk.cu", "area.column + column) | outside", "area.column + column) | 0 * outside", largest
+    ),
+    "topk: kept positions searched as well": Mutation("topk.cu", "bits |= 1u <<", "bits |= 0u <<", largest),
+    "dense gradient: sums left at the wrong column": Mutation(
+        "dense_gradient.cu", "s.words * kWord + column]", "s.words * kWord + (column ^ 1)]", largest
     ),
     "prune: places counted over all layers": Mutation(
         "prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest

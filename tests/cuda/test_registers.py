@@ -29,7 +29,8 @@ REGISTERS = {
     "count_steps_kernel": 32,
     "adamw_kernel": 48,
     "dense_gradient_kernel": 128,
-    "clear_words_kernel": 32,
+    "dense_gradient_kernel of float32": 192,
+    "join_kernel": 40,
     "begin_kernel": 32,
     "sampled_bound_kernel": 32,
     "narrow_kernel": 32,
@@ -59,6 +60,7 @@ REGISTERS = {
     "list_lines_kernel": 64,
     "find_strips_kernel": 40,
 }
+GRADIENTS = ("block_correlation_kernel", "dense_gradient_kernel")
 ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_90'"
     r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -79,7 +81,7 @@ class Entry(NamedTuple):
 
 def name(entry: str) -> str:
     kernel = re.search(r"[a-z]+(?:_tf32|_[a-z]+)*_kernel", entry)[0]
-    return f"{kernel} of float32" if kernel == "block_correlation_kernel" and "Tf32" in entry else kernel
+    return f"{kernel} of float32" if kernel in GRADIENTS and "Tf32" in entry else kernel
 
 
 def entries(source: Path, folder: Path) -> list[Entry]:
@@ -136,17 +138,25 @@ TENSOR = {
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 @pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump on PATH or in Triton")
-@pytest.mark.parametrize("source", ["block_gather", "block_weight_gradient"])
-def test_structured_products_run_on_tensor_cores(source, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "kernel", "count"),
+    [
+        ("block_gather", "gather_kernel", 12),  # four arithmetics, three widths
+        ("block_weight_gradient", "correlation_kernel", 12),
+        ("topk", "dense_gradient_kernel", 8),  # to count and to list
+    ],
+)
+def test_products_run_on_tensor_cores(source, kernel, count, tmp_path):
     entries(shim.ROOT / f"csrc/cuda/{source}.cu", tmp_path)
     text = subprocess.run(
         [str(cuobjdump()), "-sass", str(tmp_path / "out.cubin")], capture_output=True, text=True, check=True
     ).stdout
     kernels = re.findall(r"Function : (\w+)\n(.*?)(?=Function :|$)", text, re.DOTALL)
-    products = [(entry, code) for entry, code in kernels if "gather_kernel" in entry or "correlation_kernel" in entry]
-    assert len(products) == 12  # four arithmetics, three widths
+    products = [(entry, code) for entry, code in kernels if kernel in entry]
+    assert len(products) == count
     for entry, code in products:
         (instruction,) = (sass for kind, sass in TENSOR.items() if f"{kind}E" in entry)
-        tiles = int(re.search(r"Li(\d)EE", entry)[1])
+        width = re.search(r"Li(\d)EE", entry)
+        tiles = int(width[1]) if width else 4
         assert code.count(instruction) >= 4 * tiles, entry
         assert ("LDSM" in code) == ("Tf32" not in entry), entry

@@ -141,11 +141,12 @@ def test_strips_and_all_lists_at_once(target, shim, name):
 
 
 def test_a_dense_gradient(target):
-    x, grad = drawn(target, torch.randn, 3, 4, 9, 8), drawn(target, torch.randn, 3, 6, 5, 8)
-    sizes = (3, 4, 9, 8, 6, 3, 3, 2, 1, 1, 1, 1, 1, 1)
+    x, grad = drawn(target, torch.randn, 8, 4, 9, 8), drawn(target, torch.randn, 8, 6, 5, 8)
+    sizes = (8, 4, 9, 8, 6, 3, 3, 2, 1, 1, 1, 1, 1, 1)
     found = target.empty(6 * 4 * 9, torch.float32).view(6, 4, 3, 3)
-    room = target.room("cuda_dense_gradient_size", sizes)
-    target("cuda_dense_gradient", sizes, 0, grad, x, found, room)
+    room = target.room("cuda_dense_gradient_size", sizes, 0)
+    slope, lines = (tensor.movedim(0, -1).contiguous() for tensor in (grad, x))
+    target("cuda_dense_gradient", sizes, 0, False, slope, lines, found, room)
     wanted = torch.nn.grad.conv2d_weight(x.double(), found.shape, grad.double(), (2, 1), 1)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
 
