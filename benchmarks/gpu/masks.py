@@ -15,7 +15,7 @@ from benchmarks.gpu.stages.dense import laid_out, network_row, product
 from benchmarks.gpu.sweep import Job
 from fedsparse.backends import BATCH_INNERMOST
 from fedsparse.backends.choose import BACKENDS
-from fedsparse.backends.cuda_lists import build
+from fedsparse.backends.cuda_lists import build, problem_of
 from fedsparse.bench.cases import LayerCase
 from fedsparse.pattern import Pattern
 from fedsparse.pruning import smallest
@@ -197,7 +197,7 @@ def _prune(sizes: Sizes, device: str) -> Iterable[Row]:
 
     def exchange_and_list() -> object:
         found = exchange()
-        return found, [_listed(m.case, there, device) for m, (there, *_) in zip(moves, found, strict=True)]
+        return found, _listed([(m.case, there) for m, (there, *_) in zip(moves, found, strict=True)], device)
 
     for move, ours, theirs in zip(moves, exchange(), [_on_dense(move) for move in moves], strict=True):
         _require_equal(move, ours, theirs)
@@ -208,9 +208,10 @@ def _prune(sizes: Sizes, device: str) -> Iterable[Row]:
     yield network_row("prune", f"torch, dense, {name}", [lambda: [_on_dense(move) for move in moves]], sizes, device)
 
 
-def _listed(case: LayerCase, pattern: Pattern, device: str) -> list[object]:
-    asked = told(case, pattern.nnz, torch.bfloat16, device)
-    return [build(pattern, asked, backward, _placed(device)) for backward in (False, True)]
+def _listed(layers: Sequence[tuple[LayerCase, Pattern]], device: str) -> object:
+    asked = [told(case, pattern.nnz, torch.bfloat16, device) for case, pattern in layers]
+    problems = [[problem_of(case, backward=backward) for backward in (False, True)] for case in asked]
+    return build([*zip(problems, (pattern for _, pattern in layers), strict=True)])
 
 
 def _on_dense(move: _Move) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from benchmarks.gpu import masks
 from benchmarks.gpu.cases import sizes
 from fedsparse.backends.cpu import CpuBackend
 from fedsparse.bench.cases import LayerCase
+from tests.devices import pretend
 
 TINY = sizes(cpu=True)
 
@@ -35,6 +36,14 @@ def test_strides_and_single_pixels_agree_with_torch():
     more = replace(TINY, cases=cases, layouts=("nchw", "channels_last"))
     rows = [row for job in masks.jobs(more, "cpu") for row in job.rows()]
     assert len(rows) == 3 * (1 + 2) + 2, "dense gradients in both layouts"
+
+
+def test_moved_patterns_are_listed_both_ways(binding, monkeypatch):
+    pretend(binding, monkeypatch)
+    cases = masks._cases(TINY)
+    patterns = [masks._pattern(case, "cpu", 0) for case in cases]
+    made = masks._listed([*zip(cases, patterns, strict=True)], "cpu")
+    assert [[one.problem.backward for one in lists] for lists in made] == [[False, True]] * len(cases)
 
 
 @pytest.mark.parametrize(
