@@ -2,16 +2,19 @@
 
 import gc
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fedsparse.backends import Case, Change, Geometry
+from fedsparse import _native
+from fedsparse.backends import BATCH_INNERMOST, Case, Change, Geometry
 from fedsparse.backends import cuda as cuda_module
 from fedsparse.backends.cuda import CudaBackend
 from fedsparse.backends.cuda_lists import Strips, Taps, build, problem_of
+from fedsparse.backends.masked import MaskedBackend
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 from fedsparse.testing import ProductCase, check_backend, check_products, product_cases
@@ -120,6 +123,23 @@ def test_topk_too_large_for_the_kernel_is_computed_densely(backend, binding, mon
         check_backend(backend, product)
 
 
+@pytest.mark.parametrize(("batch", "filled"), [(16, []), (12, ["cuda_to_lines"] * 2)])
+def test_topk_reads_batch_innermost_tensors_where_they_lie(backend, monkeypatch, generator, batch, filled):
+    product = STRUCTURED["blocks"].product
+    case = replace(product.case, input=(batch, *product.case.input[1:]))
+    grad, x = (torch.randn(shape, generator=generator) for shape in (case.output, case.input))
+    wanted = MaskedBackend().topk_pruned(grad, x, product.pattern, 20, case)
+    if not filled:
+        grad, x = BATCH_INNERMOST.of(grad), BATCH_INNERMOST.of(x)
+    launched = []
+    for module in (cuda_module, sys.modules["fedsparse.backends.layout"]):
+        monkeypatch.setattr(module, "launch", lambda name, *rest: launched.append(name) or _native.launch(name, *rest))
+    positions, gradients = backend.topk_pruned(grad, x, product.pattern, 20, case)
+    assert launched == [*filled, "cuda_topk_pruned"]
+    assert torch.equal(positions, wanted[0])
+    torch.testing.assert_close(gradients, wanted[1])
+
+
 def test_lists_are_built_once_and_die_with_their_pattern(backend, monkeypatch):
     calls = []
     monkeypatch.setattr(cuda_module, "build", lambda wanted: calls.append(len(wanted)) or build(wanted))
@@ -158,6 +178,7 @@ def test_devices_of_little_memory(backend, binding, monkeypatch):
     product = STRUCTURED["blocks"].product
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 99 << 10)
     assert isinstance(built(product, backward=False), Taps)
+    monkeypatch.setattr(binding, "cuda_topk_pruned", None)
     check_backend(backend, product)
     monkeypatch.setattr(binding, "cuda_shared_limit", lambda: 64 << 10)
     assert backend.refuse(CASE) == "cuda kernels take 90 KiB of shared memory a block, the device has 64"
