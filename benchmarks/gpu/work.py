@@ -33,7 +33,7 @@ LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
 _WARPS = 16  # of a block of the gather
 _GRADIENT = 64  # target channels of a block of the weight gradient
-_INDEX = 4  # bytes of a place among the values
+_INDEX, _SUM = 4, 4  # bytes of a place among the values, and of a sum
 _SECTOR = 32  # bytes that memory moves at least
 _ROWS = 32  # target channels of a block of the unstructured kernels
 _UNITED = 16  # input channels of a strip that are not alike
@@ -56,7 +56,7 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
         float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)),
         _slabs(case, op, element, _tile_of_taps(case, op, element), _ROWS), by="cores",
     )  # fmt: skip
-    return [*turns(case, op, precision), product]
+    return [*turns(case, op, precision), *_launches(product, case, op, nnz, element)]
 
 
 def strips(width: int, *, inputs_alike: bool) -> Count:
@@ -78,18 +78,30 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
         memory = float(element * (inputs + outputs + nnz))
         tile = _tile_of_strips(case, op, element)
         if op == "grad_w":
-            # A line of x serves a strip, a line of grad_y the lines of a warp. The sums of parts are few.
+            # A line of x serves a strip, a line of grad_y the lines of a warp.
             shared = element * products * (1 / channels + 1 / _warp_lines(width))
             slabs = _slabs(case, op, element, tile, _GRADIENT)
-            return [*turns(case, op, precision), Work(flops * products, unit, shared, memory, slabs, by="mma")]
+            gradient = Work(flops * products, unit, shared, memory, slabs, by="mma")
+            return [*turns(case, op, precision), *_launches(gradient, case, op, nnz, element)]
         # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
         pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
         slabs = _slabs(case, op, element, tile, _channels_of_a_block(case, op, tile, channels))
         cache = element * products / (_PIXELS * LINE) + slabs
         product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
-        return [*turns(case, op, precision), pack, product]
+        return [*turns(case, op, precision), pack, *_launches(product, case, op, nnz, element)]
 
     return count
+
+
+def _launches(work: Work, case: LayerCase, op: str, nnz: int, element: int) -> list[Work]:
+    """The launches that share a product: one for each residue of the pixels that strides make; of the weight gradient
+    one more, which adds up what each part of the pixels gives, read once here, and puts it where the values stand."""
+    if op == "grad_w":
+        return [work, Work(0.0, "fp32", 0.0, float((_SUM + _INDEX + element) * nnz), by="cores")]
+    residues = case.stride**2 if op == "grad_x" and case.size is not None else 1
+    each = replace(work, flops=work.flops / residues, shared=work.shared / residues, memory=work.memory / residues,
+                   cache=work.cache / residues)  # fmt: skip
+    return [each] * residues
 
 
 class _Reach(NamedTuple):

@@ -52,7 +52,7 @@ def test_a_batch_of_no_whole_lines_is_turned_and_computed_whole():
     assert into.memory == out_of.memory == 2 * 4 * 1_048_576 == 8_388_608
     assert product.flops == 2 * NNZ * 16 * 1024
     assert seconds([into]) == pytest.approx(2e-6)  # 1.95 us at 4.3 TB/s: the shortest kernel takes longer
-    assert len(csr16(odd, "grad_w", NNZ, "bf16")) == 3  # input and gradient into lines; values need no lines
+    assert len(csr16(odd, "grad_w", NNZ, "bf16")) == 4  # input and gradient into lines, two for values, which need none
     wider = replace(odd, outputs=128)
     assert csr16(wider, "grad_x", NNZ, "bf16")[0].memory == 2 * csr16(wider, "forward", NNZ, "bf16")[0].memory
 
@@ -69,7 +69,8 @@ def test_strips_by_hand():
     # 13 MB at 5.5 TB/s take 2.40 us, more than 1.95 us for 8.4 MB at 4.3; packing takes the 2 us of the shortest kernel
     assert seconds([pack, product]) == pytest.approx(2e-6 + 13_211_648 / 5.5e12)
     assert strips(16, inputs_alike=True)(CASE, "grad_x", NNZ, "bf16") == [pack, product]
-    (gradient,) = strips(16, inputs_alike=True)(CASE, "grad_w", NNZ, "bf16")
+    gradient, added = strips(16, inputs_alike=True)(CASE, "grad_w", NNZ, "bf16")
+    assert added.memory == NNZ * (4 + 4 + 2)  # a sum, its place, the value's gradient
     assert gradient.cache == 9_437_184  # four strips a block
     assert gradient.shared == product.shared + 2 * NNZ * 32 * 1024 / 128  # a line of grad_y for 128 of x
     assert (gradient.flops, gradient.memory) == (product.flops, product.memory)
@@ -79,11 +80,12 @@ def test_slabs_of_strides_small_pictures_and_linear_layers():
     """Groups of 8 samples, 16 strips of 16 channels; bytes of what blocks read."""
     count = strips(16, inputs_alike=True)
     strided = LayerCase(32, 256, 16, stride=2, batch=8)
-    (_, forward), (_, back) = (count(strided, op, 0, "bf16") for op in ("forward", "grad_x"))
+    (_, forward), (_, *back) = (count(strided, op, 0, "bf16") for op in ("forward", "grad_x"))
     # 4 tiles of 4x4 outputs reach 9x9 inputs; half of each sector is wasted; 128 channels a block
     assert forward.cache == 2 * 32 * 4 * 9**2 * 32
     # four residues of 8x8 pixels; along an axis the taps of one reach 5 outputs, those of the other 4; one block
-    assert back.cache == 256 * 4 * (5 + 4) ** 2 * 32
+    assert len(back) == 4
+    assert sum(work.cache for work in back) == 256 * 4 * (5 + 4) ** 2 * 32
     (_, small) = count(LayerCase(32, 256, 4, batch=16), "forward", 0, "bf16")
     assert small.cache == 2 * 32 * 6**2 * 32  # both groups in one tile
     (_, linear) = count(LayerCase(96, 256, None, batch=16), "forward", 0, "bf16")
@@ -96,8 +98,8 @@ def test_slabs_of_strides_small_pictures_and_linear_layers():
 
 def test_residues_without_taps_read_nothing():
     case = LayerCase(16, 16, 8, stride=2, kernel=1, batch=8)
-    (_, back) = strips(16, inputs_alike=True)(case, "grad_x", 0, "tf32")
-    assert back.cache == 16 * 4**2 * 32
+    (_, *back) = strips(16, inputs_alike=True)(case, "grad_x", 0, "tf32")
+    assert sum(work.cache for work in back) == 16 * 4**2 * 32
 
 
 def test_three_products_keep_float32_and_unions_widen_vectors():
