@@ -36,11 +36,11 @@ GRAIN = tl.constexpr(16)
 
 
 @triton.jit
-def _of_program(each, first, COUNT: tl.constexpr):
+def _of_program(each, first, COUNT: tl.constexpr, DTYPE: tl.constexpr = tl.int64):
     """The entry of the last parameter whose first program is not behind this one."""
-    found = tl.full((), each[0], tl.int64)
+    found = tl.full((), each[0], DTYPE)
     for i in tl.static_range(1, COUNT):
-        found = tl.where(tl.program_id(0) * GRAIN >= first[i], tl.full((), each[i], tl.int64), found)
+        found = tl.where(tl.program_id(0) * GRAIN >= first[i], tl.full((), each[i], DTYPE), found)
     return found
 
 
@@ -179,14 +179,6 @@ def cost(n: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _step_of_program(steps, first, COUNT: tl.constexpr):
-    found = tl.full((), steps[0], tl.float64)
-    for i in tl.static_range(1, COUNT):
-        found = tl.where(tl.program_id(0) * GRAIN >= first[i], tl.full((), steps[i], tl.float64), found)
-    return found
-
-
-@triton.jit
 def _adamw_kernel(
     all_values,
     all_grads,
@@ -212,7 +204,7 @@ def _adamw_kernel(
     if COUNTED_THERE:
         number = tl.load(_pointer(steps, first, COUNT)).to(tl.float64)
     else:
-        number = _step_of_program(steps, first, COUNT)
+        number = _of_program(steps, first, COUNT, tl.float64)
     left1, left2 = 1.0 - tl.exp(number * log1), 1.0 - tl.exp(number * log2)
     step_size, scale = lr / left1.to(tl.float32), 1.0 / tl.sqrt_rn(left2.to(tl.float32))
     values, grad = _pointer(all_values, first, COUNT), _pointer(all_grads, first, COUNT)

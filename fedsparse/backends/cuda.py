@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsparse import _native
 from fedsparse._native import STORED, address, launch, row_list
 from fedsparse.backends.base import Backend, Case, ChoosesLayout, Gradients, HandsListsOn
-from fedsparse.backends.cuda_lists import Strips, Taps, build, problem_of, rewrite, sizes_of
+from fedsparse.backends.cuda_lists import Strips, Taps, build, has_room, problem_of, rewrite, sizes_of
 from fedsparse.backends.layout import BATCH_INNERMOST, CONTIGUOUS, Layout
 from fedsparse.backends.lists import Change, PatternLists
 from fedsparse.backends.masked import MaskedBackend
@@ -86,8 +86,7 @@ class CudaBackend:
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
         native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
-        roomy = native.cuda_shared_limit() >= native.block_shared_bytes()
-        size = native.cuda_topk_pruned_size(sizes, dtype, case.nnz, k) if roomy else 0
+        size = native.cuda_topk_pruned_size(sizes, dtype, case.nnz, k) if has_room() else 0
         if size == 0:  # shared memory too small for a block or for one channel of a slab, or 2^31 positions
             return MaskedBackend().topk_pruned(grad, x, pattern, k, case)
         slope, lines = _to_lines(grad), _to_lines(x)

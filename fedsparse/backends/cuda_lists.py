@@ -19,7 +19,19 @@ from fedsparse.backends.base import Case
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
 
-__all__ = ["Alike", "Problem", "Strips", "Table", "Taps", "alike", "build", "problem_of", "rewrite", "sizes_of"]
+__all__ = [
+    "Alike",
+    "Problem",
+    "Strips",
+    "Table",
+    "Taps",
+    "alike",
+    "build",
+    "has_room",
+    "problem_of",
+    "rewrite",
+    "sizes_of",
+]
 
 _CHUNK = 16  # lines
 _NUMBERS = 8  # bytes of what the device finds out about a pattern
@@ -109,9 +121,15 @@ class _Form(NamedTuple):
 
 
 # ---- which strips patterns have
+def has_room() -> bool:
+    """Whether the device can give a block of threads the shared memory that strips take."""
+    native = _native.extension()
+    return bool(native.cuda_shared_limit() >= native.block_shared_bytes())
+
+
 def alike(patterns: Sequence[Pattern]) -> list[Alike]:
     """Which strips patterns have that lie on devices; the host waits for the answers, of each device once."""
-    if patterns and _native.extension().cuda_shared_limit() < _native.extension().block_shared_bytes():
+    if patterns and not has_room():
         return [Alike(0, 0)] * len(patterns)
     return _each_device(patterns, lambda pattern: pattern.column.device, _found)
 
