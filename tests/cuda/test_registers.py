@@ -17,12 +17,11 @@ from tests.cuda import shim
 REGISTERS = {
     "gather_kernel": 128,
     "correlation_kernel": 128,
-    "add_chunks_kernel": 32,
     "block_gather_kernel": 128,
     "block_correlation_kernel": 128,
     "block_correlation_kernel of float32": 192,
     "block_pack_kernel": 32,
-    "block_add_kernel": 32,
+    "add_kernel": 32,
     "lines_kernel": 32,
     "transpose_kernel": 32,
     "sgd_kernel": 40,
