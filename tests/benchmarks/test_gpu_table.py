@@ -73,7 +73,7 @@ def test_strips_by_hand():
     # 13 MB at 5.5 TB/s take 2.40 us, more than 1.95 us for 8.4 MB at 4.3; packing takes the 2 us of the shortest kernel
     assert seconds([pack, product]) == pytest.approx(2e-6 + 13_211_648 / 5.5e12)
     gradient, back = strips(16, inputs_alike=True)(CASE, "backward", NNZ, "bf16")
-    # A slab of 48 of the 64 channels is what 56 KiB have room for, so that 132 parts fill a device; 128 tiles there are.
+    # 56 KiB have room for 48 of the 64 channels: two slabs, so that 132 parts would fill a device; of 128 tiles.
     left = 4 * 128 * NNZ
     assert gradient.cache == 9_437_184 + left  # four strips a block
     assert gradient.shared == product.shared + 2 * NNZ * 32 * 1024 / 128  # a line of grad_y for 128 of x
