@@ -79,7 +79,7 @@ def test_regrow_of_a_small_weight_by_hand():
 def test_few_positions_are_all_listed():
     """1,024 positions: begun, products, listed, and all ranked."""
     _, _, listed, ranked = regrow(LayerCase(32, 32, None, batch=32), 10, "fp32")
-    assert listed.memory == 4 * 1024 * 2  # two splits of 16 samples
+    assert listed.memory == 4 * 1024  # one tile of samples, so one part
     assert ranked.memory == 1024 * 8 + 10 * 12
 
 
