@@ -7,9 +7,10 @@ import torch
 
 from fedsparse.bench.cases import POINTWISE, STRIDED, SYMMETRIC, LayerCase
 
-__all__ = ["COMPARED", "COUNTS", "DENSITIES", "OPS", "PRECISIONS", "Precision", "Sizes", "sizes"]
+__all__ = ["COMPARED", "COUNTS", "DENSITIES", "OPS", "PASSES", "PRECISIONS", "Precision", "Sizes", "sizes"]
 
-OPS = ("forward", "grad_x", "grad_w")
+OPS = ("forward", "grad_x", "grad_w")  # of dense products
+PASSES = ("forward", "backward")  # of sparse ones, whose gradients share launches
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.gpu.cases import COMPARED, COUNTS, OPS
+from benchmarks.gpu.cases import COMPARED, COUNTS, OPS, PASSES
 from benchmarks.gpu.kinds import Kind
 from benchmarks.gpu.record import Row
 from benchmarks.gpu.roofline import dense_work, seconds, sizes_of
@@ -74,7 +74,7 @@ def measured(dense: Sequence[Row], ours: Sequence[Row]) -> list[Ratio]:
 def _measured(
     kind: str, case: LayerCase, precision: str, compared: str, ops: Mapping[str, Row], baselines: Mapping[str, Seconds]
 ) -> Ratio:
-    mine = {how: _sum(_median(ops.get(op), how) for op in OPS) for how in baselines}
+    mine = {how: _sum(_median(ops.get(op), how) for op in PASSES) for how in baselines}
     theirs = {
         how: _sum(found.get((replace(case, density=1.0), op, compared)) for op in OPS)
         for how, found in baselines.items()
@@ -102,7 +102,7 @@ def estimated(kind: Kind, cases: Iterable[LayerCase], densities: Iterable[float]
 def _estimated(kind: Kind, case: LayerCase, precision: str, compared: str) -> Ratio:
     assert kind.work is not None
     nnz = round(case.density * sizes_of(case)[2])
-    mine = sum(seconds(kind.work(case, op, nnz, precision)) for op in OPS)
+    mine = sum(seconds(kind.work(case, op, nnz, precision)) for op in PASSES)
     theirs = sum(seconds(dense_work(case, op, compared)) for op in OPS)
     return Ratio(
         kind.name, case.shape, case.batch, case.density, precision, compared, theirs / mine, None, mine, "estimated"

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.gpu.occupancy import unevenly
+from benchmarks.gpu.occupancy import issued, unevenly
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny, topk
 from benchmarks.gpu.work import CHUNK, LINE, STAGE, gradient_tiles, turns
@@ -17,7 +17,11 @@ _LINES = 4 * _SETS * CHUNK  # of a block
 _FULL_DEVICE = 264  # blocks that are wanted; so many tiles or fewer leave their sums in memory
 # csrc/cuda/topk.cu
 _SAMPLED = 16  # of so many pieces or tiles, one
-_SMALL = 1 << 16  # positions that are all listed
+_FEW = 1 << 12  # positions that are all listed
+_SMALL = 1 << 16  # positions that are all counted, before those within the bound are listed
+_RANKED = 1 << 14  # room for entries up to which they are compared with one another, and not sorted
+_SLACK = 1024  # entries that there is room for beside four for each position wanted
+_COMPARED, _RANKED_BY_BLOCK = 4.0, 32  # instructions for each pair of entries, entries of a block
 _MAGNITUDE = 31  # bits
 _DIGIT, _SORTED = 11, 8  # bits of a digit that is searched, and that is sorted
 _MASK, _INDEX = 1, 8  # bytes
@@ -44,23 +48,33 @@ class _Cut(NamedTuple):
 def regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     """One layer's search for k positions, launch for launch; that the sample's bound holds is taken for granted.
 
-    What is listed is sorted: about 2 k entries, or all positions of a small weight, as if none were kept.
+    What is listed is ordered: about 2 k entries, as many of a small weight, or all positions of one of few, as if none
+    were kept.
     """
     size, cut = sizes_of(case)[2], _cut(case, ELEMENT[precision])
-    small = size <= _SMALL
-    sort = passed(2 * _ENTRY * (size if small else _LISTED * k))
+    listed_keys = size if size <= _FEW else _LISTED * k
     bits = _MAGNITUDE + (size - 1).bit_length()
-    digits, passes = -(-bits // _DIGIT), -(-bits // _SORTED)
+    digits = -(-bits // _DIGIT)
     if cut.tiles <= _FULL_DEVICE:
         sums = float(_SUM * size * cut.splits)
-        products, sample, listed = [_gradients(case, precision, cut.tiles)], passed(sums / _SAMPLED), passed(sums)
+        counted = sums if size <= _SMALL else sums / _SAMPLED
+        products, sample, listed = [_gradients(case, precision, cut.tiles)], passed(counted), passed(sums)
     else:
         products, listed = [], _gradients(case, precision, cut.tiles)
         sample = _gradients(case, precision, -(-cut.tiles // _SAMPLED))
-    repairs = 2 * digits + 1  # of the bound, which end at once
-    search = [listed] if small else [sample, *tiny(1), listed, *tiny(repairs)]
+    bound = [] if size <= _FEW else [sample, *tiny(1)]
+    repairs = 0 if size <= _SMALL else 2 * digits + 1  # of the bound, which end at once
     begin = [*turns(case, "grad_w", precision), *tiny(1), *products]
-    return [*begin, *search, *[sort] * (2 * passes), passed((_ENTRY + _FOUND) * k)]
+    return [*begin, *bound, listed, *tiny(repairs), *_ordered(listed_keys, k, bits)]
+
+
+def _ordered(listed: int, k: int, bits: int) -> list[Work]:
+    """The first k of what is listed, compared with one another or sorted digit by digit, in two launches each."""
+    if 4 * k + _SLACK <= _RANKED:
+        compared = issued(unevenly(_COMPARED * listed * listed, -(-listed // _RANKED_BY_BLOCK)))
+        return [Work(compared, "fp32", 0.0, float(_ENTRY * listed + _FOUND * k), by="cores")]
+    sort = passed(2 * _ENTRY * listed)
+    return [*[sort] * (2 * -(-bits // _SORTED)), passed((_ENTRY + _FOUND) * k)]
 
 
 def dense_regrow(case: LayerCase, k: int, precision: str) -> list[Work]:

@@ -7,7 +7,7 @@ sides, with the same kernels for the same numbers; what copies activations at th
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from benchmarks.gpu.cases import COUNTS, OPS
+from benchmarks.gpu.cases import COUNTS, OPS, PASSES
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny
 from benchmarks.gpu.work import Count
@@ -49,7 +49,7 @@ def sparse_step(batch: int, precision: str, density: float, count: Count) -> lis
     products = [
         work
         for case, nnz in zip(cases, kept, strict=True)
-        for op in OPS
+        for op in PASSES
         for work in count(replace(case, density=density), op, nnz, precision)
     ]
     turned = passed(2 * ELEMENT[precision] * _outputs(replace(_STEM, batch=batch)))

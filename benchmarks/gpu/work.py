@@ -1,4 +1,7 @@
-"""What our CUDA kernels do in one op of a layer, counted for the roofline model.
+"""What our CUDA kernels do in one op of a layer, forward or backward, counted for the roofline model.
+
+A backward pass is three products in two kernels (csrc/cuda/block_product.cu): the weight gradient, in parts, beside
+which other blocks of threads pack values, and the gradient of x, beside which others add the parts.
 
 Activations lie batch-innermost, as sparse layers leave them to one another: where the batch is no multiple of 8 they
 are turned into lines of 8 samples and back, which is counted too.
@@ -13,7 +16,7 @@ from fedsparse.bench.cases import LayerCase
 
 __all__ = ["CHUNK", "LINE", "STAGE", "Count", "PixelTiles", "csr16", "gradient_tiles", "strips", "turns"]
 
-# Kernels of an op of a layer that keeps `nnz` weights, in a precision.
+# Kernels of an op, `forward` or `backward`, of a layer that keeps `nnz` weights, in a precision.
 Count = Callable[[LayerCase, str, int, str], list[Work]]
 
 
@@ -33,6 +36,7 @@ LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
 _WARPS = 16  # of a block of the gather
 _GRADIENT = 64  # target channels of a block of the weight gradient
+_FULL_DEVICE = 264  # blocks that are wanted of a weight gradient
 _INDEX, _SUM = 4, 4  # bytes of a place among the values, and of a sum
 _SECTOR = 32  # bytes that memory moves at least
 _ROWS = 32  # target channels of a block of the unstructured kernels
@@ -51,12 +55,21 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
     """
     element, lines = ELEMENT[precision], _lines(case)
     inputs, outputs = _moved(case)
-    product = Work(
-        2.0 * nnz * lines * case.places, "fp32", float(element * nnz * lines * case.places),
-        float(element * (inputs + outputs + nnz) + 2 * nnz + (_INDEX * nnz if op == "grad_x" else 0)),
-        _slabs(case, op, element, _tile_of_taps(case, op, element), _ROWS), by="cores",
-    )  # fmt: skip
-    return [*turns(case, op, precision), *_launches(product, case, op, nnz, element)]
+
+    def product(part: str) -> Work:
+        named = 2 * nnz + (_INDEX * nnz if part == "grad_x" else 0)
+        slabs = _slabs(case, part, element, _tile_of_taps(case, part, element), _ROWS)
+        return Work(
+            2.0 * nnz * lines * case.places, "fp32", float(element * nnz * lines * case.places),
+            float(element * (inputs + outputs + nnz) + named), slabs, by="cores",
+        )  # fmt: skip
+
+    if op == "forward":
+        return [*turns(case, op, precision), product(op)]
+    pixels = _pixel_tiles(case, _tile_of_taps(case, "grad_w", element), element)
+    parts = min(pixels.total, -(-_FULL_DEVICE // -(-case.outputs // _ROWS)))
+    kept, added = _in_parts(product("grad_w"), nnz, parts, element)
+    return [*turns(case, op, precision), kept, _together(product("grad_x"), added)]
 
 
 def strips(width: int, *, inputs_alike: bool) -> Count:
@@ -70,38 +83,59 @@ def strips(width: int, *, inputs_alike: bool) -> Count:
 
     def count(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
         element, (inputs, outputs) = ELEMENT[precision], _moved(case)
-        united = op == "grad_x" and not inputs_alike
-        channels, filled = (_UNITED, _union(nnz / sizes_of(case)[2])) if united else (width, 1.0)
-        products = filled * nnz * _lines(case) * case.places
         # float32 keeps its accuracy in three products of TF32.
         flops, unit = (6.0, "tf32") if precision == "fp32" else (2.0, precision)
         memory = float(element * (inputs + outputs + nnz))
-        tile = _tile_of_strips(case, op, element)
-        if op == "grad_w":
-            # A line of x serves a strip, a line of grad_y the lines of a warp.
-            shared = element * products * (1 / channels + 1 / _warp_lines(width))
-            slabs = _slabs(case, op, element, tile, _GRADIENT)
-            gradient = Work(flops * products, unit, shared, memory, slabs, by="mma")
-            return [*turns(case, op, precision), *_launches(gradient, case, op, nnz, element)]
-        # Values are packed first; a warp then reads a strip's for its pixels, and each line it names once.
-        pack = Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)))
-        slabs = _slabs(case, op, element, tile, _channels_of_a_block(case, op, tile, channels))
-        cache = element * products / (_PIXELS * LINE) + slabs
-        product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
-        return [*turns(case, op, precision), pack, *_launches(product, case, op, nnz, element)]
+
+        def gathered(part: str) -> tuple[Work, Work]:
+            """Values are packed first; a warp then reads a strip's for its pixels, and each line it names once."""
+            united = part == "grad_x" and not inputs_alike
+            channels, filled = (_UNITED, _union(nnz / sizes_of(case)[2])) if united else (width, 1.0)
+            products = filled * nnz * _lines(case) * case.places
+            tile = _tile_of_strips(case, part, element)
+            slabs = _slabs(case, part, element, tile, _channels_of_a_block(case, part, tile, channels))
+            cache = element * products / (_PIXELS * LINE) + slabs
+            product = Work(flops * products, unit, element * products / channels, memory, cache, by="mma")
+            return Work(0.0, unit, 0.0, float(filled * nnz * (2 * element + _INDEX)), by="mma"), product
+
+        if op == "forward":
+            return [*turns(case, op, precision), *gathered(op)]
+        # A line of x serves a strip, a line of grad_y the lines of a warp.
+        products = nnz * _lines(case) * case.places
+        shared = element * products * (1 / width + 1 / _warp_lines(width))
+        slabs = _slabs(case, "grad_w", element, _tile_of_strips(case, "grad_w", element), _GRADIENT)
+        gradient = Work(flops * products, unit, shared, memory, slabs, by="mma")
+        kept, added = _in_parts(gradient, nnz, _splits(case, element), element + _INDEX)
+        pack, product = gathered("grad_x")
+        return [*turns(case, op, precision), _together(kept, pack), _together(product, added)]
 
     return count
 
 
-def _launches(work: Work, case: LayerCase, op: str, nnz: int, element: int) -> list[Work]:
-    """The launches that share a product: one for each residue of the pixels that strides make; of the weight gradient
-    one more, which adds up what each part of the pixels gives, read once here, and puts it where the values stand."""
-    if op == "grad_w":
-        return [work, Work(0.0, "fp32", 0.0, float((_SUM + _INDEX + element) * nnz), by="cores")]
-    residues = case.stride**2 if op == "grad_x" and case.size is not None else 1
-    each = replace(work, flops=work.flops / residues, shared=work.shared / residues, memory=work.memory / residues,
-                   cache=work.cache / residues)  # fmt: skip
-    return [each] * residues
+def _in_parts(gradient: Work, nnz: int, parts: int, moved: int) -> tuple[Work, Work]:
+    """A weight gradient that leaves its sums in so many parts, in the cache, and what adds them up: `moved` bytes for
+    each weight are its gradient and, in a list, its place."""
+    left = float(_SUM * parts * nnz)
+    kept = replace(gradient, cache=gradient.cache + left)
+    return kept, replace(gradient, flops=0.0, shared=0.0, memory=float(moved * nnz), cache=left)
+
+
+def _together(first: Work, second: Work) -> Work:
+    """Two kernels as one, whose blocks of threads share the device."""
+    return replace(
+        first, flops=first.flops + second.flops, shared=first.shared + second.shared,
+        memory=first.memory + second.memory, cache=first.cache + second.cache,
+    )  # fmt: skip
+
+
+def _splits(case: LayerCase, element: int) -> int:
+    """Of the tiles that a weight gradient goes over: as many as fill the device."""
+    pixels = gradient_tiles(case, element)
+    channels = min(256, case.inputs, STAGE // (pixels.pitch * LINE * element) - 1)
+    if channels > CHUNK:
+        channels -= channels % CHUNK
+    blocks = -(-case.outputs // _GRADIENT) * -(-case.inputs // channels)
+    return min(pixels.total, -(-_FULL_DEVICE // blocks))
 
 
 class _Reach(NamedTuple):
@@ -201,15 +235,18 @@ class PixelTiles(NamedTuple):
 
 def gradient_tiles(case: LayerCase, element: int) -> PixelTiles:
     """Those of slabs of whole chunks of channels, for numbers of `element` bytes."""
-    tile = _tile_of_strips(case, "grad_w", element)
-    pitch = tile.pixels | 1 if case.size is None else _Reach.of(case, "grad_w").pitch(tile)
+    return _pixel_tiles(case, _tile_of_strips(case, "grad_w", element), element)
+
+
+def _pixel_tiles(case: LayerCase, tile: _Tile, element: int) -> PixelTiles:
     images = _lines(case) // LINE
     if case.size is None:
-        return PixelTiles(-(-images // tile.pixels), tile.pixels, pitch, float(tile.pixels * LINE * element))
-    side = _Reach.of(case, "grad_w").side
-    count = -(-side // tile.rows) * -(-side // tile.columns) * -(-images // tile.images)
+        pitch, read = tile.pixels | 1, float(tile.pixels * LINE * element)
+        return PixelTiles(-(-images // tile.pixels), tile.pixels, pitch, read)
+    reach = _Reach.of(case, "grad_w")
+    count = -(-reach.side // tile.rows) * -(-reach.side // tile.columns) * -(-images // tile.images)
     once = replace(case, inputs=1, outputs=1)
-    return PixelTiles(count, tile.pixels, pitch, _slabs(once, "grad_w", element, tile, 1) / count)
+    return PixelTiles(count, tile.pixels, reach.pitch(tile), _slabs(once, "grad_w", element, tile, 1) / count)
 
 
 def _union(density: float) -> float:
@@ -233,5 +270,6 @@ def turns(case: LayerCase, op: str, precision: str) -> list[Work]:
     if case.batch % LINE == 0:
         return []
     inputs, outputs = _moved(case)
-    moved = {"forward": (inputs, outputs), "grad_x": (outputs, inputs), "grad_w": (inputs, outputs)}[op]
+    # Both in and, of a product, one out; the gradient of the weight, "grad_w" alone, has nothing to turn back.
+    moved = {"forward": (inputs, outputs), "backward": (outputs, inputs, inputs), "grad_w": (inputs, outputs)}[op]
     return [Work(0.0, "fp32", 0.0, float(2 * ELEMENT[precision] * size), by="cores") for size in moved]

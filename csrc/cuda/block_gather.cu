@@ -3,9 +3,10 @@
 // A warp computes a strip of 32 channels, or two narrower ones in turn, for 8 pixels of 8 samples. Slabs pass
 // through two stages of shared memory: while one is multiplied the next is on its way. A step of mma takes, for each
 // lane, its lines' distances, its share of the packed weights, and then four (16 bits; 32 bits: two times two) loads
-// from shared memory for 4 * width / 8 products.
+// from shared memory for 4 * width / 8 products. All residues of a strided gradient are one launch, and blocks behind
+// those that multiply add up what a weight gradient has left.
 #include "block_math.cuh"
-#include "cuda_api.h"
+#include "block_product.h"
 
 namespace fedsparse::block {
 namespace {
@@ -21,9 +22,10 @@ constexpr int kStrips = kTiles < 4 ? 2 : 1;
 
 template <typename T>
 struct Gather {
-  csr16::Problem problem;
-  std::int32_t strips, blocks;  // of a group
-  const std::int32_t* start;          // of this grid
+  csr16::Grids grids;
+  std::int32_t groups, strips, blocks;  // strips and blocks of a group
+  std::uint32_t multiplying;            // blocks; others add
+  Sums beside;
   const std::uint16_t* offset;
   const T* packed;
   const T* input;
@@ -115,7 +117,8 @@ __device__ __forceinline__ void multiply(float (&sum)[kSums][kTiles][4], const S
 }
 
 // Adds the chunks [first, last). A step is fetched while the one before is computed where 128 registers allow that; the
-// widest strips of 32-bit numbers have so much to compute in a step that other warps fill the wait.
+// strips of 32-bit numbers that are widest, or take three products, have so much to compute in a step that other warps
+// fill the wait.
 template <typename A, int kTiles>
 __device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const Gather<typename A::Number>& g,
                                            std::int32_t first, std::int32_t last, const typename A::Number* stage,
@@ -123,7 +126,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const
   using Taken = Step<kTiles, A::kWide>;
   const std::uint16_t* offset = g.offset + std::int64_t{first} * kChunk + Taken::first_offset();
   const typename A::Number* packed = g.packed + std::int64_t{first} * kChunk * kTiles * 8 + Taken::first_number();
-  constexpr bool kAhead = !A::kWide || kTiles < 4;
+  constexpr bool kAhead = !A::kWide || kTiles * A::kProducts < 4;
   Taken next;
   if (kAhead && first < last) next.load(offset, packed);
   for (std::int32_t left = (last - first) * (kChunk / Taken::kLines); left > 0; --left) {
@@ -140,12 +143,12 @@ __device__ __forceinline__ void accumulate(float (&sum)[kSums][kTiles][4], const
 // them after an exchange with the lane of the next or previous sample.
 template <typename A, int kTiles>
 __device__ __forceinline__ void store(const float (&sum)[kSums][kTiles][4], const Gather<typename A::Number>& g,
-                                      const csr16::Place& place, const Pixels& pixels, std::int32_t first_pixel,
-                                      std::int32_t first_channel, std::int32_t rows) {
+                                      const csr16::Problem& problem, const csr16::Place& place, const Pixels& pixels,
+                                      std::int32_t first_pixel, std::int32_t first_channel, std::int32_t rows) {
   using T = typename A::Number;
   const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
   const auto put = [&](std::int32_t pixel, std::int32_t row, std::int32_t sample, auto numbers) {
-    if (row >= rows || !pixels.live(g.problem, place, pixel)) return;
+    if (row >= rows || !pixels.live(problem, place, pixel)) return;
     const std::int64_t channel = first_channel + row;
     const float bias = g.bias ? widen(g.bias[channel]) : 0.0f;
     constexpr int kCount = sizeof(numbers) / sizeof(float);
@@ -154,7 +157,7 @@ __device__ __forceinline__ void store(const float (&sum)[kSums][kTiles][4], cons
     } stored;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) stored.number[i] = narrow<T>(numbers.number[i] + bias);
-    const std::int64_t line = channel * g.problem.target.channel + pixels.target(g.problem, place, pixel);
+    const std::int64_t line = channel * problem.target.channel + pixels.target(problem, place, pixel);
     *reinterpret_cast<Stored*>(g.output + line * kBatch + sample) = stored;
   };
   struct Pair {
@@ -187,20 +190,25 @@ __device__ __forceinline__ void store(const float (&sum)[kSums][kTiles][4], cons
 }
 
 template <typename A, int kTiles>
-__global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gather<typename A::Number> g) {
+__global__ void __launch_bounds__(kMostThreads, 1) 
+    block_gather_kernel(const __grid_constant__ Gather<typename A::Number> g) {
   using T = typename A::Number;
   FEDSPARSE_DYNAMIC_SHARED(T, stages);
-  const csr16::Problem& problem = g.problem;
+  if (blockIdx.x >= g.multiplying) return add<T>(g.beside, blockIdx.x - g.multiplying, gridDim.x - g.multiplying);
+  const std::int32_t all_blocks = g.groups * g.blocks;
+  const std::int64_t tile = blockIdx.x / all_blocks;
+  const int which = g.grids.of(tile);
+  const csr16::Problem& problem = g.grids.problem[which];
   const std::int32_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
-  const std::int32_t pixel_groups = problem.tile.pixels() / kPixels, all_blocks = problem.groups * g.blocks;
+  const std::int32_t pixel_groups = problem.tile.pixels() / kPixels;
   const std::int32_t group = blockIdx.x % all_blocks / g.blocks;
   const std::int32_t strip = (blockIdx.x % g.blocks * (warps / pixel_groups) + warp / pixel_groups) * kStrips<kTiles>;
   const std::int32_t first_pixel = warp % pixel_groups * kPixels;
-  const csr16::Place place = csr16::place_by_tile(problem, blockIdx.x / all_blocks);
+  const csr16::Place place = csr16::place_by_tile(problem, tile - g.grids.before(which));
   const Pixels pixels(problem);
   const Views<A::kWide> views(pixels, first_pixel);
   const std::int32_t busy = pixels.live(problem, place, first_pixel) ? min(kStrips<kTiles>, g.strips - strip) : 0;
-  const std::int32_t* start = g.start + (std::int64_t{group} * g.strips + strip) * problem.slabs;
+  const std::int32_t entry = (group * g.strips + strip) * problem.slabs;
   const auto stage = [&](std::int32_t slab) { return stages + slab % 2 * stage_numbers(problem); };
   const auto copy = [&](std::int32_t slab) {
     csr16::copy_slab(stage(slab), g.input, problem, place,
@@ -218,110 +226,71 @@ __global__ void __launch_bounds__(kMostThreads, 1) block_gather_kernel(const Gat
     if (s + 1 < problem.slabs) copy(s + 1);
 #pragma unroll
     for (int i = 0; i < kStrips<kTiles>; ++i) {
-      const std::int32_t* mine = start + i * problem.slabs + s;
-      if (i < busy) accumulate<A>(sum[i], g, mine[0], mine[1], stage(s), views);
+      const std::int32_t* start = g.grids.start[which] + entry + i * problem.slabs + s;
+      if (i < busy) accumulate<A>(sum[i], g, start[0], start[1], stage(s), views);
     }
   }
 #pragma unroll
   for (int i = 0; i < kStrips<kTiles>; ++i) {
     const std::int32_t row = (strip + i) * kTiles * 8;
     if (i < busy)
-      store<A>(sum[i], g, place, pixels, first_pixel, group * problem.group_targets() + row,
+      store<A>(sum[i], g, problem, place, pixels, first_pixel, group * problem.group_targets() + row,
                min(kTiles * 8, problem.group_targets() - row));
   }
 }
 
 // Runs of strips, each a warp's, that a block takes: as many as make 256 threads, or 512 where that leaves no SM without
 // a block.
-std::int32_t runs_of_a_block(const csr16::Problem& problem, std::int32_t runs) {
-  const std::int32_t most = kMostThreads / 32 / (problem.tile.pixels() / kPixels);
-  const std::int64_t blocks = problem.tiles() * problem.groups * ((runs + most - 1) / most);
-  return runs >= most && blocks >= kFullDevice ? most : most / 2;
+std::int32_t runs_of_a_block(std::int64_t tiles, std::int32_t pixel_groups, std::int32_t runs) {
+  const std::int32_t most = kMostThreads / 32 / pixel_groups;
+  return runs >= most && tiles * ((runs + most - 1) / most) >= kFullDevice ? most : most / 2;
 }
 
 template <typename A, int kTiles>
-int launch_grid(Gather<typename A::Number> g, void* stream) {
+int launch_grids(Gather<typename A::Number> g, const csr16::Plan& plan, void* stream) {
   using T = typename A::Number;
-  const csr16::Problem& problem = g.problem;
-  const std::int32_t runs = (g.strips + kStrips<kTiles> - 1) / kStrips<kTiles>, taken = runs_of_a_block(problem, runs);
-  const std::int32_t warps = problem.tile.pixels() / kPixels * taken;
+  const std::int32_t pixel_groups = plan.tile.pixels() / kPixels;
+  const std::int32_t runs = (g.strips + kStrips<kTiles> - 1) / kStrips<kTiles>;
+  const std::int32_t taken = runs_of_a_block(g.grids.tiles() * g.groups, pixel_groups, runs);
   g.blocks = (runs + taken - 1) / taken;
-  const std::int64_t stages = std::clamp(problem.slabs, 1, 2);
-  const auto kernel = &block_gather_kernel<A, kTiles>;
-  return launch(kernel, problem.tiles() * problem.groups * g.blocks, warps * 32,
-                stages * stage_numbers(problem) * static_cast<std::int64_t>(sizeof(T)), 2 * kStageBytes, g, stream);
+  const std::int64_t multiplying = g.grids.tiles() * g.groups * g.blocks;
+  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  g.multiplying = static_cast<std::uint32_t>(multiplying);
+  const std::int64_t adding = g.beside.out ? blocks_beside(g.beside.numbers) : 0;
+  const std::int64_t stages = std::clamp(plan.slabs, 1, 2) * (plan.slab_channels + 1) * g.grids.slab_lines * kBatch;
+  return launch(&block_gather_kernel<A, kTiles>, multiplying + adding, pixel_groups * taken * 32,
+                stages * static_cast<std::int64_t>(sizeof(T)), 2 * kStageBytes, g, stream);
 }
-
-// What both directions are given.
-struct Operands {
-  const std::int32_t* start;
-  const std::uint16_t* offset;
-  const void *packed, *input, *bias;
-  void* output;
-};
 
 template <typename A, int kTiles>
-int gather(const ConvShape& shape, bool backward, const Operands& o, void* stream) {
+int gather_strips(const csr16::Plan& plan, const Operands& o, Sums beside, void* stream) {
   using T = typename A::Number;
-  csr16::Plan plan;
-  if (!make_plan(shape, backward, A::kWide, plan)) return cudaErrorInvalidValue;
   const std::int32_t per_group = strips(plan.group_targets(), kTiles * 8);
-  const std::int32_t* start = o.start;
-  for (std::size_t number = 0; number < plan.grids.size(); ++number) {
-    Gather<T> g = {csr16::Problem(plan, plan.grids[number]), per_group, 0, start, o.offset,
-                   static_cast<const T*>(o.packed), static_cast<const T*>(o.input), static_cast<const T*>(o.bias),
-                   static_cast<T*>(o.output)};
-    start += std::int64_t{plan.groups} * per_group * plan.slabs;
-    if (g.problem.tiles() == 0) continue;
-    if (!plan.met_by_taps(number)) g.problem.slabs = 0;  // zeros, for which nothing has to be read
-    const int status = launch_grid<A, kTiles>(g, stream);
+  const std::int64_t entries = std::int64_t{plan.groups} * per_group * plan.slabs;
+  for (std::size_t next = 0; next < plan.grids.size();) {
+    const csr16::Grids grids(plan, next, o.list.start, entries);
+    if (grids.tiles() == 0) break;
+    const Gather<T> g = {grids, plan.groups, per_group, 0, 0, beside, o.list.offset,
+                         static_cast<const T*>(o.packed), static_cast<const T*>(o.input),
+                         static_cast<const T*>(o.bias), static_cast<T*>(o.output)};
+    const int status = launch_grids<A, kTiles>(g, plan, stream);
     if (status != cudaSuccess) return status;
+    beside.out = nullptr;  // done
   }
-  return cudaSuccess;
+  return beside.out ? add_sums(beside, o.dtype, stream) : cudaSuccess;
 }
 
-int gather(const ConvShape& shape, bool backward, std::int64_t dtype, std::int64_t width, bool tf32, const Operands& o,
-           void* stream) {
-  return with_arithmetic(dtype, tf32, [&](auto arithmetic) {
-    return with_tiles(width, [&](auto tiles) {
-      return gather<decltype(arithmetic), tiles>(shape, backward, o, stream);
+}  // namespace
+
+int gather(const ConvShape& shape, bool backward, const Operands& operands, const Sums& beside, void* stream) {
+  return with_arithmetic(operands.dtype, operands.tf32, [&](auto arithmetic) {
+    return with_tiles(operands.list.width, [&](auto tiles) -> int {
+      using A = decltype(arithmetic);
+      csr16::Plan plan;
+      if (!make_plan(shape, backward, A::kWide, plan)) return cudaErrorInvalidValue;
+      return gather_strips<A, tiles>(plan, operands, beside, stream);
     });
   });
 }
 
-template <typename T>
-__global__ void __launch_bounds__(fedsparse::kThreads)
-    block_pack_kernel(const std::int32_t* __restrict__ chunks, std::int64_t of_chunk,
-                      const std::int32_t* __restrict__ value, const T* __restrict__ values, T* __restrict__ packed) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x, count = *chunks * of_chunk;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride)
-    packed[i] = value[i] >= 0 ? values[value[i]] : narrow<T>(0);
-}
-
-}  // namespace
 }  // namespace fedsparse::block
-
-using namespace fedsparse;
-
-int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t width, std::int64_t room, const std::int32_t* chunks,
-                              const std::int32_t* value, const void* values, void* packed, void* stream) {
-  if (room == 0) return cudaSuccess;
-  return with_dtype(dtype, [&](auto* number) {
-    using T = std::remove_pointer_t<decltype(number)>;
-    const std::int64_t of_chunk = block::kChunk * width;
-    return FEDSPARSE_LAUNCH(block::block_pack_kernel<T>, blocks_for(room * of_chunk), fedsparse::kThreads, 0, stream,
-                            chunks, of_chunk, value, static_cast<const T*>(values), static_cast<T*>(packed));
-  });
-}
-
-int fedsparse_cuda_block_forward(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                 const std::int32_t* start, const std::uint16_t* offset, const void* packed,
-                                 const void* x, const void* bias, void* y, void* stream) {
-  return block::gather(*shape, false, dtype, width, tf32, {start, offset, packed, x, bias, y}, stream);
-}
-
-int fedsparse_cuda_block_grad_x(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                const std::int32_t* start, const std::uint16_t* offset, const void* packed,
-                                const void* grad_y, void* grad_x, void* stream) {
-  return block::gather(*shape, true, dtype, width, tf32, {start, offset, packed, grad_y, nullptr, grad_x}, stream);
-}

@@ -42,6 +42,7 @@ struct Sixteen {
   using Left = Words<4>;
   using Right = Words<2>;
   static constexpr bool kWide = false;
+  static constexpr int kProducts = 1;
 
   static __device__ __forceinline__ Left left(const unsigned (&a)[4]) { return {{a[0], a[1], a[2], a[3]}}; }
   static __device__ __forceinline__ Right right(unsigned b0, unsigned b1) { return {{b0, b1}}; }
@@ -66,6 +67,7 @@ struct Tf32 {
   using Left = Words<4>;
   using Right = Words<2>;
   static constexpr bool kWide = true;
+  static constexpr int kProducts = 1;  // of fragments
 
   static __device__ __forceinline__ unsigned rounded(unsigned word) {
     return bits(from_bits(word) * (1.0f + 0.34657359f / 1024));
@@ -90,6 +92,7 @@ struct ThreeTf32 {
     unsigned high[2], low[2];
   };
   static constexpr bool kWide = true;
+  static constexpr int kProducts = 3;
 
   static __device__ __forceinline__ void split(unsigned word, unsigned& high, unsigned& low) {
     high = word & ~0x1fffu;

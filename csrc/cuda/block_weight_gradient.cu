@@ -3,10 +3,10 @@
 // A block of threads takes a slab and the strips of 64 target channels for a chunk of the tiles and keeps the sums of
 // their lines there in registers: 16 lines are the rows of a fragment, a strip's channels its columns, the samples of
 // two pixels its depth. Each strip has its warps. They divide its chunks among them and, where these are few, the
-// pixels as well; at the end they add up in order, and a second kernel adds the chunks of tiles in order. Nothing
-// depends on timing.
+// pixels as well; at the end they add up in order, and who comes next adds the chunks of tiles in order. Nothing
+// depends on timing. Blocks behind these pack the values for the gradient of x.
 #include "block_correlation.cuh"
-#include "cuda_api.h"
+#include "block_packing.cuh"
 
 namespace fedsparse::block {
 namespace {
@@ -24,6 +24,8 @@ struct Correlation {
   csr16::Problem problem;
   std::int32_t strips, taken;           // of a group, of a block: a power of 2
   std::int32_t passes, splits;          // over the list of a strip and slab, of the tiles
+  std::uint32_t multiplying;            // blocks; others pack
+  Packing beside;
   std::int64_t tiles, numbers;          // numbers: that the packed list has room for
   const std::int32_t* start;
   const std::uint16_t* offset;
@@ -91,6 +93,7 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
     block_correlation_kernel(const Correlation<typename A::Number> c) {
   using T = typename A::Number;
   FEDSPARSE_DYNAMIC_SHARED(T, stage);
+  if (blockIdx.x >= c.multiplying) return pack<T>(c.beside, blockIdx.x - c.multiplying, gridDim.x - c.multiplying);
   const csr16::Problem& problem = c.problem;
   T* const slopes = stage + stage_numbers(problem);
   const std::int32_t of_group = (c.strips + c.taken - 1) / c.taken;
@@ -127,20 +130,6 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
   write_sums<A::kWide>(sum, duty, teams, reinterpret_cast<float*>(stage), c.partial + split * c.numbers);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    block_add_kernel(const float* __restrict__ partial, const std::int32_t* __restrict__ chunks, std::int64_t of_chunk,
-                     const std::int32_t* __restrict__ value, std::int64_t numbers, std::int32_t splits,
-                     T* __restrict__ out) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x, count = *chunks * of_chunk;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
-    if (value[i] < 0) continue;
-    float sum = 0;
-    for (std::int32_t split = 0; split < splits; ++split) sum += partial[split * numbers + i];
-    out[value[i]] = narrow<T>(sum);
-  }
-}
-
 // How the work on a plan is divided: as many splits of the tiles as fill a device, whatever the device, because the
 // order of sums must not depend on it.
 struct Division {
@@ -160,17 +149,43 @@ struct Division {
 };
 
 template <typename A, int kTiles>
-int correlate(const Correlation<typename A::Number>& c, std::int64_t blocks, void* stream) {
+int correlate_strips(const csr16::Plan& plan, const Division& division, const WeightGradient& of,
+                     const Packing& beside, void* stream) {
   using T = typename A::Number;
-  if (blocks == 0) return cudaSuccess;
+  const csr16::Problem problem(plan, plan.grids[0]);
+  const std::int64_t multiplying = of.list.room > 0 ? division.blocks : 0;
+  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  const Correlation<T> c = {problem, division.strips, division.taken, division.passes, division.splits,
+                            static_cast<std::uint32_t>(multiplying), beside, problem.tiles(),
+                            of.list.room * kChunk * of.list.width, of.list.start, of.list.offset,
+                            static_cast<const T*>(of.grad_y), static_cast<const T*>(of.x), of.partial};
   constexpr std::int64_t kSums = kWarps * kSets<kTiles> * kChunk * kTiles * 8 * sizeof(float);
-  const std::int64_t slopes = std::int64_t{c.taken} * kTiles * 8 * slope_pitch(c.problem) * kBatch;
-  const std::int64_t tiles = (stage_numbers(c.problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
-  const auto kernel = &block_correlation_kernel<A, kTiles>;
-  return launch(kernel, blocks, kThreads, std::max(kSums, tiles), kMostBytes, c, stream);
+  const std::int64_t slopes = std::int64_t{c.taken} * kTiles * 8 * slope_pitch(problem) * kBatch;
+  const std::int64_t tiles = (stage_numbers(problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t blocks = multiplying + (beside.packed ? blocks_beside(beside.numbers) : 0);
+  if (blocks == 0) return cudaSuccess;
+  return launch(&block_correlation_kernel<A, kTiles>, blocks, kThreads, std::max(kSums, tiles), kMostBytes, c, stream);
 }
 
 }  // namespace
+
+int correlate(const ConvShape& shape, const WeightGradient& of, void* grad_values, const Packing& beside, Sums& sums,
+              void* stream) {
+  return with_arithmetic(of.dtype, of.tf32, [&](auto arithmetic) {
+    return with_tiles(of.list.width, [&](auto tiles) -> int {
+      using A = decltype(arithmetic);
+      csr16::Plan plan;
+      if (!make_plan(shape, false, A::kWide, plan)) return cudaErrorInvalidValue;
+      const Division division(plan, tiles * 8, shape.taps());
+      const StripList& list = of.list;
+      const std::int64_t of_chunk = kChunk * list.width;
+      sums = {of.partial, list.room * of_chunk, division.splits,
+              list.start + std::int64_t{plan.groups} * division.strips * plan.slabs, of_chunk, list.value, grad_values};
+      return correlate_strips<A, tiles>(plan, division, of, beside, stream);
+    });
+  });
+}
+
 }  // namespace fedsparse::block
 
 using namespace fedsparse;
@@ -182,30 +197,4 @@ std::int64_t fedsparse_block_partial_size(const ConvShape* shape, std::int64_t d
   csr16::Plan plan;
   if (!block::make_plan(*shape, false, block::is_wide(dtype), plan)) return 0;
   return block::Division(plan, static_cast<std::int32_t>(width), shape->taps()).splits * room * block::kChunk * width;
-}
-
-int fedsparse_cuda_block_grad_values(const ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                     std::int64_t room, const std::int32_t* start, const std::uint16_t* offset,
-                                     const std::int32_t* value, const void* grad_y, const void* x, float* partial,
-                                     void* grad_values, void* stream) {
-  if (room == 0) return cudaSuccess;
-  return block::with_arithmetic(dtype, tf32, [&](auto arithmetic) {
-    return block::with_tiles(width, [&](auto tiles) -> int {
-      using A = decltype(arithmetic);
-      using T = typename A::Number;
-      csr16::Plan plan;
-      if (!block::make_plan(*shape, false, A::kWide, plan)) return cudaErrorInvalidValue;
-      const block::Division division(plan, tiles * 8, shape->taps());
-      const csr16::Problem problem(plan, plan.grids[0]);
-      const std::int64_t of_chunk = block::kChunk * width, numbers = room * of_chunk;
-      const std::int32_t* chunks = start + std::int64_t{plan.groups} * division.strips * plan.slabs;
-      const int status = block::correlate<A, tiles>(
-          {problem, division.strips, division.taken, division.passes, division.splits, problem.tiles(), numbers, start,
-           offset, static_cast<const T*>(grad_y), static_cast<const T*>(x), partial},
-          division.blocks, stream);
-      if (status != cudaSuccess) return status;
-      return FEDSPARSE_LAUNCH(block::block_add_kernel<T>, blocks_for(numbers), block::kThreads, 0, stream, partial,
-                              chunks, of_chunk, value, numbers, division.splits, static_cast<T*>(grad_values));
-    });
-  });
 }

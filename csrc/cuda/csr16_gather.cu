@@ -2,9 +2,10 @@
 //
 // A warp computes a few rows for the pixels of one tile. Its accumulators stay in registers while the slabs of the
 // source pass through shared memory; each tap costs one broadcast of (distance, weight) and, for each pixel of a
-// thread, one load of four samples and four multiply-adds.
+// thread, one load of four samples and four multiply-adds. All residues of a strided gradient are one launch, and blocks
+// behind those that multiply add up what a weight gradient has left.
+#include "csr16_product.h"
 #include "csr16_slab.cuh"
-#include "cuda_api.h"
 
 namespace fedsparse::csr16 {
 namespace {
@@ -13,9 +14,10 @@ constexpr std::int64_t kFullDevice = 264;  // blocks that keep 132 SMs busy, two
 
 template <typename T>
 struct Gather {
-  Problem problem;
-  std::int32_t row_blocks;  // blocks for the rows of a group
-  const std::int32_t* start;
+  Grids grids;
+  std::int32_t groups, row_blocks;  // blocks for the rows of a group
+  std::uint32_t multiplying;        // blocks; others add
+  Sums beside;
   const std::uint16_t* offset;
   const std::int32_t* value;  // null: the list has the order of the values
   const T* values;
@@ -57,13 +59,13 @@ __device__ __forceinline__ void accumulate(Quad (&sum)[kPixels], const Gather<T>
 }
 
 template <typename T, int kPixels>
-__device__ __forceinline__ void store(const Quad (&sum)[kPixels], const Gather<T>& g, const Place& place,
-                                      const Share& share, std::int32_t channel) {
+__device__ __forceinline__ void store(const Quad (&sum)[kPixels], const Gather<T>& g, const Problem& problem,
+                                      const Place& place, const Share& share, std::int32_t channel) {
   const float bias = g.bias ? widen(g.bias[channel]) : 0.0f;
-  T* output = g.output + channel * g.problem.target.channel * kBatch;
+  T* output = g.output + channel * problem.target.channel * kBatch;
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
-    const std::int64_t at = target_pixel(g.problem, place, share, p);
+    const std::int64_t at = target_pixel(problem, place, share, p);
     if (at < 0) continue;
     Quad y = sum[p];
 #pragma unroll
@@ -73,16 +75,19 @@ __device__ __forceinline__ void store(const Quad (&sum)[kPixels], const Gather<T
 }
 
 template <typename T, int kPixels, int kRows>
-__global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Gather<T> g) {
+__global__ void __launch_bounds__(kThreads, 2) gather_kernel(const __grid_constant__ Gather<T> g) {
   FEDSPARSE_SHARED(Tap, taps, kThreads);
   FEDSPARSE_DYNAMIC_SHARED(T, slab);
-  const Problem& problem = g.problem;
-  const std::int32_t warp = threadIdx.x / 32, all_rows = problem.groups * g.row_blocks;
+  if (blockIdx.x >= g.multiplying) return add<T>(g.beside, blockIdx.x - g.multiplying, gridDim.x - g.multiplying);
+  const std::int32_t warp = threadIdx.x / 32, all_rows = g.groups * g.row_blocks;
+  const std::int64_t tile = blockIdx.x / all_rows;
+  const int which = g.grids.of(tile);
+  const Problem& problem = g.grids.problem[which];
   const std::int32_t group = blockIdx.x % all_rows / g.row_blocks;
   const std::int32_t row = (blockIdx.x % g.row_blocks * kWarps + warp) * kRows;  // of the group
   const std::int32_t channel = group * problem.group_targets() + row;
   const std::int32_t rows = min(kRows, problem.group_targets() - row);
-  const Place place = place_by_tile(problem, blockIdx.x / all_rows);
+  const Place place = place_by_tile(problem, tile - g.grids.before(which));
   const Share share(problem.tile);
   const Steps steps(share, problem);
 
@@ -94,78 +99,60 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Gather<T> g) 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows) break;
-      const std::int32_t* start = g.start + std::int64_t{channel + r} * problem.slabs + s;
+      const std::int32_t* start = g.grids.start[which] + std::int64_t{channel + r} * problem.slabs + s;
       accumulate<T, kRows == 1 ? 4 : 1>(sum[r], g, start[0], start[1], slab + steps.first, steps, taps + warp * 32);
     }
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
-    if (r < rows) store<T>(sum[r], g, place, share, channel + r);
+    if (r < rows) store<T>(sum[r], g, problem, place, share, channel + r);
 }
 
 template <typename T, int kPixels, int kRows>
-int launch_rows(Gather<T> g, std::int64_t slab_bytes, void* stream) {
+int launch_rows(Gather<T> g, const Plan& plan, void* stream) {
   constexpr std::int32_t kBlock = kWarps * kRows;
-  g.row_blocks = (g.problem.group_targets() + kBlock - 1) / kBlock;
-  return launch(&gather_kernel<T, kPixels, kRows>, g.problem.tiles() * g.problem.groups * g.row_blocks, slab_bytes, g,
-                stream);
+  g.row_blocks = (plan.group_targets() + kBlock - 1) / kBlock;
+  const std::int64_t multiplying = g.grids.tiles() * g.groups * g.row_blocks;
+  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  g.multiplying = static_cast<std::uint32_t>(multiplying);
+  const std::int64_t adding = g.beside.out ? blocks_beside(g.beside.numbers) : 0;
+  const std::int64_t bytes = plan.slab_channels * g.grids.slab_lines * kBatch * static_cast<std::int64_t>(sizeof(T));
+  return launch(&gather_kernel<T, kPixels, kRows>, multiplying + adding, bytes, g, stream);
 }
 
 // More rows to a warp read the slab less often, fewer make more blocks. The sums are the same either way.
 template <typename T, int kPixels>
-int launch_pixels(const Gather<T>& g, std::int64_t slab_bytes, void* stream) {
-  const std::int64_t blocks = g.problem.tiles() * g.problem.groups * ((g.problem.group_targets() + 31) / 32);
-  if (blocks >= kFullDevice) return launch_rows<T, kPixels, 4>(g, slab_bytes, stream);
-  return launch_rows<T, kPixels, 1>(g, slab_bytes, stream);
+int launch_pixels(const Gather<T>& g, const Plan& plan, void* stream) {
+  const std::int64_t blocks = g.grids.tiles() * g.groups * ((plan.group_targets() + 31) / 32);
+  if (blocks >= kFullDevice) return launch_rows<T, kPixels, 4>(g, plan, stream);
+  return launch_rows<T, kPixels, 1>(g, plan, stream);
 }
 
-// What both directions are given.
-struct Operands {
-  const std::int32_t* start;
-  const std::uint16_t* offset;
-  const std::int32_t* value;
-  const void *values, *input, *bias;
-  void* output;
-};
-
 template <typename T>
-int gather(const ConvShape& shape, bool backward, const Operands& o, void* stream) {
-  Plan plan;
-  if (!make_plan(shape, backward, sizeof(T), plan)) return cudaErrorInvalidValue;
-  const std::int32_t* start = o.start;
-  for (std::size_t number = 0; number < plan.grids.size(); ++number) {
-    const Grid& grid = plan.grids[number];
-    Gather<T> g = {Problem(plan, grid), 0, start, o.offset, o.value, static_cast<const T*>(o.values),
-                   static_cast<const T*>(o.input), static_cast<const T*>(o.bias), static_cast<T*>(o.output)};
-    start += std::int64_t{plan.target.channels} * plan.slabs;
-    if (g.problem.tiles() == 0) continue;
-    if (!plan.met_by_taps(number)) g.problem.slabs = 0;  // zeros, for which nothing has to be read
-    const std::int64_t bytes = plan.slab_bytes(grid, sizeof(T));
-    const int status = with_pixels(plan.tile, [&](auto pixels) { return launch_pixels<T, pixels>(g, bytes, stream); });
+int gather_taps(const Plan& plan, const Operands& o, Sums beside, void* stream) {
+  const std::int64_t entries = std::int64_t{plan.target.channels} * plan.slabs;
+  for (std::size_t next = 0; next < plan.grids.size();) {
+    const Grids grids(plan, next, o.list.start, entries);
+    if (grids.tiles() == 0) break;
+    const Gather<T> g = {grids, plan.groups, 0, 0, beside, o.list.offset, o.list.value,
+                         static_cast<const T*>(o.values), static_cast<const T*>(o.input),
+                         static_cast<const T*>(o.bias), static_cast<T*>(o.output)};
+    const int status = with_pixels(plan.tile, [&](auto pixels) { return launch_pixels<T, pixels>(g, plan, stream); });
     if (status != cudaSuccess) return status;
+    beside.out = nullptr;  // done
   }
-  return cudaSuccess;
+  return beside.out ? add_sums(beside, o.dtype, stream) : cudaSuccess;
 }
 
 }  // namespace
+
+int gather(const ConvShape& shape, bool backward, const Operands& operands, const Sums& beside, void* stream) {
+  return with_dtype(operands.dtype, [&](auto* number) -> int {
+    using T = std::remove_pointer_t<decltype(number)>;
+    Plan plan;
+    if (!make_plan(shape, backward, sizeof(T), plan)) return cudaErrorInvalidValue;
+    return gather_taps<T>(plan, operands, beside, stream);
+  });
+}
+
 }  // namespace fedsparse::csr16
-
-using namespace fedsparse;
-
-int fedsparse_cuda_csr16_forward(const ConvShape* shape, std::int64_t dtype, const std::int32_t* start,
-                                 const std::uint16_t* offset, const void* values, const void* x, const void* bias,
-                                 void* y, void* stream) {
-  return with_dtype(dtype, [&](auto* number) {
-    using T = std::remove_pointer_t<decltype(number)>;
-    return csr16::gather<T>(*shape, false, {start, offset, nullptr, values, x, bias, y}, stream);
-  });
-}
-
-int fedsparse_cuda_csr16_grad_x(const ConvShape* shape, std::int64_t dtype, const std::int32_t* start,
-                                const std::uint16_t* offset, const std::int32_t* value, const void* values,
-                                const void* grad_y, void* grad_x, void* stream) {
-  return with_dtype(dtype, [&](auto* number) {
-    using T = std::remove_pointer_t<decltype(number)>;
-    return csr16::gather<T>(*shape, true, {start, offset, value, values, grad_y, nullptr, grad_x}, stream);
-  });
-}

@@ -18,6 +18,7 @@ struct Problem {
   std::int32_t groups, slab_channels, slabs;
   std::int32_t stacks;  // of images that a tile takes together
 
+  Problem() = default;
   Problem(const Plan& plan, const Grid& grid_)
       : source(plan.source), target(plan.target), tile(plan.tile), grid(grid_), groups(plan.groups),
         slab_channels(plan.slab_channels), slabs(plan.slabs),
@@ -26,6 +27,45 @@ struct Problem {
   __host__ __device__ std::int32_t group_sources() const { return source.channels / groups; }
   __host__ __device__ std::int32_t group_targets() const { return target.channels / groups; }
   std::int64_t tiles() const { return std::int64_t{stacks} * grid.tiles_y * grid.tiles_x; }
+};
+
+constexpr int kGrids = 4;  // of a launch: as many residues as a stride of 2 makes
+
+// Grids that one launch computes, their tiles numbered one grid after the other. Kernels take it as a grid constant, so
+// that looking one up copies nothing.
+struct Grids {
+  Problem problem[kGrids] = {};
+  const std::int32_t* start[kGrids] = {};  // of the grid's part of the list
+  std::int64_t end[kGrids] = {};           // tiles up to the grid's last one
+  std::int64_t slab_lines = 0;             // of a channel, at most
+
+  // Of a plan's grids those from `next` on that have pixels, as many as fit; `next` is then the first one left. The list
+  // has so many entries for each. What no tap meets has no slabs: it is zero, for which nothing has to be read.
+  Grids(const Plan& plan, std::size_t& next, const std::int32_t* list, std::int64_t entries) {
+    int count = 0;
+    std::int64_t tiles = 0;
+    for (; next < plan.grids.size() && count < kGrids; ++next) {
+      Problem one(plan, plan.grids[next]);
+      if (one.tiles() == 0) continue;
+      if (!plan.met_by_taps(next)) one.slabs = 0;
+      tiles += one.tiles();
+      slab_lines = std::max<std::int64_t>(slab_lines, one.grid.pitch);
+      start[count] = list + static_cast<std::int64_t>(next) * entries;
+      problem[count] = one;
+      end[count++] = tiles;
+    }
+    for (; count < kGrids; ++count) end[count] = tiles;
+  }
+
+  std::int64_t tiles() const { return end[kGrids - 1]; }
+  __device__ __forceinline__ int of(std::int64_t tile) const {
+    int which = 0;
+#pragma unroll
+    for (int i = 0; i + 1 < kGrids; ++i) which += tile >= end[i];
+    return which;
+  }
+  // Tiles of the grids before.
+  __device__ __forceinline__ std::int64_t before(int which) const { return which > 0 ? end[which - 1] : 0; }
 };
 
 // A tile of the target: its first image of 8 samples and the first pixel in the grid. Tiles are numbered with 64 bits,

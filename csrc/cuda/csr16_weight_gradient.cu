@@ -2,10 +2,10 @@
 //
 // A warp holds what a tile of grad_y is for one row in registers and multiplies it with the lines at the distances of
 // 32 taps, one sum for each tap in each lane. Exchanging halves five times leaves lane t with the whole sum of tap t
-// in 31 shuffles, where 32 separate sums would take 160. Blocks add up the tiles of one chunk in turn; a second kernel
+// in 31 shuffles, where 32 separate sums would take 160. Blocks add up the tiles of one chunk in turn; who comes next
 // adds the chunks in order. Nothing depends on timing.
+#include "csr16_product.h"
 #include "csr16_slab.cuh"
-#include "cuda_api.h"
 
 namespace fedsparse::csr16 {
 namespace {
@@ -118,17 +118,6 @@ __global__ void __launch_bounds__(kThreads, 2) correlation_kernel(const Correlat
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(fedsparse::kThreads)
-    add_chunks_kernel(const float* __restrict__ partial, std::int64_t nnz, std::int32_t chunks, T* __restrict__ out) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < nnz; i += stride) {
-    float sum = 0;
-    for (std::int32_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * nnz + i];
-    out[i] = narrow<T>(sum);
-  }
-}
-
 std::int32_t row_blocks(const Problem& problem) {
   return (problem.group_targets() + kWarps * kRows - 1) / (kWarps * kRows);
 }
@@ -140,22 +129,30 @@ std::int32_t chunks(const Problem& problem) {
 }
 
 template <typename T>
-int grad_values(Correlation<T> c, T* out, const Plan& plan, void* stream) {
-  c.row_blocks = row_blocks(c.problem);
-  c.chunks = chunks(c.problem);
-  c.tiles = c.problem.tiles();
-  const std::int64_t blocks = std::int64_t{c.problem.groups} * c.row_blocks * c.chunks;
-  const std::int64_t bytes = plan.slab_bytes(c.problem.grid, sizeof(T));
-  if (blocks > 0) {
-    const int status = with_pixels(
-        plan.tile, [&](auto pixels) { return launch(&correlation_kernel<T, pixels>, blocks, bytes, c, stream); });
-    if (status != cudaSuccess) return status;
-  }
-  return FEDSPARSE_LAUNCH(add_chunks_kernel<T>, blocks_for(c.nnz), fedsparse::kThreads, 0, stream, c.partial, c.nnz,
-                          c.chunks, out);
+int correlate_taps(const Plan& plan, std::int64_t nnz, const WeightGradient& of, void* stream) {
+  const Problem problem(plan, plan.grids[0]);
+  const Correlation<T> c = {problem, row_blocks(problem), chunks(problem), problem.tiles(), nnz, of.list.start,
+                            of.list.offset, static_cast<const T*>(of.grad_y), static_cast<const T*>(of.x), of.partial};
+  const std::int64_t blocks = std::int64_t{problem.groups} * c.row_blocks * c.chunks;
+  if (blocks == 0) return cudaSuccess;
+  const std::int64_t bytes = plan.slab_bytes(problem.grid, sizeof(T));
+  return with_pixels(plan.tile,
+                     [&](auto pixels) { return launch(&correlation_kernel<T, pixels>, blocks, bytes, c, stream); });
 }
 
 }  // namespace
+
+int correlate(const ConvShape& shape, std::int64_t nnz, const WeightGradient& of, void* grad_values, Sums& sums,
+              void* stream) {
+  return with_dtype(of.dtype, [&](auto* number) -> int {
+    using T = std::remove_pointer_t<decltype(number)>;
+    Plan plan;
+    if (!make_plan(shape, false, sizeof(T), plan)) return cudaErrorInvalidValue;
+    sums = {of.partial, nnz, chunks(Problem(plan, plan.grids[0])), nullptr, 0, nullptr, grad_values};
+    return nnz > 0 ? correlate_taps<T>(plan, nnz, of, stream) : static_cast<int>(cudaSuccess);
+  });
+}
+
 }  // namespace fedsparse::csr16
 
 using namespace fedsparse;
@@ -165,18 +162,4 @@ std::int64_t fedsparse_csr16_partial_size(const ConvShape* shape, std::int64_t d
   const int bytes = dtype == FEDSPARSE_FLOAT32 ? 4 : 2;
   if (!csr16::make_plan(*shape, false, bytes, plan)) return 0;
   return csr16::chunks(csr16::Problem(plan, plan.grids[0])) * nnz;
-}
-
-int fedsparse_cuda_csr16_grad_values(const ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
-                                     const std::int32_t* start, const std::uint16_t* offset, const void* grad_y,
-                                     const void* x, float* partial, void* grad_values, void* stream) {
-  if (nnz == 0) return cudaSuccess;
-  return with_dtype(dtype, [&](auto* number) -> int {
-    using T = std::remove_pointer_t<decltype(number)>;
-    csr16::Plan plan;
-    if (!csr16::make_plan(*shape, false, sizeof(T), plan)) return cudaErrorInvalidValue;
-    const csr16::Correlation<T> c = {csr16::Problem(plan, plan.grids[0]), 0, 0, 0, nnz, start, offset,
-                                     static_cast<const T*>(grad_y), static_cast<const T*>(x), partial};
-    return csr16::grad_values<T>(c, static_cast<T*>(grad_values), plan, stream);
-  });
 }

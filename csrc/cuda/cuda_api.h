@@ -36,6 +36,19 @@ struct NewList {
   std::int32_t* value;
 };
 
+// Lists that products read, on the device (csr16.h, block.h).
+struct TapList {
+  const std::int32_t* start;
+  const std::uint16_t* offset;
+  const std::int32_t* value;  // of a backward list
+};
+struct StripList {
+  std::int64_t width, room;  // channels of a strip, chunks that fit
+  const std::int32_t* start;
+  const std::uint16_t* offset;
+  const std::int32_t* value;
+};
+
 }  // namespace fedsparse
 
 extern "C" {
@@ -112,22 +125,19 @@ int fedsparse_csr16_list(const fedsparse::ConvShape* shape, bool backward, std::
                          std::int32_t* value);
 
 // y of x with the forward list; bias (out_channels) may be null.
-int fedsparse_cuda_csr16_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, const std::int32_t* start,
-                                 const std::uint16_t* offset, const void* values, const void* x, const void* bias,
+int fedsparse_cuda_csr16_forward(const fedsparse::ConvShape* shape, std::int64_t dtype,
+                                 const fedsparse::TapList* forward, const void* values, const void* x, const void* bias,
                                  void* y, void* stream);
 
-// The gradient of x with the backward list.
-int fedsparse_cuda_csr16_grad_x(const fedsparse::ConvShape* shape, std::int64_t dtype, const std::int32_t* start,
-                                const std::uint16_t* offset, const std::int32_t* value, const void* values,
-                                const void* grad_y, void* grad_x, void* stream);
-
-// Floats of scratch that the next function wants.
+// Floats of scratch that the next function wants for gradients of values.
 std::int64_t fedsparse_csr16_partial_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz);
 
-// The gradient of the kept values, (nnz), with the forward list.
-int fedsparse_cuda_csr16_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
-                                     const std::int32_t* start, const std::uint16_t* offset, const void* grad_y,
-                                     const void* x, float* partial, void* grad_values, void* stream);
+// The gradient of x with the backward list, and that of the kept values, (nnz), with the forward list. Either may be
+// null, and then what only the other one reads. Both together are two launches.
+int fedsparse_cuda_csr16_backward(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t nnz,
+                                  const fedsparse::TapList* forward, const fedsparse::TapList* backward,
+                                  const void* values, const void* grad_y, const void* x, float* partial, void* grad_x,
+                                  void* grad_values, void* stream);
 
 // ---- the dense gradient of a weight, on tensor cores
 // Operands, `tf32` and determinism are those of products with structured weights, below, and a block asks for as much
@@ -229,28 +239,21 @@ std::int64_t fedsparse_block_room(const fedsparse::ConvShape* shape, bool backwa
                                   std::int64_t width, std::int64_t nnz, std::int64_t rows_alike,
                                   std::int64_t inputs_alike);
 
-// The values in the order of a list, (room * 16 * width) like its `value`, zeros where that is -1; of as many chunks as
-// `chunks` on the device says, the last entry of `start`.
-int fedsparse_cuda_block_pack(std::int64_t dtype, std::int64_t width, std::int64_t room, const std::int32_t* chunks,
-                              const std::int32_t* value, const void* values, void* packed, void* stream);
+// y of x with the forward list; bias (out_channels) may be null. `packed`, like the list's `value`, is scratch for the
+// values in the order of the list. Two launches.
+int fedsparse_cuda_block_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, bool tf32,
+                                 const fedsparse::StripList* forward, const void* values, void* packed, const void* x,
+                                 const void* bias, void* y, void* stream);
 
-// y of x with the forward list; bias (out_channels) may be null.
-int fedsparse_cuda_block_forward(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                 const std::int32_t* start, const std::uint16_t* offset, const void* packed,
-                                 const void* x, const void* bias, void* y, void* stream);
-
-// The gradient of x with the backward list.
-int fedsparse_cuda_block_grad_x(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width, bool tf32,
-                                const std::int32_t* start, const std::uint16_t* offset, const void* packed,
-                                const void* grad_y, void* grad_x, void* stream);
-
-// Floats of scratch that the next function wants.
+// Floats of scratch that the next function wants for gradients of values.
 std::int64_t fedsparse_block_partial_size(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
                                           std::int64_t room);
 
-// The gradient of the kept values, (nnz), with the forward list.
-int fedsparse_cuda_block_grad_values(const fedsparse::ConvShape* shape, std::int64_t dtype, std::int64_t width,
-                                     bool tf32, std::int64_t room, const std::int32_t* start,
-                                     const std::uint16_t* offset, const std::int32_t* value, const void* grad_y,
-                                     const void* x, float* partial, void* grad_values, void* stream);
+// The gradient of x with the backward list, `packed` being scratch as above for that one, and the gradient of the kept
+// values with the forward list. Either may be null, and then what only the other one reads. Both together are two
+// launches.
+int fedsparse_cuda_block_backward(const fedsparse::ConvShape* shape, std::int64_t dtype, bool tf32,
+                                  const fedsparse::StripList* forward, const fedsparse::StripList* backward,
+                                  const void* values, void* packed, const void* grad_y, const void* x, float* partial,
+                                  void* grad_x, void* grad_values, void* stream);
 }

@@ -7,11 +7,13 @@
 //   2. all tiles are computed, and the keys within the bound listed;
 //   3. if that were fewer than k or more than fit, histograms of all tiles, digit by digit, find a bound that does not
 //      fail, and the keys within it are listed; otherwise these launches end at once;
-//   4. the list is sorted; its first k are the result, whatever else is in it.
+//   4. the list is sorted, or where it is short each entry counts those before it; its first k are the result, whatever
+//      else is in it.
 //
 // The sums of a weight of few tiles are left in memory once and read in each step, a piece of a tile at a time; tiles
-// of a larger one are computed again. Of a small weight all positions are listed and nothing is searched. What a step
-// has to do is decided on the device, and all are launched always.
+// of a larger one are computed again. Of a small weight the histogram is of all tiles, and there is room for all keys:
+// its bound cannot fail. Of the smallest all are listed. What a step has to do is decided on the device, and all are
+// launched always.
 #include <optional>
 
 #include "../cpu/arena.h"
@@ -29,7 +31,9 @@ using dense::Shape;
 
 constexpr std::int32_t kSampled = 16;   // of so many tiles, one
 constexpr std::int64_t kSlack = 1024;   // entries beyond 4 k: a small sample's bound may be generous
-constexpr std::int64_t kSmall = 1 << 16;  // entries that take no longer to sort than a search takes to begin
+constexpr std::int64_t kSmall = 1 << 16;   // pruned positions that there is room for, all of them
+constexpr std::int64_t kRanked = 1 << 14;  // room for entries that are compared with one another sooner than sorted
+constexpr std::int64_t kFew = 1 << 12;     // entries of which that takes no longer than to search for a bound
 
 struct Entry {
   float gradient;
@@ -100,19 +104,19 @@ __device__ __forceinline__ void each_pruned(const Kept& kept, const Shape& s, co
   }
 }
 
-// Counts a digit of the keys that share the known ones: of a sample, or to repair.
+// Counts a digit of the keys that share the known ones: to begin with, often of a sample, or to repair.
 struct Count {
   Kept kept;
   Limits limits;
   const Search* search;
   std::uint32_t* histogram;
   Digit digit;
-  bool sample;
+  bool begins;
 
-  __device__ bool wanted() const { return sample || limits.broken(*search); }
+  __device__ bool wanted() const { return begins || limits.broken(*search); }
   template <typename Sums>
   __device__ __forceinline__ void operator()(const Shape& s, const Area& area, const Sums& sums) const {
-    const Key known = sample ? 0 : search->known;
+    const Key known = begins ? 0 : search->known;
     each_pruned(kept, s, area, sums, [&](bool live, const Entry& entry) {
       const Key key = live ? limits.order(entry) : 0;
       fedsparse::count(histogram, live && digit.shares_higher(key, known), digit.of(key));
@@ -157,15 +161,15 @@ __device__ __forceinline__ void clear(std::uint32_t* histogram) {
   for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) histogram[bin] = 0;
 }
 
-// The bound that the sample tells: twice as many keys as wanted, and what chance may add to that.
+// The bound that the histogram tells: of a sample that of twice as many keys as wanted, and of what chance may add.
 __global__ void __launch_bounds__(kThreads)
-    sampled_bound_kernel(Search* search, const Limits limits, std::uint32_t* histogram, Digit digit) {
+    bound_kernel(Search* search, const Limits limits, std::uint32_t* histogram, Digit digit) {
   std::uint32_t sum = 0, total;
   for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) sum += histogram[bin];
   sum_before(sum, total);
   const float share = static_cast<float>(total) / static_cast<float>(limits.pruned);
   const float expected = 2 * share * static_cast<float>(limits.k);
-  const float aim = expected + 4 * sqrtf(expected) + 8;
+  const float aim = total == limits.pruned ? static_cast<float>(limits.k) : expected + 4 * sqrtf(expected) + 8;
   const bool all = aim >= static_cast<float>(total);
   const Found found = find_bin(histogram, all ? total : static_cast<std::uint32_t>(aim));
   if (threadIdx.x == 0 && !all) search->bound = (Key{found.bin + 1} << digit.low) - 1;
@@ -188,6 +192,36 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   clear(histogram);
+}
+
+// Counts for every entry those before it, which is its place in the result. A block takes 32 entries, which each of its
+// warps compares with a share of all.
+__global__ void __launch_bounds__(kThreads)
+    rank_kernel(const Entry* __restrict__ list, const Search* __restrict__ search, const Limits limits,
+                std::int64_t* __restrict__ positions, float* __restrict__ gradients) {
+  FEDSPARSE_SHARED(Key, keys, kThreads);
+  FEDSPARSE_SHARED(std::uint32_t, counts, kThreads);
+  const std::uint32_t count = min(search->count, limits.capacity), lane = threadIdx.x % 32;
+  const std::uint32_t at = blockIdx.x * 32 + lane, others = threadIdx.x - lane;
+  if (blockIdx.x * 32 >= count) return;
+  const Entry own = at < count ? list[at] : Entry{};
+  const Key key = limits.order(own);
+  std::uint32_t before = 0;
+  for (std::uint32_t first = others; first < count; first += kThreads) {
+    __syncwarp();  // the keys before have been read
+    keys[threadIdx.x] = first + lane < count ? limits.order(list[first + lane]) : ~Key{0};
+    __syncwarp();
+#pragma unroll
+    for (std::uint32_t i = 0; i < 32; ++i) before += keys[others + i] < key;
+    if (__all_sync(kEveryLane, before >= limits.k)) break;  // none of them is in the result
+  }
+  counts[threadIdx.x] = before;
+  __syncthreads();
+  if (threadIdx.x >= 32 || at >= count) return;
+  for (int warp = 1; warp < kThreads / 32; ++warp) before += counts[warp * 32 + lane];
+  if (before >= limits.k) return;
+  positions[before] = own.position;
+  gradients[before] = own.gradient;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -218,7 +252,7 @@ struct Plan {
 
   Plan(const Shape& s, std::int64_t nnz, std::int64_t k, void* workspace) : shape(s), arena(workspace) {
     const std::int64_t size = std::int64_t{shape.problem.target.channels} * shape.columns, pruned = size - nnz;
-    const std::int64_t capacity = std::min(pruned, std::max(4 * k + kSlack, kSmall));
+    const std::int64_t capacity = pruned <= kSmall ? pruned : std::min(pruned, std::max(4 * k + kSlack, kRanked));
     const int position_bits = bits_of(size - 1);
     limits = {static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(capacity), static_cast<std::uint32_t>(pruned),
               {position_bits}, 31 + position_bits};
@@ -231,6 +265,7 @@ struct Plan {
   }
 
   bool all_fit() const { return limits.capacity == limits.pruned; }
+  bool ranked() const { return 4 * limits.k + kSlack <= kRanked; }
 };
 
 // The operands of the gradient.
@@ -257,8 +292,8 @@ int collect(const Plan& p, const Operands& operands, const Kept& kept, void* str
   const auto search = [&](auto kernel, const Digit& digit) {
     queue([&] { return FEDSPARSE_LAUNCH(kernel, 1, kThreads, 0, stream, p.search, p.limits, p.histogram, digit); });
   };
-  const auto count = [&](const Digit& digit, bool sample) {
-    return Count{kept, p.limits, p.search, p.histogram, digit, sample};
+  const auto count = [&](const Digit& digit, bool begins) {
+    return Count{kept, p.limits, p.search, p.histogram, digit, begins};
   };
   const auto list = [&](bool repair) { return Collect{kept, p.limits, p.search, p.list, repair}; };
 
@@ -270,10 +305,10 @@ int collect(const Plan& p, const Operands& operands, const Kept& kept, void* str
     queue([&] {
       return dense::leave(p.shape, operands.dtype, operands.tf32, operands.grad_y, operands.x, p.sums, stream);
     });
-  if (!p.all_fit()) {
+  if (p.limits.pruned > kFew) {
     const Digit first(p.limits.bits, 0);
-    tiles(kSampled, count(first, true));
-    search(&sampled_bound_kernel, first);
+    tiles(p.all_fit() ? 1 : kSampled, count(first, true));
+    search(&bound_kernel, first);
   }
   tiles(1, list(false));
   if (p.all_fit()) return status;
@@ -290,6 +325,9 @@ int run(const Plan& p, const Operands& operands, const Kept& kept, std::int64_t*
         void* stream) {
   int status = collect(p, operands, kept, stream);
   if (status != cudaSuccess) return status;
+  if (p.ranked())
+    return FEDSPARSE_LAUNCH(rank_kernel, (p.limits.capacity + 31) / 32, kThreads, 0, stream, p.list, p.search, p.limits,
+                            positions, gradients);
   Entry* sorted = nullptr;
   status = sort::run(p.list, p.other, &p.search->count, p.limits.capacity, p.limits.bits, p.limits.order, p.table,
                      stream, sorted);

@@ -4,6 +4,8 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
 #endif
@@ -85,37 +87,35 @@ void bind_csr16_sizes(py::module_& m) {
   });
 }
 
+// Addresses of start, offset and value. A list that nothing reads is None.
+using TapsView = std::tuple<Address, Address, Address>;
+
+fedsparse::TapList taps(const TapsView& v) {
+  return {at<const std::int32_t>(std::get<0>(v)), at<const std::uint16_t>(std::get<1>(v)),
+          at<const std::int32_t>(std::get<2>(v))};
+}
+
 void bind_csr16_products(py::module_& m) {
   m.def(
       "cuda_csr16_forward",
-      [](const Sizes& sizes, std::int64_t dtype, Address start, Address offset, Address values, Address x, Address bias,
+      [](const Sizes& sizes, std::int64_t dtype, const TapsView& forward, Address values, Address x, Address bias,
          Address y, Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_csr16_forward(&shape, dtype, at<const std::int32_t>(start),
-                                            at<const std::uint16_t>(offset), at<const void>(values), at<const void>(x),
+        const fedsparse::TapList list = taps(forward);
+        return fedsparse_cuda_csr16_forward(&shape, dtype, &list, at<const void>(values), at<const void>(x),
                                             at<const void>(bias), at<void>(y), at<void>(stream));
       },
       release());
   m.def(
-      "cuda_csr16_grad_x",
-      [](const Sizes& sizes, std::int64_t dtype, Address start, Address offset, Address value, Address values,
-         Address grad_y, Address grad_x, Address stream) {
+      "cuda_csr16_backward",
+      [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, const std::optional<TapsView>& forward,
+         const std::optional<TapsView>& backward, Address values, Address grad_y, Address x, Address partial, Address grad_x, Address grad_values,
+         Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_csr16_grad_x(&shape, dtype, at<const std::int32_t>(start),
-                                           at<const std::uint16_t>(offset), at<const std::int32_t>(value),
-                                           at<const void>(values), at<const void>(grad_y), at<void>(grad_x),
-                                           at<void>(stream));
-      },
-      release());
-  m.def(
-      "cuda_csr16_grad_values",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t nnz, Address start, Address offset, Address grad_y,
-         Address x, Address partial, Address grad_values, Address stream) {
-        const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_csr16_grad_values(&shape, dtype, nnz, at<const std::int32_t>(start),
-                                                at<const std::uint16_t>(offset), at<const void>(grad_y),
-                                                at<const void>(x), at<float>(partial), at<void>(grad_values),
-                                                at<void>(stream));
+        const fedsparse::TapList lists[] = {taps(forward.value_or(TapsView{})), taps(backward.value_or(TapsView{}))};
+        return fedsparse_cuda_csr16_backward(&shape, dtype, nnz, &lists[0], &lists[1], at<const void>(values),
+                                             at<const void>(grad_y), at<const void>(x), at<float>(partial),
+                                             at<void>(grad_x), at<void>(grad_values), at<void>(stream));
       },
       release());
 }

@@ -5,6 +5,8 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "../cuda/cuda_api.h"
 
 namespace py = pybind11;
@@ -36,46 +38,37 @@ void bind_strips(py::module_& m) {
   });
 }
 
+// Width and room, then addresses of start, offset and value. A list that nothing reads is None.
+using StripsView = std::tuple<std::int64_t, std::int64_t, Address, Address, Address>;
+
+fedsparse::StripList strips(const StripsView& v) {
+  return {std::get<0>(v), std::get<1>(v), at<const std::int32_t>(std::get<2>(v)),
+          at<const std::uint16_t>(std::get<3>(v)), at<const std::int32_t>(std::get<4>(v))};
+}
+
 void bind_products(py::module_& m) {
   m.def(
-      "cuda_block_pack",
-      [](std::int64_t dtype, std::int64_t width, std::int64_t room, Address chunks, Address value, Address values,
-         Address packed, Address stream) {
-        return fedsparse_cuda_block_pack(dtype, width, room, at<const std::int32_t>(chunks),
-                                         at<const std::int32_t>(value), at<const void>(values), at<void>(packed),
-                                         at<void>(stream));
-      },
-      release());
-  m.def(
       "cuda_block_forward",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, Address start, Address offset,
-         Address packed, Address x, Address bias, Address y, Address stream) {
+      [](const Sizes& sizes, std::int64_t dtype, bool tf32, const StripsView& forward, Address values, Address packed,
+         Address x, Address bias, Address y, Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_block_forward(&shape, dtype, width, tf32, at<const std::int32_t>(start),
-                                            at<const std::uint16_t>(offset), at<const void>(packed),
+        const fedsparse::StripList list = strips(forward);
+        return fedsparse_cuda_block_forward(&shape, dtype, tf32, &list, at<const void>(values), at<void>(packed),
                                             at<const void>(x), at<const void>(bias), at<void>(y), at<void>(stream));
       },
       release());
   m.def(
-      "cuda_block_grad_x",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, Address start, Address offset,
-         Address packed, Address grad_y, Address grad_x, Address stream) {
+      "cuda_block_backward",
+      [](const Sizes& sizes, std::int64_t dtype, bool tf32, const std::optional<StripsView>& forward,
+         const std::optional<StripsView>& backward, Address values, Address packed, Address grad_y, Address x, Address partial, Address grad_x,
+         Address grad_values, Address stream) {
         const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_block_grad_x(&shape, dtype, width, tf32, at<const std::int32_t>(start),
-                                           at<const std::uint16_t>(offset), at<const void>(packed),
-                                           at<const void>(grad_y), at<void>(grad_x), at<void>(stream));
-      },
-      release());
-  m.def(
-      "cuda_block_grad_values",
-      [](const Sizes& sizes, std::int64_t dtype, std::int64_t width, bool tf32, std::int64_t room, Address start,
-         Address offset, Address value, Address grad_y, Address x, Address partial, Address grad_values,
-         Address stream) {
-        const ConvShape shape = conv_shape(sizes);
-        return fedsparse_cuda_block_grad_values(
-            &shape, dtype, width, tf32, room, at<const std::int32_t>(start), at<const std::uint16_t>(offset),
-            at<const std::int32_t>(value), at<const void>(grad_y), at<const void>(x), at<float>(partial),
-            at<void>(grad_values), at<void>(stream));
+        const fedsparse::StripList lists[] = {strips(forward.value_or(StripsView{})),
+                                              strips(backward.value_or(StripsView{}))};
+        return fedsparse_cuda_block_backward(&shape, dtype, tf32, &lists[0], &lists[1], at<const void>(values),
+                                             at<void>(packed), at<const void>(grad_y), at<const void>(x),
+                                             at<float>(partial), at<void>(grad_x), at<void>(grad_values),
+                                             at<void>(stream));
       },
       release());
 }

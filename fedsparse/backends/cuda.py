@@ -68,21 +68,29 @@ class CudaBackend:
     def forward(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, case: Case) -> Tensor:
         kept, sizes, dtype = self._list(pattern, case, backward=False), sizes_of(case), STORED[case.dtype]
         lines, y = _to_lines(x), _empty_lines(x, case.output)
-        index, numbers = (address(kept.start), address(kept.offset)), (address(lines), address(bias), address(y))
+        ends = address(lines), address(bias), address(y)
         if isinstance(kept, Strips):
-            packed = _packed(kept, values)
-            launch("cuda_block_forward", x, sizes, dtype, kept.width, _tf32(), *index, address(packed), *numbers)
+            packed = values.new_empty(kept.value.numel())
+            weight = kept.view, address(values), address(packed)
+            launch("cuda_block_forward", x, sizes, dtype, _tf32(), *weight, *ends)
         else:
-            launch("cuda_csr16_forward", x, sizes, dtype, *index, address(values), *numbers)
+            launch("cuda_csr16_forward", x, sizes, dtype, kept.view, address(values), *ends)
         return _from_lines(y, case.output)
 
     def backward(
         self, grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern, want: tuple[bool, bool], case: Case
     ) -> Gradients:
-        slope = _to_lines(grad)
-        grad_x = self._grad_x(slope, values, pattern, case) if want[0] else None
-        grad_values = self._grad_values(slope, x, values, pattern, case) if want[1] else None
-        return Gradients(grad_x, grad_values)
+        slope, lines = _to_lines(grad), _to_lines(x) if want[1] else None
+        grad_x = _empty_lines(slope, case.input) if want[0] else None
+        grad_values = torch.empty_like(values) if want[1] else None
+        kept = self._list(pattern, case, backward=False) if want[1] else None
+        turned = self._list(pattern, case, backward=True) if want[0] else None
+        if kept is None or turned is None or type(kept) is type(turned):
+            _queue((kept, turned), (slope, lines, values), (grad_x, grad_values), case)
+        else:  # strips may fit in shared memory in one direction only
+            _queue((kept, None), (slope, lines, values), (None, grad_values), case)
+            _queue((None, turned), (slope, None, values), (grad_x, None), case)
+        return Gradients(None if grad_x is None else _from_lines(grad_x, case.input), grad_values)
 
     def topk_pruned(self, grad: Tensor, x: Tensor, pattern: Pattern, k: int, case: Case) -> tuple[Tensor, Tensor]:
         native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
@@ -97,36 +105,6 @@ class CudaBackend:
             address(slope), address(lines), k, address(positions), address(gradients), address(workspace),
         )  # fmt: skip
         return positions, gradients.to(grad.dtype)
-
-    def _grad_x(self, slope: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
-        kept, sizes, dtype = self._list(pattern, case, backward=True), sizes_of(case), STORED[case.dtype]
-        grad_x = _empty_lines(slope, case.input)
-        index, numbers = (address(kept.start), address(kept.offset)), (address(slope), address(grad_x))
-        if isinstance(kept, Strips):
-            packed = _packed(kept, values)
-            launch("cuda_block_grad_x", slope, sizes, dtype, kept.width, _tf32(), *index, address(packed), *numbers)
-        else:
-            launch("cuda_csr16_grad_x", slope, sizes, dtype, *index, address(kept.value), address(values), *numbers)
-        return _from_lines(grad_x, case.input)
-
-    def _grad_values(self, slope: Tensor, x: Tensor, values: Tensor, pattern: Pattern, case: Case) -> Tensor:
-        kept, lines, grad_values = self._list(pattern, case, backward=False), _to_lines(x), torch.empty_like(values)
-        native, sizes, dtype = _native.extension(), sizes_of(case), STORED[case.dtype]
-        index, operands = (address(kept.start), address(kept.offset)), (address(slope), address(lines))
-        if isinstance(kept, Strips):
-            size = native.block_partial_size(sizes, dtype, kept.width, kept.room)
-            partial = slope.new_empty(size, dtype=torch.float32)
-            launch(
-                "cuda_block_grad_values", slope, sizes, dtype, kept.width, _tf32(), kept.room, *index,
-                address(kept.value), *operands, address(partial), address(grad_values),
-            )  # fmt: skip
-        else:
-            partial = slope.new_empty(native.csr16_partial_size(sizes, dtype, case.nnz), dtype=torch.float32)
-            launch(
-                "cuda_csr16_grad_values", slope, sizes, dtype, case.nnz, *index, *operands, address(partial),
-                address(grad_values),
-            )  # fmt: skip
-        return grad_values
 
     def _list(self, pattern: Pattern, case: Case, *, backward: bool) -> Taps | Strips:
         """The list of a pattern, built at the first call; batches of every size share it."""
@@ -148,12 +126,30 @@ class CudaBackend:
             self._lists.hand_on(change, dict(zip(lists, new, strict=True)))
 
 
-def _packed(strips: Strips, values: Tensor) -> Tensor:
-    """The values in the order in which tensor cores take them."""
-    packed, chunks = values.new_empty(len(strips.value)), strips.start[-1:]
-    sizes = STORED[values.dtype], strips.width, strips.room
-    launch("cuda_block_pack", values, *sizes, *map(address, (chunks, strips.value, values, packed)))
-    return packed
+def _queue(
+    lists: tuple[Taps | Strips | None, Taps | Strips | None],
+    operands: tuple[Tensor, Tensor | None, Tensor],
+    results: tuple[Tensor | None, Tensor | None],
+    case: Case,
+) -> None:
+    """Queues the kernels of gradients that are wanted.
+
+    Args:
+        lists: forward for the gradient of the values, backward for that of x; both of a kind, None what is not wanted.
+        operands: lines of the output's gradient and, for the gradient of the values, of x; the values.
+        results: the gradients of x and of the values, or None.
+    """
+    (kept, turned), (slope, lines, values) = lists, operands
+    sizes, dtype = sizes_of(case), STORED[case.dtype]
+    views = [None if one is None else one.view for one in lists]
+    partial = slope.new_empty(0 if kept is None else kept.partial_size(sizes), dtype=torch.float32)
+    ends = [address(tensor) for tensor in (slope, lines, partial, *results)]
+    if isinstance(kept or turned, Strips):
+        packed = values.new_empty(0 if turned is None else turned.value.numel())
+        weight = *views, address(values), address(packed)
+        launch("cuda_block_backward", slope, sizes, dtype, _tf32(), *weight, *ends)
+    else:
+        launch("cuda_csr16_backward", slope, sizes, dtype, case.nnz, *views, address(values), *ends)
 
 
 def _tf32() -> bool:

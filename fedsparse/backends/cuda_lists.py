@@ -75,6 +75,15 @@ class Taps(NamedTuple):
         """What another list has in common with it where it fits in its place."""
         return _Form(0, self.offset.numel())
 
+    @property
+    def view(self) -> tuple[int, ...]:
+        """As the kernels take it."""
+        return address(self.start), address(self.offset), address(self.value)
+
+    def partial_size(self, sizes: Sizes) -> int:
+        """Floats of scratch for the gradient of the values, in a case of these sizes."""
+        return int(_native.extension().csr16_partial_size(sizes, self.problem.dtype, self.offset.numel()))
+
 
 class Strips(NamedTuple):
     """A list of lines that strips of channels keep, on the device.
@@ -99,6 +108,15 @@ class Strips(NamedTuple):
     def form(self) -> "_Form":
         """As of `Taps`."""
         return _Form(self.width, self.room)
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """As the kernels take it."""
+        return self.width, self.room, address(self.start), address(self.offset), address(self.value)
+
+    def partial_size(self, sizes: Sizes) -> int:
+        """As of `Taps`."""
+        return int(_native.extension().block_partial_size(sizes, self.problem.dtype, self.width, self.room))
 
 
 class Alike(NamedTuple):

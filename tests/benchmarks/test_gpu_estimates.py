@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpu.activation_work import dense_pack, pack_global, pack_rows, pack_short_rows
-from benchmarks.gpu.cases import OPS
+from benchmarks.gpu.cases import OPS, PASSES
 from benchmarks.gpu.estimates import CALL, StepEstimate, besides, limit, steps
 from benchmarks.gpu.kinds import KINDS
 from benchmarks.gpu.occupancy import issued, starved, unevenly
@@ -57,11 +57,10 @@ def test_a_short_row_is_selected_by_one_block():
 
 # ---- regrow
 def test_regrow_of_a_small_weight_by_hand():
-    """Two tiles of 64 x 288 positions, all of which are listed and none searched for."""
+    """Two tiles of 64 x 288 positions: all counted, then those within the bound listed, and ranked."""
     works = regrow(CASE, 369, "bf16")
-    # 36,864 positions have 16 bits, keys 47: six digits to sort by.
-    assert len(works) == 3 + 2 * 6 + 1 == 16
-    products, listed, *_, written = works[1:]
+    assert len(works) == 6
+    products, counted, _, listed, ranked = works[1:]
     # Tiles of two images of 4x4 pixels, 2 * 64 of them, each a split: 256 blocks, two on the busiest of 132
     # multiprocessors. The 18 chunks of 32 channels are shared by four warps of five chunks, for 64 rows.
     multiplied, uneven = 2 * 320 * 64 * 32_768, 2 * 132 / 256
@@ -71,23 +70,33 @@ def test_regrow_of_a_small_weight_by_hand():
     assert products.cache == pytest.approx(staged * uneven)
     assert products.shared == pytest.approx((2 * multiplied * (1 / 32 + 1 / 80) + staged) * uneven)
     assert products.memory == 2 * 2 * 2_097_152 + 4 * 256 * 64 * 288
-    assert listed.memory == 4 * 36_864 * 128
-    assert [work.memory for work in works[3:15]] == [2 * 8 * 36_864] * 12
-    assert written.memory == works[-1].memory == 369 * (8 + 12)
+    assert counted.memory == listed.memory == 4 * 36_864 * 128
+    # 738 entries are 24 blocks on 132 multiprocessors, four instructions for each pair
+    assert ranked.flops == pytest.approx(2 * 4 * 738**2 * 132 / 24)
+    assert ranked.memory == 738 * 8 + 369 * 12
+
+
+def test_few_positions_are_all_listed():
+    """1,024 positions: begun, products, listed, and all ranked."""
+    _, _, listed, ranked = regrow(LayerCase(32, 32, None, batch=32), 10, "fp32")
+    assert listed.memory == 4 * 1024  # one tile of samples, so one part
+    assert ranked.memory == 1024 * 8 + 10 * 12
 
 
 def test_regrow_of_a_weight_that_is_searched_by_hand():
-    """147,456 positions in 18 bits, keys of 49: five digits to search by, seven to sort by."""
-    works = regrow(LayerCase(128, 128, 16, batch=32), 1475, "fp32")
+    """147,456 positions in 18 bits, keys of 49: five digits to search by, seven to sort more than 3,840 by."""
+    works = regrow(LayerCase(128, 128, 16, batch=32), 3841, "fp32")
     assert len(works) == 5 + (2 * 5 + 1) + 2 * 7 + 1 == 31
+    assert len(regrow(LayerCase(128, 128, 16, batch=32), 3840, "fp32")) == 5 + (2 * 5 + 1) + 1
     # 16 tiles of 64 x 144, tiles of 4x8 pixels: eight of each of four images, in 16 splits
     products, sample, _, listed = works[1:5]
     # nine chunks, shared by two warps of five, twice over the pixels; three products of TF32
     assert products.flops == pytest.approx(6 * 16 * 160 * 64 * 8192 * 2 * 132 / 256)
     assert products.shared > 4 * 16 * 160 * 64 * 8192 * (1 / 32 + 1 / 80)
     assert (sample.memory, listed.memory) == (4 * 147_456, 16 * 4 * 147_456)
-    assert [work.memory for work in works[16:30]] == [4 * 8 * 1475] * 14
-    assert regrow(LayerCase(128, 128, 16, batch=32), 1475, "tf32")[1].flops == pytest.approx(products.flops / 3)
+    assert [work.memory for work in works[16:30]] == [4 * 8 * 3841] * 14
+    assert works[30].memory == 3841 * (8 + 12)
+    assert regrow(LayerCase(128, 128, 16, batch=32), 3841, "tf32")[1].flops == pytest.approx(products.flops / 3)
 
 
 def test_regrow_computes_tiles_of_a_large_weight_for_each_step():
@@ -101,7 +110,7 @@ def test_regrow_computes_tiles_of_a_large_weight_for_each_step():
 
 def test_regrow_turns_what_fills_no_lines():
     works = regrow(replace(CASE, batch=12), 369, "bf16")
-    assert len(works) == 16 + 2
+    assert len(works) == 6 + 2
     assert [work.memory for work in works[:2]] == [2 * 2 * 16 * 65_536] * 2
 
 
@@ -206,7 +215,7 @@ def test_a_dense_step_by_hand():
 def test_a_sparse_step_has_other_products_and_a_smaller_optimiser():
     kind = next(kind for kind in KINDS if kind.name == "block:16/cuda")
     works, dense = sparse_step(32, "bf16", 0.1, kind.work), dense_step(32, "bf16")
-    products = [work for case in convolutions(32) for op in OPS for work in kind.work(case, op, 1, "bf16")]
+    products = [work for case in convolutions(32) for op in PASSES for work in kind.work(case, op, 1, "bf16")]
     assert len(works) - len(products) - 3 == len(dense) - 57
     assert [work.memory for work in works[len(products) :][:3]] == [2 * 2 * 2_097_152] * 3
     # a tenth of 11,157,504 weights, and all else there is

@@ -1,5 +1,6 @@
 """Calls block products on the shim as a backend does on a device. Needs numpy, not torch."""
 
+import ctypes
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,19 @@ class Lines(NamedTuple):
         """Chunks that fit."""
         return len(self.offset) // 16
 
+    def listed(self, width: int) -> "StripList":
+        """As the kernels take it, for strips of `width`."""
+        return StripList(width, self.room, *(array.ctypes.data for array in self))
+
+
+class StripList(ctypes.Structure):
+    """fedsparse::StripList; its arrays have to live as long."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("width", "room")),
+        *((name, ctypes.c_void_p) for name in ("start", "offset", "value")),
+    ]
+
 
 @dataclass(frozen=True)
 class BlockProduct(Product):
@@ -41,28 +55,25 @@ class BlockProduct(Product):
     tf32: bool = False
     spare: int = 0
 
-    def run(self, shim: Shim) -> Results:
-        """Forward and both gradients."""
+    def run(self, shim: Shim, want: tuple[bool, bool] = (True, True)) -> Results:
         (wide, tall), shape, store = self.widths, ConvShape(*self.shape), STORAGE[self.dtype]
         forward, backward = self.lines(shim, backward=False), self.lines(shim, backward=True)
         x, grad = self.in_lines(shim, self.x), self.in_lines(shim, self.grad)
         bias = self.bias if self.bias.size else None
         y, grad_x = poisoned(grad.shape, store), poisoned(x.shape, store)
         grad_values = poisoned(len(self.values), store)
+        lists = forward.listed(wide), backward.listed(tall)
         shim(
-            "fedsparse_cuda_block_forward", shape, self.dtype, wide, self.tf32, forward.start, forward.offset,
-            self._packed(shim, forward, wide), x, bias, y, None,
-        )  # fmt: skip
-        shim(
-            "fedsparse_cuda_block_grad_x", shape, self.dtype, tall, self.tf32, backward.start, backward.offset,
-            self._packed(shim, backward, tall), grad, grad_x, None,
+            "fedsparse_cuda_block_forward", shape, self.dtype, self.tf32, lists[0], self.values,
+            poisoned(len(forward.value), store), x, bias, y, None,
         )  # fmt: skip
         partial = poisoned(
             shim.value("fedsparse_block_partial_size", shape, self.dtype, wide, forward.room), np.float32
         )
         shim(
-            "fedsparse_cuda_block_grad_values", shape, self.dtype, wide, self.tf32, forward.room, forward.start,
-            forward.offset, forward.value, grad, x, partial, grad_values, None,
+            "fedsparse_cuda_block_backward", shape, self.dtype, self.tf32, *lists, self.values,
+            poisoned(len(backward.value), store), grad, x, partial, grad_x if want[0] else None,
+            grad_values if want[1] else None, None,
         )  # fmt: skip
         return Results(self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values)
 
@@ -76,9 +87,3 @@ class BlockProduct(Product):
         value.view(np.uint8)[: int(start[-1]) * 64 * width] = 0xFF
         shim("reference_block_list", shape, backward, self.dtype, width, view, start, offset, value)
         return Lines(start, offset, value)
-
-    def _packed(self, shim: Shim, lines: Lines, width: int) -> NDArray:
-        packed, chunks = poisoned(len(lines.value), self.values.dtype), lines.start[-1:]
-        sizes = self.dtype, width, lines.room
-        shim("fedsparse_cuda_block_pack", *sizes, chunks, lines.value, self.values, packed, None)
-        return packed

@@ -43,6 +43,17 @@ class PatternView(ctypes.Structure):
     ]
 
 
+class TapList(ctypes.Structure):
+    """fedsparse::TapList."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("start", "offset", "value")]
+
+    @classmethod
+    def of(cls, *arrays: NDArray) -> "TapList":
+        """Of start, offset and value, which have to live as long."""
+        return cls(*(array.ctypes.data for array in arrays))
+
+
 class Results(NamedTuple):
     """In the shapes of output, input and values."""
 
@@ -93,19 +104,19 @@ class Product:
     bias: NDArray
     grad: NDArray
 
-    def run(self, shim: Shim) -> Results:
-        """Forward and both gradients."""
+    def run(self, shim: Shim, want: tuple[bool, bool] = (True, True)) -> Results:
+        """Forward and, as far as they are wanted, the gradients of x and of the values; others stay poisoned."""
         forward, backward = self.list(shim, False), self.list(shim, True)
         shape, nnz, store = ConvShape(*self.shape), len(self.values), STORAGE[self.dtype]
         x, grad = self.in_lines(shim, self.x), self.in_lines(shim, self.grad)
         bias = self.bias if self.bias.size else None
         y, grad_x, grad_values = poisoned(grad.shape, store), poisoned(x.shape, store), poisoned(nnz, store)
-        shim("fedsparse_cuda_csr16_forward", shape, self.dtype, *forward[:2], self.values, x, bias, y, None)
-        shim("fedsparse_cuda_csr16_grad_x", shape, self.dtype, *backward, self.values, grad, grad_x, None)
+        lists = TapList.of(*forward), TapList.of(*backward)
+        shim("fedsparse_cuda_csr16_forward", shape, self.dtype, lists[0], self.values, x, bias, y, None)
         partial = poisoned(shim.value("fedsparse_csr16_partial_size", shape, self.dtype, nnz), np.float32)
         shim(
-            "fedsparse_cuda_csr16_grad_values", shape, self.dtype, nnz, *forward[:2], grad, x, partial, grad_values,
-            None,
+            "fedsparse_cuda_csr16_backward", shape, self.dtype, nnz, *lists, self.values, grad, x, partial,
+            grad_x if want[0] else None, grad_values if want[1] else None, None,
         )  # fmt: skip
         return Results(self._rows(shim, y, self.grad.shape), self._rows(shim, grad_x, self.x.shape), grad_values)
 

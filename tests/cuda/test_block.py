@@ -134,6 +134,24 @@ def test_the_schedule_changes_no_bit(shim):
     shim.seed(0)
 
 
+@pytest.mark.parametrize("name", ["strides", "strides beyond the kernel", "a linear layer of vectors", "empty"])
+def test_a_gradient_alone_is_what_it_is_beside_the_other(shim, name):
+    held = CASES[name].stored(BFLOAT16)
+    both = held.run(shim)
+    alone = held.run(shim, (True, False)).grad_x, held.run(shim, (False, True)).grad_values
+    assert [array.tobytes() for array in alone] == [both.grad_x.tobytes(), both.grad_values.tobytes()]
+
+
+@pytest.mark.parametrize(("name", "gathers"), [("dense", 1), ("strides", 1), ("strides beyond the kernel", 3)])
+def test_launches(shim, name, gathers):
+    """Values packed and multiplied; parts of the values' gradient; then four residues at a time."""
+    held = CASES[name].stored(FLOAT16)
+    before = shim.launches
+    held.run(shim)
+    turned = 4  # x and grad_y in, y and grad_x out
+    assert shim.launches - before == turned + 2 + 1 + gathers
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 def test_what_lists_have_room_for_besides_is_left_alone(shim, dtype):
     shim.seed(1)

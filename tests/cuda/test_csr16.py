@@ -120,6 +120,24 @@ def test_the_schedule_changes_no_bit(shim):
     shim.seed(0)
 
 
+@pytest.mark.parametrize("name", ["dense", "stride beyond the kernel", "a wide linear layer", "empty"])
+def test_a_gradient_alone_is_what_it_is_beside_the_other(shim, name):
+    held = stored(SPECIAL[name], FLOAT32)
+    both = held.run(shim)
+    alone = held.run(shim, (True, False)).grad_x, held.run(shim, (False, True)).grad_values
+    assert [array.tobytes() for array in alone] == [both.grad_x.tobytes(), both.grad_values.tobytes()]
+
+
+@pytest.mark.parametrize(("name", "gathers"), [("dense", 1), ("stride beyond the kernel", 3)])
+def test_launches(shim, name, gathers):
+    """A forward pass, parts of the values' gradient, then four residues at a time, the first with the sums of parts."""
+    held = stored(SPECIAL[name], FLOAT32)
+    before = shim.launches
+    held.run(shim)
+    turned = 4  # x and grad_y in, y and grad_x out
+    assert shim.launches - before == turned + 1 + 1 + gathers
+
+
 def test_a_list_serves_every_batch(shim):
     product = stored(SPECIAL["a batch of several tiles"], FLOAT32)
     for backward in (False, True):

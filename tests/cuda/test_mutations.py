@@ -49,6 +49,10 @@ def several_strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["strips of three blocks, two passes"], BFLOAT16)
 
 
+def strided_strips(shim: Shim) -> None:
+    test_block.check(shim, test_block.CASES["strides"], BFLOAT16)
+
+
 def wide_strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["vectors of 16"], FLOAT32)
 
@@ -97,7 +101,16 @@ MUTATIONS = {
         "block_gather.cu", "left = (last - first) *", "left = (last - first - 1) *", strips
     ),
     "strips: a warp's second strip computed from the first one's lines": Mutation(
-        "block_gather.cu", "start + i * problem.slabs + s", "start + s", several_strips
+        "block_gather.cu", "entry + i * problem.slabs + s", "entry + s", several_strips
+    ),
+    "strips: residues of a strided gradient computed from the tiles of others": Mutation(
+        "block_gather.cu", "tile - g.grids.before(which)", "tile", strided_strips
+    ),
+    "strips: sums of the weight gradient's parts left out": Mutation(
+        "block_gather.cu", "blockIdx.x - g.multiplying,", "blockIdx.x - g.multiplying + 1,", strided_strips
+    ),
+    "strips: values packed behind those of another block": Mutation(
+        "block_weight_gradient.cu", "blockIdx.x - c.multiplying,", "blockIdx.x - c.multiplying + 1,", strided_strips
     ),
     "strips: the weight gradient of all strips of a block from the first one's slopes": Mutation(
         "block_weight_gradient.cu", "slopes + duty.strip *", "slopes + 0 *", several_strips

@@ -134,9 +134,29 @@ def spread(generator, size: int = SIDE) -> np.ndarray:
 
 
 def test_a_large_weight(scheduled, rng):
-    """More pruned positions than the list has room for."""
+    """More pruned positions than the list has room for; of a short list entries are ranked, a long one is sorted."""
     held, gradients, pruned = planted(spread(rng), spread(rng))
-    check_topk(scheduled, held, gradients, pruned, (3000,))
+    check_topk(scheduled, held, gradients, pruned, (3000, 5000))
+
+
+@pytest.mark.parametrize("side", [60, 100, 250])
+def test_a_small_weight(scheduled, rng, side):
+    """All positions are listed, or those within a bound that a histogram of all tells, or nothing but ties."""
+    held, gradients, pruned = planted(spread(rng, side), spread(rng, side))
+    check_topk(scheduled, held, gradients, pruned, (1, len(pruned) // 7))
+    ones = np.ones(min(side, 100))
+    held, gradients, pruned = planted(ones, ones)
+    check_topk(scheduled, held, gradients, pruned, (70,))
+
+
+def test_launches_of_each_size(shim, rng):
+    """Begun, products, then: listed and ranked; a bound in between; a sample's bound and repairs, ranked or sorted."""
+    repairs = 2 * 5 + 1  # digits of keys of 48 bits, and listed again
+    for side, k, wanted in ((60, 9, 4), (250, 9, 6), (SIDE, 9, 6 + repairs), (SIDE, 5000, 6 + repairs + 2 * 6)):
+        held, _, _ = planted(spread(rng, side), spread(rng, side))
+        before = shim.launches
+        topk_pruned(shim, held, k)
+        assert shim.launches - before - 2 == wanted, (side, k)  # two turn the activations
 
 
 @pytest.mark.parametrize("wrong", ["too many", "too few"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import masks, optimizers, upkeep
-from benchmarks.gpu.cases import OPS, PRECISIONS, Precision, Sizes, sizes
+from benchmarks.gpu.cases import OPS, PASSES, PRECISIONS, Precision, Sizes, sizes
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import KINDS, Kind, of_device
 from benchmarks.gpu.operands import Operands, errors, moved_bytes, told
@@ -75,8 +75,8 @@ def _measured(case: LayerCase, kind: Kind, precision: Precision, sizes: Sizes) -
         _Call(kind, asked, pattern, Operands.draw(case, precision.dtype, kind.device, seed=seed))
         for seed in range(copies(each, sizes.rotated))
     ]
-    wrong = errors({op: sets[0](op) for op in OPS}, sets[0].operands, pattern.mask(), case)
-    for op in OPS:
+    wrong = _wrong(sets[0], pattern, case)
+    for op in PASSES:
         row: Row = {"who": kind.name, "layer": row_of(case), "nnz": pattern.nnz, "op": op, "precision": precision.name,
                     "device": kind.device, "copies": len(sets), "error": wrong[op]}  # fmt: skip
         if not wrong[op] <= precision.tolerance:
@@ -85,12 +85,19 @@ def _measured(case: LayerCase, kind: Kind, precision: Precision, sizes: Sizes) -
             continue
         calls = [partial(one, op) for one in sets]
         times = measured(calls, repeats=sizes.repeats, cuda=kind.device == "cuda")
-        flops = 2.0 * pattern.nnz * case.batch * case.places
+        flops = (2.0 if op == "forward" else 4.0) * pattern.nnz * case.batch * case.places
         yield {**row, **times.to_row(), "flops": flops, "bytes": each}
 
 
+def _wrong(call: "_Call", pattern: Pattern, case: LayerCase) -> dict[str, float]:
+    """The largest relative error of each pass."""
+    (y,), gradients = (call(op) for op in PASSES)
+    found = errors({"forward": y, **dict(zip(OPS[1:], gradients, strict=True))}, call.operands, pattern.mask(), case)
+    return {"forward": found["forward"], "backward": max(found[op] for op in OPS[1:])}
+
+
 class _Call:
-    """The three ops of one layer on one set of numbers."""
+    """Both passes of one layer on one set of numbers."""
 
     def __init__(self, kind: Kind, case: Case, pattern: Pattern, operands: Operands) -> None:
         self._backend, self._case, self._pattern = BACKENDS[kind.backend], case, pattern
@@ -98,12 +105,12 @@ class _Call:
         self.operands = replace(operands, x=lies.of(operands.x), grad=lies.of(operands.grad))
         self._values = pattern.gather(operands.weight).contiguous()
 
-    def __call__(self, op: str) -> Tensor:
+    def __call__(self, op: str) -> tuple[Tensor, ...]:
+        """The output, or the gradients of input and values."""
         x, grad, case = self.operands.x, self.operands.grad, self._case
         if op == "forward":
-            return self._backend.forward(x, self._values, self._pattern, None, case)
-        want = (op == "grad_x", op == "grad_w")
-        found = self._backend.backward(grad, x, self._values, self._pattern, want, case)
-        result = found.x if want[0] else found.values
-        assert result is not None
-        return result
+            return (self._backend.forward(x, self._values, self._pattern, None, case),)
+        found = self._backend.backward(grad, x, self._values, self._pattern, (True, True), case)
+        assert found.x is not None
+        assert found.values is not None
+        return found.x, found.values
