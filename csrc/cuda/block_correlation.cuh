@@ -139,4 +139,28 @@ __device__ __forceinline__ void correlate_pair(float (&sum)[kSets][kTiles][4], c
   }
 }
 
+// Adds the sums of warps that share chunks, in the order of their pixels, to `shared` at place(chunk, line, channel). All
+// warps of a block go through as many rounds, as many as the most that share a chunk; ends with a barrier.
+template <int kSets, int kTiles, typename F>
+__device__ __forceinline__ void add_warps(const float (&sum)[kSets][kTiles][4], const Teams& teams, std::int32_t rounds,
+                                          float* shared, F&& place) {
+  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
+  for (std::int32_t part = 0; part < rounds; ++part) {
+    __syncthreads();  // the tile has been read, the part before been added
+    if (part != teams.part) continue;
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (!teams.has(set)) continue;
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& total = shared[place(teams.chunk(set), group + i / 2 * 8, t * 8 + 2 * member + i % 2)];
+          total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
+        }
+    }
+  }
+  __syncthreads();
+}
+
 }  // namespace fedsparse::block

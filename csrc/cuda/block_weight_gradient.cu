@@ -59,31 +59,16 @@ struct Duty {
   }
 };
 
-// Adds the sums of each strip's warps in the order of their pixels and writes them in the order of the packed list.
+// Adds the sums of each strip's warps and writes them in the order of the packed list.
 template <bool kWide, int kTiles>
 __device__ __forceinline__ void write_sums(const float (&sum)[kSets<kTiles>][kTiles][4], const Duty<kTiles>& duty,
                                            const Teams& teams, float* shared, float* partial) {
   constexpr std::int32_t kNumbers = kChunk * kTiles * 8;  // of a chunk
-  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4), member = static_cast<std::int32_t>(threadIdx.x % 4);
   const std::int32_t threads = duty.warps * 32, thread = static_cast<std::int32_t>(threadIdx.x) % threads;
   float* const mine = shared + duty.strip * duty.warps * kSets<kTiles> * kNumbers;
-  for (std::int32_t part = 0; part < duty.warps; ++part) {
-    __syncthreads();  // the tile has been read, the part before been added
-    if (part != teams.part) continue;
-#pragma unroll
-    for (int set = 0; set < kSets<kTiles>; ++set) {
-      if (!teams.has(set)) continue;
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int place = place_in_chunk(group + i / 2 * 8, t * 8 + 2 * member + i % 2, kTiles * 8, kWide);
-          float& total = mine[teams.chunk(set) * kNumbers + place];
-          total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
-        }
-    }
-  }
-  __syncthreads();
+  add_warps(sum, teams, duty.warps, mine, [](std::int32_t chunk, std::int32_t line, std::int32_t channel) {
+    return chunk * kNumbers + place_in_chunk(line, channel, kTiles * 8, kWide);
+  });
   for (std::int32_t i = thread; i < duty.count * kNumbers; i += threads)
     partial[std::int64_t{duty.first} * kNumbers + i] = mine[i];
 }

@@ -104,31 +104,6 @@ struct Launch {
   End end;
 };
 
-// Adds the sums of warps that share chunks in the order of their pixels; ends with a barrier.
-__device__ __forceinline__ void gather_sums(const float (&sum)[kSets][kTiles][4], const block::Teams& teams,
-                                            float* shared, std::int32_t first_row) {
-  const auto group = static_cast<std::int32_t>(threadIdx.x % 32 / 4);
-  const auto member = static_cast<std::int32_t>(threadIdx.x % 4);
-  for (std::int32_t part = 0; part < teams.parts; ++part) {
-    __syncthreads();  // the tile has been read, the part before been added
-    if (part != teams.part) continue;
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-      if (!teams.has(set)) continue;
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const std::int32_t line = teams.chunk(set) * block::kChunk + group + i / 2 * 8;
-          const std::int32_t row = first_row + t * 8 + 2 * member + i % 2;
-          float& total = shared[row * kPitch + line];
-          total = part == 0 ? sum[set][t][i] : total + sum[set][t][i];
-        }
-    }
-  }
-  __syncthreads();
-}
-
 template <typename A, typename End>
 __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
     dense_gradient_kernel(const Launch<typename A::Number, End> launch) {
@@ -175,7 +150,9 @@ __global__ void __launch_bounds__(kThreads, A::kWide ? 1 : 2)
       block::correlate_pair<A>(sum, teams, distance, stage, mine, pitch, zeros, 2 * pair, pixels, problem, place);
   }
   float* const sums = reinterpret_cast<float*>(stage);
-  gather_sums(sum, teams, sums, strip * kStrip);
+  block::add_warps(sum, teams, teams.parts, sums, [&](std::int32_t chunk, std::int32_t line, std::int32_t row) {
+    return (strip * kStrip + row) * kPitch + chunk * block::kChunk + line;
+  });
   launch.end(s, tile->area, [&](std::int32_t row, std::int32_t column) { return sums[row * kPitch + column]; });
 }
 

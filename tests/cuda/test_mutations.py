@@ -4,6 +4,7 @@ A wrong distance, a weight left out, a barrier that is missing. Without a barrie
 threads: that one of the schedules shows it is why there are several.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,12 +30,14 @@ class Mutation:
         source: file in csrc/cuda.
         before, after: text that occurs there once, and what takes its place.
         check: raises where a result is wrong.
+        unit: the source that includes it and is compiled, where it is a header.
     """
 
     source: str
     before: str
     after: str
     check: Callable[[Shim], object]
+    unit: str = ""
 
 
 def unstructured(shim: Shim) -> None:
@@ -51,6 +54,10 @@ def several_strips(shim: Shim) -> None:
 
 def strided_strips(shim: Shim) -> None:
     test_block.check(shim, test_block.CASES["strides"], BFLOAT16)
+
+
+def values_alone(shim: Shim) -> None:
+    test_block.test_a_gradient_alone_is_what_it_is_beside_the_other(shim, "strides")
 
 
 def wide_strips(shim: Shim) -> None:
@@ -122,7 +129,11 @@ MUTATIONS = {
         "block_weight_gradient.cu", "pair = teams.part; duty", "pair = teams.part + 1; duty", wide_strips
     ),
     "strips: sums written over a tile that is still read": Mutation(
-        "block_weight_gradient.cu", "__syncthreads();  // the tile has been read,", "//", wide_strips
+        "block_correlation.cuh", "__syncthreads();  // the tile has been read,", "//", wide_strips,
+        "block_weight_gradient.cu",
+    ),
+    "strips: the last part of the weight gradient not added": Mutation(
+        "sums.cuh", "split < s.splits", "split + 1 < s.splits", values_alone, "sums.cu"
     ),
     "lists: weights of one warp put over those of another": Mutation(
         "csr16_rebuild.cu", "place += here", "place += 0 * here", taps_listed
@@ -156,11 +167,15 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_change_to_a_kernel_fails_its_check(shim, tmp_path, name):
     mutation = MUTATIONS[name]
-    source, changed = KERNELS / mutation.source, tmp_path / mutation.source
-    text = source.read_text(encoding="utf-8")
+    text = (KERNELS / mutation.source).read_text(encoding="utf-8")
     assert text.count(mutation.before) == 1, f"{mutation.source} has changed: {mutation.before!r} is not there once"
-    changed.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
-    kernels = Shim(shim_build.build(instead={source: changed}))
+    changed = text.replace(mutation.before, mutation.after)
+    (tmp_path / mutation.source).write_text(changed, encoding="utf-8")
+    unit = KERNELS / (mutation.unit or mutation.source)
+    if mutation.unit:  # finds the header beside it; objects are kept by the text of their source
+        told = f"// {mutation.source}: {zlib.crc32(changed.encode())}\n"
+        (tmp_path / unit.name).write_text(unit.read_text(encoding="utf-8") + told, encoding="utf-8")
+    kernels = Shim(shim_build.build(instead={unit: tmp_path / unit.name}))
     mutation.check(shim)
     with pytest.raises((AssertionError, LaunchError)):  # noqa: PT012 (any of the schedules)
         for seed in SCHEDULES:
