@@ -75,6 +75,13 @@ def norm(kernel: Any, registers: int, **constants: int) -> Build:
     return Build(kernel, {"PARTS": 4, "BLOCK": batch_norm.BLOCK, **constants}, registers, ("FFMA",))
 
 
+def alone(kernel: Any, registers: int, **constants: int) -> Build:
+    """Of a channel that one program has for itself."""
+    whole = {"PARTS": 1, "WIDTH": 1, "BLOCK": batch_norm.WIDEST, "partial": None}
+    warps = batch_norm.WIDEST // (32 * batch_norm.THREAD)
+    return Build(kernel, whole | constants, registers, ("FFMA",), dtype="bf16", warps=warps)
+
+
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
 ELEMENT_SAMPLED = WINDOW | {"SPLITS": 4, "BLOCK_K": 8, "BLOCK_P": element_sampled.BLOCK_P}
 ADAMW = {"COUNT": flat_optimizer.MOST, "BLOCK": flat_optimizer.BLOCK}
@@ -122,9 +129,12 @@ BUILDS = {
     ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(batch_norm._moments_kernel, 64),
     ("statistics", 90): norm(batch_norm._statistics_kernel, 64, TRACKS=True, WIDTH=4),
+    ("statistics alone", 80): alone(batch_norm._statistics_kernel, 64, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
     ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
     ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
+    ("gradients alone", 80): alone(batch_norm._grad_kernel, 64, **NORM),
+    ("gradients alone", 90): alone(batch_norm._grad_kernel, 64, **NORM),
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
