@@ -25,8 +25,8 @@ WIDEST = 4 * BLOCK  # and, at most, of one that has it alone
 THREAD = 8  # elements of a thread in each
 MOST_PARTS = 64
 # Elements of a channel that is not cut for its sums. Its program waits for memory once a step, and in the backward pass
-# for the cache once more: in four steps 1.7 us on an H200 (479 and 262 clocks, arXiv 2402.13499), in more of them longer
-# than the launch takes that parts need besides.
+# for a cache once more: in four steps 1.7 us on an H200 (479 and 262 clocks, arXiv 2402.13499). In many more of them it
+# waits longer than the launch takes that parts need besides.
 ALONE = 4 * WIDEST
 
 

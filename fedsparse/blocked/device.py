@@ -1,7 +1,7 @@
-"""Batch norms and ReLUs of a network on a device, while it prunes its activations.
+"""Batch norms and ReLUs of a network on a device, while it prunes its activations or was asked to fuse them.
 
 What torch saves for their backward passes would undo what pruning saves: a ReLU its whole output. Inside `Frugal` a
-ReLU behind a batch norm saves nothing of its own, another one a bit for each element.
+ReLU behind a batch norm is computed with it and saves nothing of its own, another one saves a bit for each element.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from fedsparse.backends import device_norms
-from fedsparse.backends.activation import Pruning
 from fedsparse.backends.device_norms import Kernels
 from fedsparse.blocked.deferred import Deferred, Waiting
 from fedsparse.blocked.functions import apply, final
+from fedsparse.blocked.fusing import ours
 from fedsparse.blocked.saving import pruning
 from fedsparse.ops.made import note, runs_again
 
@@ -36,9 +36,8 @@ class Frugal(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         carry_out = _RULES.get(function)
-        how = None if carry_out is None else pruning()
-        if carry_out is not None and how is not None and _eager():
-            result = carry_out(how, *args, **(kwargs or {}))
+        if carry_out is not None and ours() and _eager():
+            result = carry_out(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
         return function(*args, **(kwargs or {}))
@@ -75,7 +74,7 @@ class _Relu(Function):
         return final(ctx.kernels.gate(ctx.lie.of(grad), bits)), None, None
 
 
-def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
+def _relu(input: Tensor, inplace: bool = False) -> Any:
     if isinstance(input, Deferred) and input.waits:
         return input.activated(inplace=inplace)
     kernels = _kernels(input)
@@ -86,13 +85,12 @@ def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
     return y
 
 
-def _relu_(how: Pruning, input: Tensor) -> Any:
-    return _relu(how, input, inplace=True)
+def _relu_(input: Tensor) -> Any:
+    return _relu(input, inplace=True)
 
 
 # ---- batch norms
 def _batch_norm(
-    how: Pruning,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -113,7 +111,9 @@ def _batch_norm(
     for running in (running_mean, running_var):
         if running is not None:
             torch.autograd.graph.increment_version(running)  # kernels write past torch
-    return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, how.dtype, x._version))
+    pruned = pruning()
+    rounded = None if pruned is None else pruned.dtype
+    return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, rounded, x._version))
 
 
 def _fits(x: Tensor, vector: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""Networks on a device that prune their activations: batch norms and ReLUs that hold little.
+"""Networks on a device that prune their activations, or fuse their norms: batch norms and ReLUs that hold little.
 
 Here they run in main memory, with plain torch for the kernels of a device; where there is a device, on that as well.
 """
@@ -22,7 +22,7 @@ from fedsparse.blocked.deferred import Deferred
 from fedsparse.blocked.device import Frugal
 from fedsparse.blocked.saving import begin, end
 from fedsparse.errors import BackendError, DoubleBackwardError
-from fedsparse.nn import prune_activations
+from fedsparse.nn import fuse_norms, prune_activations
 from tests.devices import CUDA, plain_products
 from tests.plain_device import plain_device
 
@@ -43,6 +43,15 @@ def calls():
     """What plain torch is asked for."""
     with plain_device() as kernels:
         yield kernels.calls
+
+
+WAYS = {"pruned": lambda model: prune_activations(model, 1.0), "fused": fuse_norms}
+
+
+@pytest.fixture(params=WAYS)
+def asked(request):
+    """Makes a model leave its norms to the kernels, which changes no numbers."""
+    return WAYS[request.param]
 
 
 @pytest.fixture
@@ -143,10 +152,10 @@ def near(found, wanted, tolerance=1e-4):
 
 # ---- the same numbers
 @pytest.mark.parametrize("name", NETWORKS)
-def test_whole_activations_give_what_torch_gives(name, device):
+def test_whole_activations_give_what_torch_gives(name, asked, device):
     model = built(name, device)
     plain = copy.deepcopy(model)
-    prune_activations(model, 1.0)
+    asked(model)
     for _ in range(2):  # the second time with running statistics of the first
         found, wanted = outcome(model, pictures(device)), outcome(plain, pictures(device))
         assert type(found["y"]) is Tensor
@@ -185,20 +194,26 @@ def test_what_is_computed_by_whom(calls):
     assert calls == {"statistics": 4, "norm and relu": 2 + 3, "norm": 2, "relu": 1}
 
 
+UNDONE = {"pruned": lambda model: prune_activations(model, None), "fused": lambda model: fuse_norms(model, False)}
+
+
 @pytest.mark.parametrize("way", ["evaluation", "no gradients", "whole", "part"])
-def test_nothing_changes_elsewhere(way, calls):
-    model, x = built("batch norm"), pictures()
-    prune_activations(model, None if way == "whole" else 0.5)
+@pytest.mark.parametrize("asked", WAYS)
+def test_nothing_changes_elsewhere(asked, way, calls):
+    model, x = WAYS[asked](built("batch norm")), pictures()
+    if way == "whole":
+        WAYS[asked](model.conv2)
+        UNDONE[asked](model)
     if way == "part":
-        prune_activations(model, None)
-        prune_activations(model.conv2, 0.5)
+        UNDONE[asked](model)
+        WAYS[asked](model.conv2)
     with torch.set_grad_enabled(way != "no gradients"):
         model.train(way != "evaluation")(x)
     assert not calls
 
 
-def test_norms_in_evaluation_inside_training(calls):
-    model = prune_activations(built("batch norm"), 0.5)
+def test_norms_in_evaluation_inside_training(asked, calls):
+    model = asked(built("batch norm"))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -465,16 +480,16 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("way", CHECKPOINTED)
-def test_parts_that_run_again(way, reentrant, device):
+def test_parts_that_run_again(way, reentrant, asked, device):
     torch.manual_seed(0)
     model = leave_blocked(fs.sparsify(Checkpointed(way, reentrant), 0.5, exclude="none")).to(device)
     fs.set_backend(model, "masked")
     plain = copy.deepcopy(model)
-    found, wanted = outcome(prune_activations(model, 1.0), pictures(device)), outcome(plain, pictures(device))
+    found, wanted = outcome(asked(model), pictures(device)), outcome(plain, pictures(device))
     near(found, wanted)
 
 
-def test_hooks_see_tensors_and_gradients(device):
+def test_hooks_see_tensors_and_gradients(asked, device):
     model = built("batch norm", device)
     plain, seen = copy.deepcopy(model), {}
 
@@ -483,7 +498,7 @@ def test_hooks_see_tensors_and_gradients(device):
         one.bn1.register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
         one.bn1.register_full_backward_hook(lambda _m, into, out: found.extend((into[0].clone(), out[0].clone())))
 
-    prune_activations(model, 1.0)
+    asked(model)
     watch(model, "mine")
     watch(plain, "torch")
     # The hook of a backward pass makes views, which torch will not let a ReLU change.
@@ -493,8 +508,8 @@ def test_hooks_see_tensors_and_gradients(device):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_copies_and_pickles(device):
-    model = prune_activations(built("batch norm", device), 0.3)
+def test_copies_and_pickles(asked, device):
+    model = asked(built("batch norm", device))
     others = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     found = outcome(model, pictures(device))
     for other in others:
@@ -511,8 +526,8 @@ def test_parts_prune_in_their_own_way(calls):
     assert calls["relu"] == 1
 
 
-def test_a_failure_inside_leaves_nothing_behind(calls):
-    model = prune_activations(built("batch norm"), 0.3)
+def test_a_failure_inside_leaves_nothing_behind(asked, calls):
+    model = asked(built("batch norm"))
     with pytest.raises(fs.ShapeError):
         model(torch.randn(5, 4, 9, 9))
     assert not _get_current_function_mode_stack()
@@ -522,8 +537,8 @@ def test_a_failure_inside_leaves_nothing_behind(calls):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_parts_run_as_torch_compiles_them(calls):
-    model = prune_activations(built("perceptron"), 1.0)
+def test_compiled_parts_run_as_torch_compiles_them(asked, calls):
+    model = asked(built("perceptron"))
     part = copy.deepcopy(model)
     wanted = outcome(copy.deepcopy(model), pictures())
     calls.clear()
