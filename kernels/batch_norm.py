@@ -20,14 +20,13 @@ from .tuning import FUSION, splits_for
 
 __all__ = ["norm", "norm_backward", "statistics"]
 
-BLOCK = 1024  # elements of one step of a program that shares its channel
-WIDEST = 4 * BLOCK  # and, at most, of one that has it alone
-THREAD = 8  # elements of a thread in each
+LEAST, MOST = 1024, 4096  # elements of a step
+THREAD = 8  # and of each of its threads
 MOST_PARTS = 64
 # Elements of a channel that is not cut for its sums. Its program waits for memory once a step, and in the backward pass
 # for a cache once more: in four steps 1.7 us on an H200 (479 and 262 clocks, arXiv 2402.13499). In many more of them it
 # waits longer than the launch takes that parts need besides.
-ALONE = 4 * WIDEST
+ALONE = 4 * MOST
 
 
 @triton.jit
@@ -305,7 +304,7 @@ def statistics(
     channels, size, count = _sizes(x)
     if count < 2:
         raise ValueError(f"norm: a variance needs two elements a channel, got an input of shape {tuple(x.shape)}")
-    cut, tracks = _cut(channels, count), running_mean is not None
+    cut, tracks = _cut(channels, count, sums=True), running_mean is not None
     partial = _numbers(x, 2, channels, cut.parts) if cut.parts > 1 else None
     mean, rstd = _numbers(x, channels), _numbers(x, channels)
     with torch.cuda.device(x.get_device()):
@@ -347,12 +346,12 @@ def norm(
         ValueError: `held` is not contiguous.
     """
     channels, size, count = _sizes(held)
-    y, parts = torch.empty_like(held, dtype=dtype), _parts(channels, count)
+    y, cut = torch.empty_like(held, dtype=dtype), _cut(channels, count, sums=False)
     with torch.cuda.device(held.get_device()):
-        _norm_kernel[(channels, parts)](
+        _norm_kernel[(channels, cut.parts)](
             held, y, rounded, weight, bias, mean, rstd, channels, size, count,
             WEIGHT=weight is not None, BIAS=bias is not None, RELU=relu, NORMAL=normal, ROUND=rounded is not None,
-            PARTS=parts, BLOCK=BLOCK, enable_fp_fusion=FUSION,
+            PARTS=cut.parts, BLOCK=cut.block, num_warps=cut.warps, enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y
 
@@ -376,7 +375,7 @@ def norm_backward(
     channels, size, count = _sizes(grad)
     if grad.shape != held.shape:
         raise ValueError(f"norm_backward: gradient {tuple(grad.shape)} of an input {tuple(held.shape)}")
-    cut, result = _cut(channels, count), torch.empty_like(grad)
+    cut, result = _cut(channels, count, sums=True), torch.empty_like(grad)
     partial = _numbers(grad, 2, channels, cut.parts) if cut.parts > 1 else None
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
     given = (grad, held, weight, bias, mean, rstd, partial)
@@ -401,7 +400,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 class _Cut(NamedTuple):
-    """How the sums of a channel are shared.
+    """How programs share a channel.
 
     Attributes:
         parts: programs of a channel.
@@ -414,15 +413,12 @@ class _Cut(NamedTuple):
     warps: int
 
 
-def _cut(channels: int, count: int) -> _Cut:
-    parts = 1 if count <= ALONE else _parts(channels, count)
-    block = BLOCK if parts > 1 else min(max(triton.next_power_of_2(count), BLOCK), WIDEST)
+def _cut(channels: int, count: int, *, sums: bool) -> _Cut:
+    """As many programs as fill a device, a whole step each; for sums one, where a channel is short."""
+    fills = min(splits_for(channels, triton.cdiv(count, MOST)), MOST_PARTS)
+    parts = 1 if sums and count <= ALONE else fills
+    block = min(max(triton.next_power_of_2(triton.cdiv(count, parts)), LEAST), MOST)
     return _Cut(parts, block, block // (32 * THREAD))
-
-
-def _parts(channels: int, count: int) -> int:
-    """Programs of a channel that fill a device, four steps or more each."""
-    return min(splits_for(channels, triton.cdiv(count, 4 * BLOCK)), MOST_PARTS)
 
 
 def _numbers(like: Tensor, *shape: int) -> Tensor:

@@ -71,15 +71,13 @@ def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instr
     return Build(tile_sampled._tile_sampled_kernel, constants, registers, instructions, dtype=dtype, warps=warps)
 
 
-def norm(kernel: Any, registers: int, **constants: int) -> Build:
-    return Build(kernel, {"PARTS": 4, "BLOCK": batch_norm.BLOCK, **constants}, registers, ("FFMA",))
-
-
-def alone(kernel: Any, registers: int, **constants: int) -> Build:
-    """Of a channel that one program has for itself."""
-    whole = {"PARTS": 1, "WIDTH": 1, "BLOCK": batch_norm.WIDEST, "partial": None}
-    warps = batch_norm.WIDEST // (32 * batch_norm.THREAD)
-    return Build(kernel, whole | constants, registers, ("FFMA",), dtype="bf16", warps=warps)
+def norm(kernel: Any, registers: int, *, alone: bool = False, **constants: int) -> Build:
+    """Of a channel in parts, or of one that a program has alone, in 16 bits."""
+    cut = {"PARTS": 1, "WIDTH": 1, "partial": None} if alone else {"PARTS": 4}
+    warps = batch_norm.MOST // (32 * batch_norm.THREAD)
+    dtype = "bf16" if alone else "fp32"
+    constants = cut | {"BLOCK": batch_norm.MOST} | constants
+    return Build(kernel, constants, registers, ("FFMA",), dtype=dtype, warps=warps)
 
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
@@ -129,12 +127,12 @@ BUILDS = {
     ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(batch_norm._moments_kernel, 64),
     ("statistics", 90): norm(batch_norm._statistics_kernel, 64, TRACKS=True, WIDTH=4),
-    ("statistics alone", 80): alone(batch_norm._statistics_kernel, 64, TRACKS=True),
+    ("statistics alone", 80): norm(batch_norm._statistics_kernel, 64, alone=True, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
     ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
     ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
-    ("gradients alone", 80): alone(batch_norm._grad_kernel, 64, **NORM),
-    ("gradients alone", 90): alone(batch_norm._grad_kernel, 64, **NORM),
+    ("gradients alone", 80): norm(batch_norm._grad_kernel, 64, alone=True, **NORM),
+    ("gradients alone", 90): norm(batch_norm._grad_kernel, 64, alone=True, **NORM),
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
