@@ -14,10 +14,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def fuse_norms(model: _Model, fused: bool = True) -> _Model:
     """Leaves batch norms and ReLUs of `model` on a CUDA device to Triton kernels, in place.
 
-    A batch norm and the ReLU behind it, if there is one, then take two launches going forward and one going back; three
-    and two where a channel has more than 16384 elements and channels are few. The norm holds its input and two numbers
-    a channel for the backward pass, the ReLU behind it nothing; any other ReLU holds one bit for each element, which
-    its gradient reads. Numbers are torch's up to rounding, running statistics too, which have moved when the norm
+    A batch norm and the ReLU behind it, if there is one, then take two launches going forward and one going back, each
+    one more where channels are few and long (of more than 32768 and 16384 elements). The norm holds its input and two
+    numbers a channel for the backward pass, the ReLU behind it nothing; any other ReLU holds one bit for each element,
+    which its gradient reads. Numbers are torch's up to rounding, running statistics too, which have moved when the norm
     returns.
 
     Applies from the beginning to the end of the model's forward pass, in training mode, while gradients are recorded,

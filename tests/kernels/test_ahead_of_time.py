@@ -44,6 +44,7 @@ class Build:
         dtype: of the numbers.
         others: types of further arguments.
         warps: of a program.
+        divisible: integers that are multiples of 16.
     """
 
     kernel: Any
@@ -54,6 +55,7 @@ class Build:
     dtype: str = "fp32"
     others: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     warps: int = 4
+    divisible: tuple[str, ...] = ()
 
 
 def product(rows: int, block: int, kind: tuple[str, str], registers: int, *instructions: str, window=WINDOW) -> Build:
@@ -71,13 +73,12 @@ def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instr
     return Build(tile_sampled._tile_sampled_kernel, constants, registers, instructions, dtype=dtype, warps=warps)
 
 
-def norm(kernel: Any, registers: int, *, alone: bool = False, **constants: int) -> Build:
-    """Of a channel in parts, or of one that a program has alone, in 16 bits."""
-    cut = {"PARTS": 1, "WIDTH": 1, "partial": None} if alone else {"PARTS": 4}
+def norm(kernel: Any, registers: int, dtype: str = "fp32", *, odd: bool = False, **constants: Any) -> Build:
+    """Of a channel in parts; sizes are odd or, as of most pictures, multiples of 16, so that reads run ahead."""
     warps = batch_norm.MOST // (32 * batch_norm.THREAD)
-    dtype = "bf16" if alone else "fp32"
-    constants = cut | {"BLOCK": batch_norm.MOST} | constants
-    return Build(kernel, constants, registers, ("FFMA",), dtype=dtype, warps=warps)
+    constants, sizes = {"PARTS": 4, "BLOCK": batch_norm.MOST, **constants}, () if odd else ("channels", "size", "count")
+    instructions = ("FFMA",) if odd else ("FFMA", "LDGSTS")
+    return Build(kernel, constants, registers, instructions, dtype=dtype, warps=warps, divisible=sizes)
 
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
@@ -87,6 +88,7 @@ LISTS = ("all_values", "all_grads", "all_averages", "all_squares", "sizes", "fir
 ADDRESSES = dict.fromkeys(LISTS, ("i64",) * flat_optimizer.MOST)
 NUMBERED = ADDRESSES | {"steps": ("fp32",) * flat_optimizer.MOST}
 NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "NORMAL": False}
+ALONE = {"PARTS": 1, "WIDTH": 1, "partial": None}  # one program for a channel
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
 ROWS = {"thresholds": "*i32", "lasts": "*i32", "counts": "*i32"}
@@ -126,13 +128,15 @@ BUILDS = {
     ("relu", 80): Build(relu_bitmask._relu_kernel, RELU, 80, others=BITS),
     ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(batch_norm._moments_kernel, 64),
-    ("statistics", 90): norm(batch_norm._statistics_kernel, 64, TRACKS=True, WIDTH=4),
-    ("statistics alone", 80): norm(batch_norm._statistics_kernel, 64, alone=True, TRACKS=True),
+    ("moments, odd", 90): norm(batch_norm._moments_kernel, 96, odd=True),
+    ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, WIDTH=4),
+    ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
     ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
-    ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
-    ("gradients alone", 80): norm(batch_norm._grad_kernel, 64, alone=True, **NORM),
-    ("gradients alone", 90): norm(batch_norm._grad_kernel, 64, alone=True, **NORM),
+    ("gradients of parts", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
+    ("gradients", 80): norm(batch_norm._grad_kernel, 64, "bf16", **NORM, **ALONE),
+    ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, **ALONE),
+    ("gradients, odd", 90): norm(batch_norm._grad_kernel, 96, odd=True, **NORM, **ALONE),
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
@@ -147,7 +151,13 @@ def test_kernels_stay_in_registers(name, capability, tmp_path, monkeypatch):
     types = dict.fromkeys(NUMBERS, f"*{build.dtype}") | dict.fromkeys(SCALARS, "fp32")
     lists = {"start": "*i32", "entry": "*i32", "split_stride": "i64"}
     binary = compile_kernel(
-        build.kernel, types | lists | build.others, build.constants, capability, tmp_path, num_warps=build.warps
+        build.kernel,
+        types | lists | build.others,
+        build.constants,
+        capability,
+        tmp_path,
+        build.divisible,
+        num_warps=build.warps,
     )
     assert binary.local == 0
     assert [opcode for opcode in build.instructions if binary.count(opcode) == 0] == []

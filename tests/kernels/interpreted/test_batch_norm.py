@@ -10,7 +10,7 @@ from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 MOMENTUM, EPS = 0.1, 1e-5
-ALONE, PARTED = (3, 4, 5), (2, 2, 8200)  # channels of one program each, and of parts
+ALONE, PARTED = (3, 4, 5), (2, 2, 16400)  # channels of one program each, and of parts
 
 
 @pytest.fixture
@@ -51,9 +51,10 @@ def parameters(channels, generator):
         ((1, 5, 1025), 0.0),
         ((5, 2, 819), 300.0),  # one step of the widest, an element short, far from zero
         ((3, 2, 40, 41), 0.0),
-        ((2, 1, 8192), 0.0),  # the longest that one program sums
-        ((1, 1, 128, 129), 300.0),  # in parts
-        ((2, 3, 9001), 0.0),
+        ((2, 1, 8192), 0.0),  # the longest that one program sums going back
+        ((1, 1, 128, 129), 300.0),  # in parts going back
+        ((4, 1, 8192), 0.0),  # the longest that one program sums going forward
+        ((4, 1, 91, 91), 300.0),  # in parts
     ],
 )
 def test_forward_and_gradients(shape, far, relu, generator):
@@ -155,7 +156,7 @@ def test_nan_spoils_its_channel_and_no_other(shape, generator):
 
 def test_launches(launches):
     """A short channel is one program's, for its sums and for what is made of them; a long one's parts are merged."""
-    for shape in ((32, 512, 4, 4), (32, 3, 512), (32, 2, 513), (32, 300, 513)):
+    for shape in ((32, 512, 4, 4), (32, 3, 512), (32, 3, 1024), (32, 3, 1025), (32, 300, 1025)):
         x, ones = torch.rand(shape, device=DEVICE), torch.ones(shape[1], device=DEVICE)
         found = statistics(x, ones, ones, momentum=MOMENTUM, eps=EPS)
         norm(x, *found, ones, ones, relu=True)
@@ -163,7 +164,8 @@ def test_launches(launches):
     assert launches == [
         ("statistics", (512,)), ("norm", (512, 1)), ("grad", (512, 1)),
         ("statistics", (3,)), ("norm", (3, 4)), ("grad", (3, 1)),
-        ("moments", (2, 5)), ("statistics", (2,)), ("norm", (2, 5)), ("slopes", (2, 5)), ("grad", (2, 5)),
+        ("statistics", (3,)), ("norm", (3, 8)), ("slopes", (3, 8)), ("grad", (3, 8)),
+        ("moments", (3, 9)), ("statistics", (3,)), ("norm", (3, 9)), ("slopes", (3, 9)), ("grad", (3, 9)),
         ("statistics", (300,)), ("norm", (300, 1)), ("grad", (300, 1)),  # channels enough to fill a device
     ]  # fmt: skip
 
