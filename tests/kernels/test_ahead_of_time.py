@@ -136,7 +136,7 @@ BUILDS = {
     ("gradients of parts", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
     ("gradients", 80): norm(batch_norm._grad_kernel, 64, "bf16", **NORM, **ALONE),
     ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, **ALONE),
-    ("gradients, odd", 90): norm(batch_norm._grad_kernel, 96, odd=True, **NORM, **ALONE),
+    ("gradients, odd", 90): norm(batch_norm._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are for 512
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
