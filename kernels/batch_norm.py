@@ -1,49 +1,26 @@
-"""Batch normalisation, with a ReLU behind it or not: training forward and backward, of which only the input is saved.
+"""Batch normalisation, with a ReLU behind it or not, in training: forward.
 
-The normalised input, the output's sign and the output itself follow from the input and two numbers a channel, so the
-backward pass recomputes them. Statistics come first and by themselves: who normalises may wait until it is known
-whether a ReLU follows.
+Of the batch only the input has to be held, see batch_norm_backward.py. Statistics come first and by themselves: who
+normalises may wait until it is known whether a ReLU follows.
 
-Sums of a short channel are one program's, which goes on to what is computed of them: one launch. Longer channels are
-cut into parts, a program each. Means and squared deviations of parts are merged pairwise-exactly (Chan, Golub and
+The sums of a short channel are one program's, which goes on to what is computed of them: one launch. Longer channels
+are cut into parts, a program each. Means and squared deviations of parts are merged pairwise-exactly (Chan, Golub and
 LeVeque 1983), in a fixed order: no atomics.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tuning import FUSION, splits_for
+from .channels import MOST, STAGES, affine_of, cut_for, elements_of, normal_of, numbers_like, part_of, sizes_of
+from .tuning import FUSION
 
-__all__ = ["norm", "norm_backward", "statistics"]
+__all__ = ["norm", "statistics"]
 
-LEAST, MOST = 1024, 4096  # elements of a step
-THREAD = 8  # and of each of its threads
-STAGES = tl.constexpr(2)  # steps under way: one is computed while the next is read
-MOST_PARTS = 64
-# Elements of a channel that one program sums by itself. Compiled for sm_90 it issues 12 instructions an element going
-# forward and 38 back, of the 128 a clock that a multiprocessor can: 1.8 and 2.8 us at 1.755 GHz for channels as long as
-# these. Parts would take two launches, 4 us and more.
-ALONE_FORWARD, ALONE_BACK = 8 * MOST, 4 * MOST
-
-
-@triton.jit
-def _elements(step, end, channel, channels, size, BLOCK: tl.constexpr):
-    """Offsets of a step's elements of a channel, numbered image by image, and which there are."""
-    e = step + tl.arange(0, BLOCK)
-    image = e // size
-    return (image * channels + channel).to(tl.int64) * size + (e - image * size), e < end
-
-
-@triton.jit
-def _part(number, count, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """First element of a part and the one after its last."""
-    steps = tl.cdiv(tl.cdiv(count, BLOCK), PARTS)
-    begin = number * steps * BLOCK
-    return begin, tl.minimum(begin + steps * BLOCK, count)
+# Elements of a channel that one program sums by itself. Compiled for sm_90 it issues 12 instructions an element, of the
+# 128 a clock that a multiprocessor can: 1.8 us at 1.755 GHz for one as long as this. Parts take two launches, 4 us.
+ALONE = 8 * MOST
 
 
 @triton.jit
@@ -51,7 +28,7 @@ def _merged(partial, channel, channels, count, PARTS: tl.constexpr, WIDTH: tl.co
     """Mean of a channel and the sum of squares around it, from those of its parts."""
     part = tl.arange(0, WIDTH)
     inside = part < PARTS
-    begin, end = _part(part, count, PARTS, BLOCK)
+    begin, end = part_of(part, count, PARTS, BLOCK)
     share = tl.maximum(end - begin, 0).to(tl.float32)
     mean = tl.load(partial + channel * PARTS + part, mask=inside, other=0.0)
     squares = tl.load(partial + (channels + channel) * PARTS + part, mask=inside, other=0.0)
@@ -63,13 +40,13 @@ def _merged(partial, channel, channels, count, PARTS: tl.constexpr, WIDTH: tl.co
 @triton.jit
 def _moments(x, begin, end, channel, channels, size, BLOCK: tl.constexpr):
     """Mean of some elements of a channel, and the sum of squares around it."""
-    at, inside = _elements(begin, end, channel, channels, size, BLOCK)
+    at, inside = elements_of(begin, end, channel, channels, size, BLOCK)
     # Sums of squares around the mean of the first step keep their digits, wherever the channel lies.
     first = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     around = tl.sum(first, axis=0) / tl.maximum(tl.minimum(end - begin, BLOCK), 1)
     sums, squares = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for step in tl.range(begin, end, BLOCK, num_stages=STAGES):
-        at, inside = _elements(step, end, channel, channels, size, BLOCK)
+        at, inside = elements_of(step, end, channel, channels, size, BLOCK)
         off = tl.where(inside, tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - around, 0.0)
         sums += off
         squares += off * off
@@ -80,7 +57,7 @@ def _moments(x, begin, end, channel, channels, size, BLOCK: tl.constexpr):
 @triton.jit
 def _moments_kernel(x, partial, channels, size, count, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     channel, part = tl.program_id(0), tl.program_id(1)
-    begin, end = _part(part, count, PARTS, BLOCK)
+    begin, end = part_of(part, count, PARTS, BLOCK)
     mean, squares = _moments(x, begin, end, channel, channels, size, BLOCK)
     tl.store(partial + channel * PARTS + part, mean)
     tl.store(partial + (channels + channel) * PARTS + part, squares)
@@ -120,26 +97,6 @@ def _statistics_kernel(
 
 
 @triton.jit
-def _affine(weight, bias, channel, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
-    """Factor and term of a channel, 1 and 0 where there are none."""
-    scale, shift = 1.0, 0.0
-    if WEIGHT:
-        scale = tl.load(weight + channel).to(tl.float32)
-    if BIAS:
-        shift = tl.load(bias + channel).to(tl.float32)
-    return scale, shift
-
-
-@triton.jit
-def _normal(held, at, inside, mean, rstd, NORMAL: tl.constexpr):
-    """The normalised input, of which `held` is that or the input itself."""
-    number = tl.load(held + at, mask=inside, other=0.0).to(tl.float32)
-    if not NORMAL:
-        number = (number - mean) * rstd
-    return number
-
-
-@triton.jit
 def _norm_kernel(
     held,
     y,
@@ -161,132 +118,17 @@ def _norm_kernel(
 ):
     channel, part = tl.program_id(0), tl.program_id(1)
     mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
-    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
-    begin, end = _part(part, count, PARTS, BLOCK)
+    scale, shift = affine_of(weight, bias, channel, WEIGHT, BIAS)
+    begin, end = part_of(part, count, PARTS, BLOCK)
     for step in tl.range(begin, end, BLOCK, num_stages=STAGES):
-        at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        normal = _normal(held, at, inside, mean, rstd, NORMAL)
+        at, inside = elements_of(step, end, channel, channels, size, BLOCK)
+        normal = normal_of(held, at, inside, mean, rstd, NORMAL)
         if ROUND:
             tl.store(rounded + at, normal.to(rounded.dtype.element_ty), mask=inside)
         result = normal * scale + shift
         if RELU:
             result = tl.where(result <= 0, 0.0, result)  # NaN passes
         tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU: tl.constexpr, NORMAL: tl.constexpr):
-    """The gradient behind the ReLU, and the normalised input. The gate is computed as the forward pass computes it."""
-    normal = _normal(held, at, inside, mean, rstd, NORMAL)
-    slope = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        slope = tl.where(normal * scale + shift <= 0, 0.0, slope)
-    return slope, normal
-
-
-@triton.jit
-def _slopes(
-    grad,
-    held,
-    begin,
-    end,
-    channel,
-    channels,
-    size,
-    mean,
-    rstd,
-    scale,
-    shift,
-    RELU: tl.constexpr,
-    NORMAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Of some elements of a channel the sum of gradients, and of gradients times the normalised input."""
-    sums, products = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for step in tl.range(begin, end, BLOCK, num_stages=STAGES):
-        at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        slope, normal = _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU, NORMAL)
-        sums += slope
-        # Behind the end a normalised input is not zero, but the slope is.
-        products += slope * normal
-    return tl.sum(sums, axis=0), tl.sum(products, axis=0)
-
-
-@triton.jit
-def _slopes_kernel(
-    grad,
-    held,
-    weight,
-    bias,
-    means,
-    rstds,
-    partial,
-    channels,
-    size,
-    count,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    NORMAL: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    channel, part = tl.program_id(0), tl.program_id(1)
-    mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
-    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
-    begin, end = _part(part, count, PARTS, BLOCK)
-    total, product = _slopes(
-        grad, held, begin, end, channel, channels, size, mean, rstd, scale, shift, RELU, NORMAL, BLOCK
-    )
-    tl.store(partial + channel * PARTS + part, total)
-    tl.store(partial + (channels + channel) * PARTS + part, product)
-
-
-@triton.jit
-def _grad_kernel(
-    grad,
-    held,
-    weight,
-    bias,
-    means,
-    rstds,
-    partial,
-    result,
-    grad_weight,
-    grad_bias,
-    channels,
-    size,
-    count,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    NORMAL: tl.constexpr,
-    PARTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    channel, part = tl.program_id(0), tl.program_id(1)
-    mean, rstd = tl.load(means + channel), tl.load(rstds + channel)
-    scale, shift = _affine(weight, bias, channel, WEIGHT, BIAS)
-    begin, end = _part(part, count, PARTS, BLOCK)
-    if PARTS == 1:
-        # What is read here is in a cache when it is read again.
-        total, product = _slopes(
-            grad, held, begin, end, channel, channels, size, mean, rstd, scale, shift, RELU, NORMAL, BLOCK
-        )
-    else:
-        parts = tl.arange(0, WIDTH)
-        sums = partial + channel * PARTS + parts
-        total = tl.sum(tl.load(sums, mask=parts < PARTS, other=0.0), axis=0)
-        product = tl.sum(tl.load(sums + channels * PARTS, mask=parts < PARTS, other=0.0), axis=0)
-    if part == 0:
-        tl.store(grad_bias + channel, total)
-        tl.store(grad_weight + channel, product)
-    for step in tl.range(begin, end, BLOCK, num_stages=STAGES):
-        at, inside = _elements(step, end, channel, channels, size, BLOCK)
-        slope, normal = _gated(grad, held, at, inside, mean, rstd, scale, shift, RELU, NORMAL)
-        number = scale * rstd * (slope - (total + normal * product) / count)
-        tl.store(result + at, number.to(result.dtype.element_ty), mask=inside)
 
 
 def statistics(
@@ -302,12 +144,12 @@ def statistics(
     Raises:
         ValueError: x is not contiguous, or has fewer than two elements a channel.
     """
-    channels, size, count = _sizes(x)
+    channels, size, count = sizes_of(x)
     if count < 2:
         raise ValueError(f"norm: a variance needs two elements a channel, got an input of shape {tuple(x.shape)}")
-    cut, tracks = _cut(channels, count, ALONE_FORWARD), running_mean is not None
-    partial = _numbers(x, 2, channels, cut.parts) if cut.parts > 1 else None
-    mean, rstd = _numbers(x, channels), _numbers(x, channels)
+    cut, tracks = cut_for(channels, count, ALONE), running_mean is not None
+    partial = numbers_like(x, 2, channels, cut.parts) if cut.parts > 1 else None
+    mean, rstd = numbers_like(x, channels), numbers_like(x, channels)
     with torch.cuda.device(x.get_device()):
         if cut.parts > 1:
             _moments_kernel[(channels, cut.parts)](
@@ -346,8 +188,8 @@ def norm(
     Raises:
         ValueError: `held` is not contiguous.
     """
-    channels, size, count = _sizes(held)
-    y, cut = torch.empty_like(held, dtype=dtype), _cut(channels, count)
+    channels, size, count = sizes_of(held)
+    y, cut = torch.empty_like(held, dtype=dtype), cut_for(channels, count)
     with torch.cuda.device(held.get_device()):
         _norm_kernel[(channels, cut.parts)](
             held, y, rounded, weight, bias, mean, rstd, channels, size, count,
@@ -355,72 +197,3 @@ def norm(
             PARTS=cut.parts, BLOCK=cut.block, num_warps=cut.warps, enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y
-
-
-def norm_backward(
-    grad: Tensor,
-    held: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    relu: bool,
-    normal: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, in the dtype of `grad`, and of weight and bias, float32, of `norm`'s arguments.
-
-    Raises:
-        ValueError: the gradient is not contiguous, or not of the input's shape.
-    """
-    channels, size, count = _sizes(grad)
-    if grad.shape != held.shape:
-        raise ValueError(f"norm_backward: gradient {tuple(grad.shape)} of an input {tuple(held.shape)}")
-    cut, result = _cut(channels, count, ALONE_BACK), torch.empty_like(grad)
-    partial = _numbers(grad, 2, channels, cut.parts) if cut.parts > 1 else None
-    grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
-    given = (grad, held, weight, bias, mean, rstd, partial)
-    flags = {"WEIGHT": weight is not None, "BIAS": bias is not None, "RELU": relu, "NORMAL": normal}
-    launch = {"PARTS": cut.parts, "BLOCK": cut.block, "num_warps": cut.warps, "enable_fp_fusion": FUSION}
-    with torch.cuda.device(grad.get_device()):
-        if cut.parts > 1:
-            _slopes_kernel[(channels, cut.parts)](*given, channels, size, count, **flags, **launch)
-        _grad_kernel[(channels, cut.parts)](
-            *given, result, grad_weight, grad_bias, channels, size, count, WIDTH=triton.next_power_of_2(cut.parts),
-            **flags, **launch,
-        )  # fmt: skip
-    return result, grad_weight, grad_bias
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Channels, elements of a channel in one image, and in all."""
-    if not x.is_contiguous():
-        raise ValueError(f"norm: tensors must be contiguous, got strides {x.stride()} for {tuple(x.shape)}")
-    channels, count = x.shape[1], x.numel() // x.shape[1]
-    return channels, count // max(x.shape[0], 1), count
-
-
-class _Cut(NamedTuple):
-    """How programs share a channel.
-
-    Attributes:
-        parts: programs of a channel.
-        block: elements of a step.
-        warps: of a program.
-    """
-
-    parts: int
-    block: int
-    warps: int
-
-
-def _cut(channels: int, count: int, alone: int = 0) -> _Cut:
-    """As many programs as fill a device, a whole step each; one for a channel of up to `alone` elements."""
-    fills = min(splits_for(channels, triton.cdiv(count, MOST)), MOST_PARTS)
-    parts = 1 if count <= alone else fills
-    block = min(max(triton.next_power_of_2(triton.cdiv(count, parts)), LEAST), MOST)
-    return _Cut(parts, block, block // (32 * THREAD))
-
-
-def _numbers(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)

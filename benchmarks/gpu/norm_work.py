@@ -1,4 +1,4 @@
-"""Batch norms and ReLUs of a sparse network, counted as our kernels compute them (kernels/batch_norm.py).
+"""Batch norms and ReLUs of a sparse network, counted as our kernels compute them (kernels/batch_norm*.py).
 
 Instructions for each element are those of the loops that Triton 3.7 compiles for sm_90 (`cuobjdump -sass`). What is
 read a second time comes from the second-level cache where that holds it.
@@ -12,7 +12,7 @@ from benchmarks.gpu.torch_work import passed, tiny
 
 __all__ = ["ALONE_BACK", "ALONE_FORWARD", "norm", "parts", "relu"]
 
-# As the kernels' own constants of these names; so many programs are a full device to them.
+# As in kernels/channels.py and, of channels that are not cut, in the two files of the kernels.
 _LEAST, _MOST, _MOST_PARTS, _PROGRAMS = 1024, 4096, 64, 264
 ALONE_FORWARD, ALONE_BACK = 8 * _MOST, 4 * _MOST
 _STEPS = 2  # under way

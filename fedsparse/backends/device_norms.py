@@ -91,7 +91,7 @@ class _Triton:
 
     def norm_backward(self, grad: Tensor, of: Norm, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
         lie, normal = lies(of.held), of.held.dtype != grad.dtype
-        grad_x, grad_weight, grad_bias = _kernel("batch_norm", "norm_backward")(
+        grad_x, grad_weight, grad_bias = _kernel("batch_norm_backward", "norm_backward")(
             _picture(grad, lie), _picture(of.held, lie), *of[1:], relu=relu, normal=normal
         )
         return _restored(grad_x, lie), grad_weight, grad_bias

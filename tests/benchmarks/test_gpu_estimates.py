@@ -242,13 +242,14 @@ def test_a_long_norm_by_hand():
 
 def test_norms_are_cut_as_the_kernels_cut_them():
     pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
-    from fedsparse.kernels import batch_norm
+    from fedsparse.kernels import batch_norm, batch_norm_backward
+    from fedsparse.kernels import channels as cuts
 
-    assert (ALONE_FORWARD, ALONE_BACK) == (batch_norm.ALONE_FORWARD, batch_norm.ALONE_BACK)
+    assert (ALONE_FORWARD, ALONE_BACK) == (batch_norm.ALONE, batch_norm_backward.ALONE)
     for channels in (1, 16, 64, 100, 128, 133, 264, 512, 4096):
         for count in (2, 1024, 4097, ALONE_BACK, ALONE_BACK + 1, ALONE_FORWARD, ALONE_FORWARD + 1, 131_072, 1 << 20):
             for alone in (0, ALONE_FORWARD, ALONE_BACK):
-                assert parts(channels, count, alone) == batch_norm._cut(channels, count, alone).parts
+                assert parts(channels, count, alone) == cuts.cut_for(channels, count, alone).parts
 
 
 def test_a_relu_behind_a_sum_by_hand():

@@ -10,6 +10,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (extra: t
 from fedsparse.kernels import (  # noqa: E402
     activation_rows,
     batch_norm,
+    batch_norm_backward,
+    channels,
     element_product,
     element_sampled,
     flat_optimizer,
@@ -75,8 +77,8 @@ def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instr
 
 def norm(kernel: Any, registers: int, dtype: str = "fp32", *, odd: bool = False, **constants: Any) -> Build:
     """Of a channel in parts; sizes are odd or, as of most pictures, multiples of 16, so that reads run ahead."""
-    warps = batch_norm.MOST // (32 * batch_norm.THREAD)
-    constants, sizes = {"PARTS": 4, "BLOCK": batch_norm.MOST, **constants}, () if odd else ("channels", "size", "count")
+    warps = channels.MOST // (32 * channels.THREAD)
+    constants, sizes = {"PARTS": 4, "BLOCK": channels.MOST, **constants}, () if odd else ("channels", "size", "count")
     instructions = ("FFMA",) if odd else ("FFMA", "LDGSTS")
     return Build(kernel, constants, registers, instructions, dtype=dtype, warps=warps, divisible=sizes)
 
@@ -132,11 +134,11 @@ BUILDS = {
     ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, WIDTH=4),
     ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
-    ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
-    ("gradients of parts", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
-    ("gradients", 80): norm(batch_norm._grad_kernel, 64, "bf16", **NORM, **ALONE),
-    ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, **ALONE),
-    ("gradients, odd", 90): norm(batch_norm._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are for 512
+    ("slopes", 80): norm(batch_norm_backward._slopes_kernel, 64, **NORM),
+    ("gradients of parts", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, WIDTH=4),
+    ("gradients", 80): norm(batch_norm_backward._grad_kernel, 64, "bf16", **NORM, **ALONE),
+    ("gradients", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, **ALONE),
+    ("gradients, odd", 90): norm(batch_norm_backward._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }

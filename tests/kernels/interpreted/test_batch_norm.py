@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsparse.kernels import batch_norm
-from fedsparse.kernels.batch_norm import norm, norm_backward, statistics
+from fedsparse.kernels import batch_norm, batch_norm_backward
+from fedsparse.kernels.batch_norm import norm, statistics
+from fedsparse.kernels.batch_norm_backward import norm_backward
 from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -26,8 +27,9 @@ def launches(monkeypatch):
             found.append((self.name, grid))
             return lambda *_, **__: None
 
-    for name in [name for name in vars(batch_norm) if name.endswith("_kernel")]:
-        monkeypatch.setattr(batch_norm, name, Noted(name.strip("_").removesuffix("_kernel")))
+    for module in (batch_norm, batch_norm_backward):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Noted(name.strip("_").removesuffix("_kernel")))
     return found
 
 
