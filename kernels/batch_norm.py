@@ -1,4 +1,4 @@
-"""Batch normalisation, with a ReLU behind it or not, in training: forward.
+"""Batch normalisation in training, with a ReLU behind it, or behind its sum with another tensor, or none: forward.
 
 Of the batch only the input has to be held, see batch_norm_backward.py. Statistics come first and by themselves: who
 normalises may wait until it is known whether a ReLU follows.
@@ -97,10 +97,21 @@ def _statistics_kernel(
 
 
 @triton.jit
+def _mark(bits, result, channel, count, step, BLOCK: tl.constexpr):
+    """Writes which elements of a step pass a ReLU, a bit each: words of a channel follow one another."""
+    flags = tl.reshape((result <= 0).to(tl.int32) ^ 1, (BLOCK // 32, 32))
+    words = tl.sum(flags << tl.arange(0, 32)[None, :], axis=1)
+    word, most = step // 32 + tl.arange(0, BLOCK // 32), tl.cdiv(count, 32)
+    tl.store(bits + channel * most + word, words, mask=word < most)
+
+
+@triton.jit
 def _norm_kernel(
     held,
     y,
     rounded,
+    other,
+    bits,
     weight,
     bias,
     means,
@@ -111,6 +122,7 @@ def _norm_kernel(
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
+    SUM: tl.constexpr,
     NORMAL: tl.constexpr,
     ROUND: tl.constexpr,
     PARTS: tl.constexpr,
@@ -126,6 +138,9 @@ def _norm_kernel(
         if ROUND:
             tl.store(rounded + at, normal.to(rounded.dtype.element_ty), mask=inside)
         result = normal * scale + shift
+        if SUM:
+            result += tl.load(other + at, mask=inside, other=0.0).to(tl.float32)
+            _mark(bits, result, channel, count, step, BLOCK)
         if RELU:
             result = tl.where(result <= 0, 0.0, result)  # NaN passes
         tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
@@ -175,8 +190,10 @@ def norm(
     dtype: torch.dtype | None = None,
     normal: bool = False,
     rounded: Tensor | None = None,
+    other: Tensor | None = None,
+    bits: Tensor | None = None,
 ) -> Tensor:
-    """`(x - mean) * rstd * weight + bias`, or the ReLU of it.
+    """`(x - mean) * rstd * weight + bias`, or the ReLU of it or of its sum with `other`.
 
     Args:
         held: x, `(batch, channels, ...)` contiguous; with `normal` `(x - mean) * rstd`, rounded to a dtype.
@@ -184,16 +201,20 @@ def norm(
         relu: whether a ReLU follows.
         dtype: of the result; None: that of `held`.
         rounded: where `(x - mean) * rstd` is written to, in its dtype; contiguous.
+        other: contiguous, of the shape of x; what is added, in float32, before the ReLU, which must follow.
+        bits: with `other`, `(channels, ceil(elements of a channel / 32))` int32, where is written what passes the ReLU.
 
     Raises:
-        ValueError: `held` is not contiguous.
+        ValueError: `held` or `other` is not contiguous.
     """
     channels, size, count = sizes_of(held)
+    if other is not None:
+        sizes_of(other)
     y, cut = torch.empty_like(held, dtype=dtype), cut_for(channels, count)
     with torch.cuda.device(held.get_device()):
         _norm_kernel[(channels, cut.parts)](
-            held, y, rounded, weight, bias, mean, rstd, channels, size, count,
-            WEIGHT=weight is not None, BIAS=bias is not None, RELU=relu, NORMAL=normal, ROUND=rounded is not None,
-            PARTS=cut.parts, BLOCK=cut.block, num_warps=cut.warps, enable_fp_fusion=FUSION,
+            held, y, rounded, other, bits, weight, bias, mean, rstd, channels, size, count,
+            WEIGHT=weight is not None, BIAS=bias is not None, RELU=relu, SUM=other is not None, NORMAL=normal,
+            ROUND=rounded is not None, PARTS=cut.parts, BLOCK=cut.block, num_warps=cut.warps, enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y

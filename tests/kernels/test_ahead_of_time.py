@@ -28,7 +28,7 @@ STRIDED_BACK = WINDOW | {"SH": 2, "SW": 2, "TRANSPOSED": True}
 NARROW, FULL = ("bf16", "tf32"), ("fp32", "tf32x3")
 NUMBERS = (
     "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
-    "running_mean", "running_var", "held", "rounded", "grad", "grad_weight", "grad_bias", "average", "square",
+    "running_mean", "running_var", "held", "rounded", "other", "gated", "grad", "grad_weight", "grad_bias", "average", "square",
 )  # fmt: skip
 SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "log1", "log2", "lr")
 
@@ -80,7 +80,9 @@ def norm(kernel: Any, registers: int, dtype: str = "fp32", *, odd: bool = False,
     warps = channels.MOST // (32 * channels.THREAD)
     constants, sizes = {"PARTS": 4, "BLOCK": channels.MOST, **constants}, () if odd else ("channels", "size", "count")
     instructions = ("FFMA",) if odd else ("FFMA", "LDGSTS")
-    return Build(kernel, constants, registers, instructions, dtype=dtype, warps=warps, divisible=sizes)
+    return Build(
+        kernel, constants, registers, instructions, dtype=dtype, others={"bits": "*i32"}, warps=warps, divisible=sizes
+    )
 
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
@@ -89,7 +91,8 @@ ADAMW = {"COUNT": flat_optimizer.MOST, "BLOCK": flat_optimizer.BLOCK}
 LISTS = ("all_values", "all_grads", "all_averages", "all_squares", "sizes", "first", "steps")
 ADDRESSES = dict.fromkeys(LISTS, ("i64",) * flat_optimizer.MOST)
 NUMBERED = ADDRESSES | {"steps": ("fp32",) * flat_optimizer.MOST}
-NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "NORMAL": False}
+NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "SUM": False, "NORMAL": False}
+SUM = NORM | {"SUM": True}
 ALONE = {"PARTS": 1, "WIDTH": 1, "partial": None}  # one program for a channel
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
@@ -134,10 +137,12 @@ BUILDS = {
     ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, WIDTH=4),
     ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
+    ("norm of a sum", 90): norm(batch_norm._norm_kernel, 64, **SUM, ROUND=False, rounded=None),
     ("slopes", 80): norm(batch_norm_backward._slopes_kernel, 64, **NORM),
     ("gradients of parts", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, WIDTH=4),
     ("gradients", 80): norm(batch_norm_backward._grad_kernel, 64, "bf16", **NORM, **ALONE),
     ("gradients", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, **ALONE),
+    ("gradients of a sum", 90): norm(batch_norm_backward._grad_kernel, 64, "bf16", **SUM, **ALONE),
     ("gradients, odd", 90): norm(batch_norm_backward._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),

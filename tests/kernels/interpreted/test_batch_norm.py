@@ -101,6 +101,38 @@ def test_sixteen_bits_are_summed_in_float32(shape, dtype, generator):
         torch.testing.assert_close(got.double(), leaf.grad, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [ALONE, (1, 1, 7), (5, 3, 11, 31), (1, 1, 128, 129), (2, 1, 16400)])
+def test_relu_of_a_sum(shape, dtype, generator):
+    x, other, grad = torch.randn((3, *shape), generator=generator).to(dtype).to(DEVICE)
+    weight, bias, *_ = parameters(shape[1], generator)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias, other)]
+    summed = F.batch_norm(exact[0], None, None, *exact[1:3], True, MOMENTUM, EPS) + exact[3]
+    grad[summed.abs() < 1e-3] = 0  # a rounded gate may go either way
+    F.relu(summed).backward(grad.double())
+    found = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
+    bits = torch.full((shape[1], -(-x.numel() // shape[1] // 32)), 7, dtype=torch.int32, device=DEVICE)
+    y = norm(x, *found, weight, bias, relu=True, other=other, bits=bits)
+    gated = torch.empty_like(grad)
+    gradients = norm_backward(grad, x, *found, weight, bias, relu=True, bits=bits, gated=gated)
+    close = {"rtol": max(1e-4, torch.finfo(dtype).eps), "atol": 1e-5 * (x.numel() / shape[1]) ** 0.5 + 1e-4}
+    torch.testing.assert_close(y.double(), F.relu(summed).detach(), **close)
+    for got, leaf in zip((*gradients, gated), exact, strict=True):
+        torch.testing.assert_close(got.double(), leaf.grad, **close)
+    assert torch.equal(gated, torch.where(y > 0, grad, 0))
+
+
+def test_nan_in_a_sum_passes_and_its_gradient_passes(generator):
+    x, other, grad = torch.randn((3, *ALONE), generator=generator).to(DEVICE)
+    other[0, 1, 2] = torch.nan
+    mean, rstd = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
+    bits, gated = torch.empty(4, 1, dtype=torch.int32, device=DEVICE), torch.empty_like(grad)
+    y = norm(x, mean, rstd, None, None, relu=True, other=other, bits=bits)
+    norm_backward(grad, x, mean, rstd, None, None, relu=True, bits=bits, gated=gated)
+    assert y.isnan().nonzero().tolist() == [[0, 1, 2]]
+    assert gated[0, 1, 2] == grad[0, 1, 2]
+
+
 def test_parameters_and_running_statistics_of_half_precision(generator):
     x = torch.randn((2, 2, 6, 6), generator=generator).half().to(DEVICE)
     halves = [t.half() for t in parameters(2, generator)]
@@ -209,5 +241,7 @@ def test_refuses_one_element_and_strides():
     with pytest.raises(ValueError, match="must be contiguous"):
         statistics(torch.zeros(3, 4).t(), None, None, momentum=MOMENTUM, eps=EPS)
     x, ones = torch.rand(4, 3, device=DEVICE), torch.ones(3, device=DEVICE)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        norm(x, ones, ones, None, None, relu=True, other=x.t().contiguous().t())
     with pytest.raises(ValueError, match=r"gradient \(2, 3\) of an input \(4, 3\)"):
         norm_backward(torch.zeros(2, 3), x, ones, ones, None, None, relu=False)
