@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from fedsparse.backends import device_norms
 from fedsparse.backends.device_norms import Kernels
-from fedsparse.blocked.deferred import Deferred, Waiting
+from fedsparse.blocked.deferred import Deferred
 from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.fusing import ours
+from fedsparse.blocked.history import exchanged
 from fedsparse.blocked.saving import pruning
+from fedsparse.blocked.waiting import Waiting, WaitingSum
 from fedsparse.ops.made import note, runs_again
 
 __all__ = ["Frugal", "on_device"]
@@ -124,8 +126,49 @@ def _fits(x: Tensor, vector: Tensor | None) -> bool:
     return dtypes and vector.device == x.device and vector.shape == (x.shape[1],) and vector.is_contiguous()
 
 
+# ---- sums of a norm and what is added behind it
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    for first, second in ((input, other), (other, input)):
+        norm = _waiting(first)
+        if norm is not None and alpha == 1:
+            return _summed(norm, second)
+    return NotImplemented
+
+
+def _add_(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    norm = _waiting(input)
+    if norm is None or alpha != 1 or other is input:
+        return NotImplemented
+    total = _summed(norm, other)
+    if total is NotImplemented:
+        return total
+    input.refuse_change()
+    return input if exchanged(input, total) else NotImplemented
+
+
+def _waiting(tensor: Any) -> Waiting | None:
+    """The norm that waits in a tensor, if one does and nothing was added to it yet."""
+    if isinstance(tensor, Deferred) and tensor.waits and isinstance(tensor.waiting, Waiting):
+        return tensor.waiting
+    return None
+
+
+def _summed(norm: Waiting, other: Any) -> Any:
+    rest = other.settled() if isinstance(other, Deferred) else other
+    return Deferred(WaitingSum(norm, rest, rest._version)) if _alike(norm.x, rest) else NotImplemented
+
+
+def _alike(x: Tensor, other: Any) -> bool:
+    """Whether an ordinary tensor is where and what the kernels add to x."""
+    if type(other) not in (Tensor, nn.Parameter) or (other.shape, other.dtype) != (x.shape, x.dtype):
+        return False
+    return other.device == x.device and device_norms.lies(x).holds(other)
+
+
 _RULES: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     **dict.fromkeys((torch.relu_, Tensor.relu_), _relu_),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _add_),
 }

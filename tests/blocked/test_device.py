@@ -187,11 +187,11 @@ def test_bfloat16_is_near(name, device):
 # ---- who computes
 def test_what_is_computed_by_whom(calls):
     y = prune_activations(built("batch norm"), 0.5)(pictures())
-    # Two ReLUs follow their norms; the third follows a sum, before which two norms are computed.
-    assert calls == {"statistics": 4, "norm and relu": 2, "norm": 2, "relu": 1}
+    # Two ReLUs follow their norms; the third follows a sum of two, of which the second is computed before.
+    assert calls == {"statistics": 4, "norm and relu": 2, "norm": 1, "norm, sum and relu": 1}
     y.sum().backward()
     # Three products read the two ReLUs of norms, which are not held.
-    assert calls == {"statistics": 4, "norm and relu": 2 + 3, "norm": 2, "relu": 1}
+    assert calls == {"statistics": 4, "norm and relu": 2 + 3, "norm": 1, "norm, sum and relu": 1}
 
 
 UNDONE = {"pruned": lambda model: prune_activations(model, None), "fused": lambda model: fuse_norms(model, False)}
@@ -338,6 +338,11 @@ def _watched_relu(y):
     return torch.relu(y) + y * (seen() is y)
 
 
+def _summed(y):
+    z = y + y.detach()
+    return torch.relu(z) + z + y
+
+
 USES = {
     "weak reference": _watched,
     "weak reference, ReLU": _watched_relu,
@@ -353,6 +358,18 @@ USES = {
     "own function and others": _saved_by_another,
     "list": lambda y: torch.cat([y, y.relu()]),
     "out of a ReLU": lambda y: torch.relu_(2 * torch.relu(y)),
+    "ReLU of a sum": lambda y: torch.relu(y + torch.linspace(-1, 1, 72).view(6, 3, 4)),
+    "ReLU of a sum the other way": lambda y: torch.linspace(-1, 1, 72).view(6, 3, 4).add(y).relu_(),
+    "ReLU of a sum in place": lambda y: y.add_(2 * y.sigmoid()).relu(),
+    "ReLU of a sum of itself": lambda y: F.relu(y + y),
+    "ReLU of a broad sum": lambda y: F.relu(y + torch.ones(4)),
+    "ReLU of a weighted sum": lambda y: F.relu(torch.add(y, torch.ones(6, 3, 4), alpha=-0.5)),
+    "ReLU of a wider sum": lambda y: F.relu(y + torch.ones(6, 3, 4, dtype=torch.float64)).float(),
+    "ReLU of a sum of two sums": lambda y: F.relu((y + torch.ones(6, 3, 4)) + (y + y.detach())),
+    "sum of a sum and its ReLU": _summed,
+    "sum of itself in place": lambda y: y.add_(y).relu(),
+    "sum of a sum in place": lambda y: (y + torch.ones(6, 3, 4)).add_(y).relu_(),
+    "sum and own function": lambda y: Twice.apply(y + y.detach()),
     "no gradients inside": lambda y: y * torch.no_grad()(lambda: y.abs().max())(),
 }
 
@@ -391,7 +408,17 @@ def test_statistics_are_there_at_once_and_once(frugal):
     assert torch.equal(variance, noted[1])
 
 
-@pytest.mark.parametrize("use", [lambda y: y + 1, torch.relu, torch.relu_, lambda y: y.add_(1)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: y + 1,
+        torch.relu,
+        torch.relu_,
+        lambda y: y.add_(1),
+        lambda y: torch.relu(y + torch.ones(6, 3, 4)),
+        lambda y: y.add_(torch.ones(6, 3, 4)).relu_(),
+    ],
+)
 def test_nothing_is_left_for_the_garbage_collector(use, frugal):
     del frugal
     x, *rest = waiting()
@@ -417,7 +444,27 @@ def test_an_input_changed_in_place_is_refused(frugal):
         torch.relu(y)
 
 
-@pytest.mark.parametrize("change", [torch.relu_, lambda y: y.add_(1), torch.sigmoid_])
+@pytest.mark.parametrize("use", [torch.relu, torch.sigmoid])
+def test_what_was_added_and_changed_in_place_is_refused(use, frugal):
+    del frugal
+    other = torch.ones(6, 3, 4)
+    y = F.batch_norm(*waiting(), True) + other
+    other.add_(1)
+    with pytest.raises(BackendError, match=r"added to a batch norm, of shape \(6, 3, 4\), was changed in place"):
+        use(y)
+
+
+def test_a_sums_relu_saves_a_bit_for_each_element(frugal):
+    del frugal
+    (x, *rest), saved = waiting(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        F.relu(F.batch_norm(x, *rest, True) + torch.ones(6, 3, 4))
+    assert [t.dtype for t in saved if t.shape == x.shape and t.data_ptr() != x.data_ptr()] == [torch.bool]
+
+
+@pytest.mark.parametrize(
+    "change", [torch.relu_, lambda y: y.add_(1), torch.sigmoid_, lambda y: y.add_(torch.ones(6, 3, 4))]
+)
 @pytest.mark.parametrize("function", [Saves, Twice], ids=["unseen", "seen"])
 def test_a_norm_that_somebody_has_saved_is_not_changed_in_place(function, change, frugal):
     del frugal
@@ -429,11 +476,12 @@ def test_a_norm_that_somebody_has_saved_is_not_changed_in_place(function, change
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("chain", ["norm", "norm and ReLU", "ReLU"])
+@pytest.mark.parametrize("chain", ["norm", "norm and ReLU", "ReLU", "sum and ReLU"])
 def test_second_derivatives_are_refused(chain, inplace, frugal):
     del frugal
     x, *rest = waiting()
     y = x * x if chain == "ReLU" else F.batch_norm(x * x, *rest, True)
+    y = y + x if chain == "sum and ReLU" else y
     y = y.sigmoid() if chain == "norm" else F.relu(y, inplace=inplace)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(DoubleBackwardError):

@@ -28,7 +28,8 @@ STRIDED_BACK = WINDOW | {"SH": 2, "SW": 2, "TRANSPOSED": True}
 NARROW, FULL = ("bf16", "tf32"), ("fp32", "tf32x3")
 NUMBERS = (
     "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
-    "running_mean", "running_var", "held", "rounded", "other", "gated", "grad", "grad_weight", "grad_bias", "average", "square",
+    "running_mean", "running_var", "held", "rounded", "other", "gated", "grad", "grad_weight", "grad_bias",
+    "average", "square",
 )  # fmt: skip
 SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "log1", "log2", "lr")
 
@@ -142,7 +143,7 @@ BUILDS = {
     ("gradients of parts", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, WIDTH=4),
     ("gradients", 80): norm(batch_norm_backward._grad_kernel, 64, "bf16", **NORM, **ALONE),
     ("gradients", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, **ALONE),
-    ("gradients of a sum", 90): norm(batch_norm_backward._grad_kernel, 64, "bf16", **SUM, **ALONE),
+    ("gradients of a sum", 90): norm(batch_norm_backward._grad_kernel, 96, "bf16", **SUM, **ALONE),
     ("gradients, odd", 90): norm(batch_norm_backward._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
