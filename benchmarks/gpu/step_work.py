@@ -1,15 +1,15 @@
 """A training step of ResNet-18, counted kernel by kernel: dense as torch computes it, and with sparse convolutions.
 
-Products of sparse layers are counted in `work.py`, their networks' norms and ReLUs in `norm_work.py`. Sums, the loss
-and the optimiser are torch's on both sides, with the same kernels for the same numbers; what copies activations at the
-two ends of a sparse network is ours.
+Products of sparse layers are counted in `work.py`, their networks' norms, with ReLUs and residual sums, in
+`norm_work.py`. Sums of gradients, the loss and the optimiser are torch's on both sides, with the same kernels for the
+same numbers; what copies activations at the two ends of a sparse network is ours.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from benchmarks.gpu.cases import COUNTS, OPS
-from benchmarks.gpu.norm_work import norm, relu
+from benchmarks.gpu.norm_work import norm
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny
 from benchmarks.gpu.work import Count
@@ -84,26 +84,30 @@ def _normed(batch: int) -> list[LayerCase]:
 
 
 def _torch_norms(batch: int, element: int) -> list[Work]:
-    """Norms and ReLUs as torch computes them."""
+    """Norms, residual sums and ReLUs as torch computes them."""
     norms = [
         work
         for case in _normed(batch)
         for work in (*(passed(accesses * element * _outputs(case)) for accesses in _NORM), *tiny(_NORM_TINY))
     ]
+    sums = [passed(_SUM * element * _outputs(case)) for case in _block_ends(batch)]
     # Behind the stem, and twice in each block: behind its first convolution and its sum.
     rectified = [element * _outputs(case) for case in _normed(batch) if case.kernel == 3]
-    return [*norms, *(passed(accesses * moved) for moved in rectified for accesses in _RELU)]
+    return [*norms, *sums, *(passed(accesses * moved) for moved in rectified for accesses in _RELU)]
 
 
 def _fused_norms(batch: int, element: int, clients: int) -> list[Work]:
-    """The same as our kernels compute them; only the ReLU behind a block's sum takes launches of its own."""
-    norms = [norm(clients * case.outputs, batch * case.places, element) for case in _normed(batch)]
-    relus = [relu(clients * size, element) for size in _block_ends(batch)]
-    return [work for works in (*norms, *relus) for work in works]
+    """The same as our kernels compute them, a launch for a norm with what follows it."""
+    summed, alone = _block_ends(batch), _normed(batch)
+    for case in summed:
+        alone.remove(case)
+    works = [norm(clients * case.outputs, batch * case.places, element) for case in alone]
+    works += [norm(clients * case.outputs, batch * case.places, element, summed=True) for case in summed]
+    return [work for of_norm in works for work in of_norm]
 
 
 def _others(batch: int, precision: str, weights: list[int]) -> list[Work]:
-    """All but norms, ReLUs and the prunable convolutions, which have so many weights to be trained."""
+    """All but `_torch_norms` and the prunable convolutions, which have so many weights to be trained."""
     element, stem = ELEMENT[precision], replace(_STEM, batch=batch)
     first = [work for op in ("forward", "grad_w") for work in dense_work(stem, op, precision)]
     sums = [passed(_SUM * element * count) for count in _sums(batch)]
@@ -113,18 +117,17 @@ def _others(batch: int, precision: str, weights: list[int]) -> list[Work]:
     return [*first, *sums, *ends, *_optimiser([*weights, *dense, *affine], element)]
 
 
-def _block_ends(batch: int) -> Iterator[int]:
-    """Numbers that leave each block, of which every stage has two."""
-    for case in SYMMETRIC:
-        yield from [_outputs(replace(case, batch=batch))] * 2
+def _block_ends(batch: int) -> list[LayerCase]:
+    """Last convolutions of the blocks, of which every stage has two: behind them are the residual sums."""
+    return [replace(case, batch=batch) for case in SYMMETRIC for _ in range(2)]
 
 
 def _sums(batch: int) -> Iterator[int]:
-    """Numbers of every sum: at the end of both blocks of a stage, and of the gradients of their inputs."""
+    """Numbers of every sum of gradients: of the inputs of both blocks of a stage."""
     for place, case in enumerate(SYMMETRIC):
         own = _outputs(replace(case, batch=batch))
-        entering = own if place == 0 else sizes_of(replace(STRIDED[place - 1], batch=batch))[0]
-        yield from (own, own, own, entering)
+        yield own
+        yield own if place == 0 else sizes_of(replace(STRIDED[place - 1], batch=batch))[0]
 
 
 def _optimiser(sizes: list[int], element: int) -> list[Work]:

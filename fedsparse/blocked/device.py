@@ -1,7 +1,8 @@
 """Batch norms and ReLUs of a network on a device, while it prunes its activations or was asked to fuse them.
 
 What torch saves for their backward passes would undo what pruning saves: a ReLU its whole output. Inside `Frugal` a
-ReLU behind a batch norm is computed with it and saves nothing of its own, another one saves a bit for each element.
+ReLU behind a batch norm is computed with it and saves nothing of its own, another one saves a bit for each element,
+behind a residual sum that is computed with a norm, too.
 """
 
 from collections.abc import Callable
@@ -127,23 +128,22 @@ def _fits(x: Tensor, vector: Tensor | None) -> bool:
 
 
 # ---- sums of a norm and what is added behind it
-def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    for first, second in ((input, other), (other, input)):
-        norm = _waiting(first)
-        if norm is not None and alpha == 1:
-            return _summed(norm, second)
+def _add(*args: Any, **named: Any) -> Any:
+    if len(args) != 2 or named:
+        return NotImplemented  # weighted, or into a tensor of the caller's
+    for norm, other in ((_waiting(args[0]), args[1]), (_waiting(args[1]), args[0])):
+        if norm is not None:
+            return _summed(norm, other)
     return NotImplemented
 
 
-def _add_(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    norm = _waiting(input)
-    if norm is None or alpha != 1 or other is input:
-        return NotImplemented
-    total = _summed(norm, other)
+def _add_(*args: Any, **named: Any) -> Any:
+    norm = None if len(args) != 2 or named or args[1] is args[0] else _waiting(args[0])
+    total = NotImplemented if norm is None else _summed(norm, args[1])
     if total is NotImplemented:
-        return total
-    input.refuse_change()
-    return input if exchanged(input, total) else NotImplemented
+        return NotImplemented
+    args[0].refuse_change()
+    return args[0] if exchanged(args[0], total) else NotImplemented
 
 
 def _waiting(tensor: Any) -> Waiting | None:

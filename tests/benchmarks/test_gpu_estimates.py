@@ -8,7 +8,7 @@ from benchmarks.gpu.activation_work import dense_pack, pack_global, pack_rows, p
 from benchmarks.gpu.cases import OPS
 from benchmarks.gpu.estimates import CALL, StepEstimate, besides, limit, steps
 from benchmarks.gpu.kinds import KINDS
-from benchmarks.gpu.norm_work import ALONE_BACK, ALONE_FORWARD, norm, parts, relu
+from benchmarks.gpu.norm_work import ALONE_BACK, ALONE_FORWARD, norm, parts
 from benchmarks.gpu.occupancy import issued, starved, unevenly
 from benchmarks.gpu.prune_work import dense_prune, lists, prune, rebuild
 from benchmarks.gpu.regrow_work import dense_regrow, regrow
@@ -193,13 +193,14 @@ def test_a_dense_step_by_hand():
     assert works[:3] == [work for op in OPS for work in dense_work(cases[0], op, "bf16")]
     # stem and 4 of 2,097,152 numbers, then 5 each of a half, a quarter, an eighth
     numbers = 2_097_152 * (5 + 2.5 + 1.25 + 0.625)
-    # sums: 4 of the first stage's size; of the others 3 of their own and one of what they read
-    sums = works[59:75]
-    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * (4 + 2.5 + 1.25 + 0.625))
+    # sums of gradients: 2 of the first stage's size; of the others one of their own and one of what they read
+    sums = works[59:67]
+    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * (2 + 1.5 + 0.75 + 0.375))
     # ResNet-18 has 11,173,962 parameters
-    assert sum(work.memory for work in works[91:94]) == pytest.approx(8 * 2 * 11_173_962)
-    norms, relus = works[94:194], works[194:]
+    assert sum(work.memory for work in works[83:86]) == pytest.approx(8 * 2 * 11_173_962)
+    norms, sums, relus = works[86:186], works[186:194], works[194:]
     assert sum(work.memory for work in norms) == pytest.approx(2 * 8 * numbers)
+    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * 2 * (1 + 0.5 + 0.25 + 0.125))
     assert sum(work.memory for work in relus) == pytest.approx(2 * 5 * 2_097_152 * (5 + 2 + 1 + 0.5))
 
 
@@ -207,9 +208,9 @@ def test_a_sparse_step_has_other_products_other_norms_and_a_smaller_optimiser():
     kind = next(kind for kind in KINDS if kind.name == "block:16/cuda")
     works, dense = sparse_step(32, "bf16", 0.1, kind.work), dense_step(32, "bf16")
     products = [work for case in convolutions(32) for op in OPS for work in kind.work(case, op, 1, "bf16")]
-    # 5 norms of channels of 32,768 numbers take two launches back, 15 one; 8 ReLUs are behind sums
-    norms = 5 * 5 + 15 * 4 + 8 * 2
-    assert len(works) - len(products) - 3 - norms == len(dense) - 57 - 20 * 5 - 17 * 2
+    # 5 norms of channels of 32,768 numbers take two launches back, 15 one; ReLUs and residual sums take none
+    norms = 5 * 5 + 15 * 4
+    assert len(works) - len(products) - 3 - norms == len(dense) - 57 - 20 * 5 - 17 * 2 - 8
     assert [work.memory for work in works[len(products) :][:3]] == [2 * 2 * 2_097_152] * 3
     # a tenth of 11,157,504 weights, and all else there is
     optimiser = works[-norms - 3 : -norms]
@@ -252,8 +253,13 @@ def test_norms_are_cut_as_the_kernels_cut_them():
                 assert parts(channels, count, alone) == cuts.cut_for(channels, count, alone).parts
 
 
-def test_a_relu_behind_a_sum_by_hand():
-    assert relu(1024, 4) == [passed(1024 * 8 + 128)] * 2
+def test_a_norm_with_a_sum_by_hand():
+    """Behind it are read what is added, and written 32,768 words of bits."""
+    _, _, normal, back = norm(128, 8192, 2, summed=True)
+    moved, bits = 2 * 128 * 8192, 4 * 32_768
+    assert normal.memory == 3 * moved + bits
+    assert back.memory == 4 * moved + bits
+    assert back.cache == 2 * (2 * moved + bits)
 
 
 def test_folded_clients_share_launches():

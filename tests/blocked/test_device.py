@@ -364,6 +364,8 @@ USES = {
     "ReLU of a sum of itself": lambda y: F.relu(y + y),
     "ReLU of a broad sum": lambda y: F.relu(y + torch.ones(4)),
     "ReLU of a weighted sum": lambda y: F.relu(torch.add(y, torch.ones(6, 3, 4), alpha=-0.5)),
+    "ReLU of a sum with one that lies otherwise": lambda y: F.relu(torch.linspace(-1, 1, 72).view(6, 4, 3).mT + y),
+    "sum into a tensor": lambda y: y.relu() + torch.no_grad()(torch.add)(y, y, out=torch.empty(0)),
     "ReLU of a wider sum": lambda y: F.relu(y + torch.ones(6, 3, 4, dtype=torch.float64)).float(),
     "ReLU of a sum of two sums": lambda y: F.relu((y + torch.ones(6, 3, 4)) + (y + y.detach())),
     "sum of a sum and its ReLU": _summed,

@@ -65,6 +65,16 @@ def test_a_model_trains_as_before(sparse, generator):
     near(model.buffers(), plain.buffers())
 
 
+def test_residual_sums_wait_with_their_norms(generator):
+    """Of ResNet-18, 8 norms have a sum behind them, 3 are added by those, and 9 have a ReLU."""
+    torch.manual_seed(0)
+    model = fs.models.resnet18(width=4)
+    plain, (x, y) = copy.deepcopy(model), (torch.randn(4, 3, 16, 16, generator=generator), torch.arange(4))
+    with plain_device() as kernels:
+        near(step(fuse_norms(model), x, y), step(plain, x, y))
+    assert kernels.calls == {"statistics": 20, "norm and relu": 9, "norm": 3, "norm, sum and relu": 8}
+
+
 def test_nothing_changes_without_a_device(generator):
     model, (x, y) = network(), batch(generator)
     wanted = step(copy.deepcopy(model), x, y)
