@@ -106,26 +106,30 @@ class WaitingSum:
         Raises:
             BackendError: x or `other` was changed in place meanwhile.
         """
-        _require_unchanged(self.other, self.version, "what was added to a batch norm")
+        other = self._added()
         with torch.enable_grad():
             if relu:
                 return apply(_ComputedSum, *self.sources, self.norm, self.norm.held()), None
-            return self.norm.computed(relu=False)[0] + self.other, None
+            return self.norm.computed(relu=False)[0] + other, None
 
     def numbers(self) -> Tensor:
         """The sum without history."""
-        return self.norm.numbers() + self.other.detach()
+        return self.norm.numbers() + self._added().detach()
 
     def gradients(self, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """As of `Waiting`."""
         return [*self.norm.gradients(grad, wanted[:3]), final(grad) if wanted[3] else None]
 
+    def _added(self) -> Tensor:
+        _require_unchanged(self.other, self.version, "what was added to a batch norm")
+        return self.other
+
 
 def _require_unchanged(tensor: Tensor, version: int, what: str) -> None:
     if tensor._version != version:
         raise BackendError(
-            f"{what}, of shape {tuple(tensor.shape)}, was changed in place before the norm's result was used, and its "
-            "gradient needs the input; use the function that returns a new tensor"
+            f"{what}, of shape {tuple(tensor.shape)}, was changed in place before the norm's result was used, which "
+            "is computed from it as it was; use the function that returns a new tensor"
         )
 
 

@@ -446,7 +446,7 @@ def test_an_input_changed_in_place_is_refused(frugal):
         torch.relu(y)
 
 
-@pytest.mark.parametrize("use", [torch.relu, torch.sigmoid])
+@pytest.mark.parametrize("use", [torch.relu, torch.sigmoid, lambda y: Twice.apply(y)])
 def test_what_was_added_and_changed_in_place_is_refused(use, frugal):
     del frugal
     other = torch.ones(6, 3, 4)
