@@ -64,6 +64,18 @@ class PlainNorms:
         x = _by_channel(scale, grad) * (slope - (_by_channel(bias, grad) + normal * _by_channel(weight, grad)) / count)
         return x.to(grad.dtype), weight.float(), bias.float()
 
+    def norm_sum(self, of: Norm, rounded: Tensor | None, other: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls["norm, sum and relu"] += 1
+        normal, y = self._of(of, other.dtype)
+        if rounded is not None:
+            rounded.copy_(normal)
+        y = (y + other.double()).to(other.dtype)
+        return torch.where(y <= 0, torch.zeros_like(y), y), ~(y <= 0)  # as many bits, in bytes of their own
+
+    def norm_sum_backward(self, grad: Tensor, of: Norm, bits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gated = torch.where(bits, grad, torch.zeros_like(grad))
+        return *self.norm_backward(gated, of, relu=False), gated
+
     def _of(self, of: Norm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The normalised input, and the norm."""
         normal = of.held.double()

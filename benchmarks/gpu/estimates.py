@@ -10,7 +10,7 @@ from benchmarks.gpu.kinds import of_device
 from benchmarks.gpu.prune_work import dense_prune, lists, prune, rebuild
 from benchmarks.gpu.regrow_work import dense_regrow, regrow
 from benchmarks.gpu.roofline import Work, loads, seconds, sizes_of
-from benchmarks.gpu.step_work import convolutions, dense_step, folded, sparse_step
+from benchmarks.gpu.step_work import convolutions, dense_step, sparse_step
 
 __all__ = ["CALL", "Estimate", "StepEstimate", "besides", "limit", "steps"]
 
@@ -127,5 +127,5 @@ def steps() -> Iterator[StepEstimate]:
             wanted = (2.5, 8.0) if blocks and batch == _BATCHES[0] else (None, None)
             yield StepEstimate(what, batch, ours, dense, 1, wanted)
             if batch == _BATCHES[0]:
-                together = folded(ours, clients)
+                together = sparse_step(batch, precision, _DENSITY, count, clients)
                 yield StepEstimate(what, batch, together, dense, clients, (5.0 if blocks else None, None))

@@ -1,13 +1,15 @@
 """A training step of ResNet-18, counted kernel by kernel: dense as torch computes it, and with sparse convolutions.
 
-Products of sparse layers are counted in `work.py`. Norms, ReLUs, sums, the loss and the optimiser are torch's on both
-sides, with the same kernels for the same numbers; what copies activations at the two ends of a sparse network is ours.
+Products of sparse layers are counted in `work.py`, their networks' norms, with ReLUs and residual sums, in
+`norm_work.py`. Sums of gradients, the loss and the optimiser are torch's on both sides, with the same kernels for the
+same numbers; what copies activations at the two ends of a sparse network is ours.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from benchmarks.gpu.cases import COUNTS, OPS, PASSES
+from benchmarks.gpu.norm_work import norm
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny
 from benchmarks.gpu.work import Count
@@ -39,11 +41,15 @@ def dense_step(batch: int, precision: str) -> list[Work]:
     """Convolutions as one kernel an op, channels last, and all else."""
     cases = list(convolutions(batch))
     products = [work for case in cases for op in OPS for work in dense_work(case, op, precision)]
-    return [*products, *_others(batch, precision, [sizes_of(case)[2] for case in cases])]
+    others = _others(batch, precision, [sizes_of(case)[2] for case in cases])
+    return [*products, *others, *_torch_norms(batch, ELEMENT[precision])]
 
 
-def sparse_step(batch: int, precision: str, density: float, count: Count) -> list[Work]:
-    """The same where the convolutions but the first are sparse, with what `count` says of their kernels."""
+def sparse_step(batch: int, precision: str, density: float, count: Count, clients: int = 1) -> list[Work]:
+    """The same where the convolutions but the first are sparse, with what `count` says of their kernels.
+
+    Of so many clients at once, whose activations and values stand side by side.
+    """
     cases = list(convolutions(batch))
     kept = [round(density * sizes_of(case)[2]) for case in cases]
     products = [
@@ -53,7 +59,8 @@ def sparse_step(batch: int, precision: str, density: float, count: Count) -> lis
         for work in count(replace(case, density=density), op, nnz, precision)
     ]
     turned = passed(2 * ELEMENT[precision] * _outputs(replace(_STEM, batch=batch)))
-    return [*products, *[turned] * _TURNS, *_others(batch, precision, kept)]
+    others = [*products, *[turned] * _TURNS, *_others(batch, precision, kept)]
+    return [*folded(others, clients), *_fused_norms(batch, ELEMENT[precision], clients)]
 
 
 def folded(works: Iterable[Work], clients: int) -> list[Work]:
@@ -71,28 +78,56 @@ def _outputs(case: LayerCase) -> int:
     return sizes_of(case)[1]
 
 
+def _normed(batch: int) -> list[LayerCase]:
+    """Convolutions with a norm behind them: all."""
+    return [replace(_STEM, batch=batch), *convolutions(batch)]
+
+
+def _torch_norms(batch: int, element: int) -> list[Work]:
+    """Norms, residual sums and ReLUs as torch computes them."""
+    norms = [
+        work
+        for case in _normed(batch)
+        for work in (*(passed(accesses * element * _outputs(case)) for accesses in _NORM), *tiny(_NORM_TINY))
+    ]
+    sums = [passed(_SUM * element * _outputs(case)) for case in _block_ends(batch)]
+    # Behind the stem, and twice in each block: behind its first convolution and its sum.
+    rectified = [element * _outputs(case) for case in _normed(batch) if case.kernel == 3]
+    return [*norms, *sums, *(passed(accesses * moved) for moved in rectified for accesses in _RELU)]
+
+
+def _fused_norms(batch: int, element: int, clients: int) -> list[Work]:
+    """The same as our kernels compute them, a launch for a norm with what follows it."""
+    summed, alone = _block_ends(batch), _normed(batch)
+    for case in summed:
+        alone.remove(case)
+    works = [norm(clients * case.outputs, batch * case.places, element) for case in alone]
+    works += [norm(clients * case.outputs, batch * case.places, element, summed=True) for case in summed]
+    return [work for of_norm in works for work in of_norm]
+
+
 def _others(batch: int, precision: str, weights: list[int]) -> list[Work]:
-    """All but the prunable convolutions, which have so many weights to be trained."""
+    """All but `_torch_norms` and the prunable convolutions, which have so many weights to be trained."""
     element, stem = ELEMENT[precision], replace(_STEM, batch=batch)
     first = [work for op in ("forward", "grad_w") for work in dense_work(stem, op, precision)]
-    normed = [element * _outputs(case) for case in (stem, *convolutions(batch))]
-    # Behind the stem, and twice in each block: behind its first convolution and its sum.
-    rectified = [element * _outputs(c) for c in (stem, *convolutions(batch)) if c.kernel == 3]
-    norms = [work for moved in normed for work in (*(passed(a * moved) for a in _NORM), *tiny(_NORM_TINY))]
-    relus = [passed(a * moved) for moved in rectified for a in _RELU]
     sums = [passed(_SUM * element * count) for count in _sums(batch)]
     ends = tiny(_LINEAR + _LOSS)
     dense = [sizes_of(_STEM)[2], sizes_of(_CLASSES)[2], _CLASSES.outputs]
     affine = [case.outputs for case in (_STEM, *convolutions(batch)) for _ in range(2)]
-    return [*first, *norms, *relus, *sums, *ends, *_optimiser([*weights, *dense, *affine], element)]
+    return [*first, *sums, *ends, *_optimiser([*weights, *dense, *affine], element)]
+
+
+def _block_ends(batch: int) -> list[LayerCase]:
+    """Last convolutions of the blocks, of which every stage has two: behind them are the residual sums."""
+    return [replace(case, batch=batch) for case in SYMMETRIC for _ in range(2)]
 
 
 def _sums(batch: int) -> Iterator[int]:
-    """Numbers of every sum: at the end of both blocks of a stage, and of the gradients of their inputs."""
+    """Numbers of every sum of gradients: of the inputs of both blocks of a stage."""
     for place, case in enumerate(SYMMETRIC):
         own = _outputs(replace(case, batch=batch))
-        entering = own if place == 0 else sizes_of(replace(STRIDED[place - 1], batch=batch))[0]
-        yield from (own, own, own, entering)
+        yield own
+        yield own if place == 0 else sizes_of(replace(STRIDED[place - 1], batch=batch))[0]
 
 
 def _optimiser(sizes: list[int], element: int) -> list[Work]:

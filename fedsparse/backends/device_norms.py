@@ -64,6 +64,14 @@ class Kernels(Protocol):
         """Gradients of x, of the dtype of `grad`, and of weight and bias, float32."""
         ...
 
+    def norm_sum(self, of: Norm, rounded: Tensor | None, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The ReLU of the norm's sum with `other`, in the dtype of that, and one bit for each element, int32."""
+        ...
+
+    def norm_sum_backward(self, grad: Tensor, of: Norm, bits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients as of `norm_backward`, and of what was added, of the dtype of `grad`."""
+        ...
+
 
 class _Triton:
     def relu(self, x: Tensor, *, inplace: bool) -> tuple[Tensor, Tensor]:
@@ -91,10 +99,29 @@ class _Triton:
 
     def norm_backward(self, grad: Tensor, of: Norm, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
         lie, normal = lies(of.held), of.held.dtype != grad.dtype
-        grad_x, grad_weight, grad_bias = _kernel("batch_norm", "norm_backward")(
+        grad_x, grad_weight, grad_bias = _kernel("batch_norm_backward", "norm_backward")(
             _picture(grad, lie), _picture(of.held, lie), *of[1:], relu=relu, normal=normal
         )
         return _restored(grad_x, lie), grad_weight, grad_bias
+
+    def norm_sum(self, of: Norm, rounded: Tensor | None, other: Tensor) -> tuple[Tensor, Tensor]:
+        lie, normal = lies(of.held), of.held.dtype != other.dtype
+        channels, count = other.shape[1], other.numel() // other.shape[1]
+        bits = torch.empty((channels, -(-count // 32)), dtype=torch.int32, device=other.device)
+        held, rounded = _picture(of.held, lie), None if rounded is None else _picture(rounded, lie)
+        y = _kernel("batch_norm", "norm")(
+            held, *of[1:], relu=True, dtype=other.dtype, normal=normal, rounded=rounded,
+            other=_picture(other, lie), bits=bits,
+        )  # fmt: skip
+        return _restored(y, lie), bits
+
+    def norm_sum_backward(self, grad: Tensor, of: Norm, bits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lie, normal, gated = lies(of.held), of.held.dtype != grad.dtype, torch.empty_like(grad)
+        grad_x, grad_weight, grad_bias = _kernel("batch_norm_backward", "norm_backward")(
+            _picture(grad, lie), _picture(of.held, lie), *of[1:], relu=True, normal=normal,
+            bits=bits, gated=_picture(gated, lie),
+        )  # fmt: skip
+        return _restored(grad_x, lie), grad_weight, grad_bias, gated
 
 
 TRITON: Kernels = _Triton()

@@ -1,12 +1,10 @@
-"""Batch norms on a device that wait until it is known whether a ReLU follows, which then costs nothing more.
+"""Batch norms on a device, and their sums, that wait until it is known whether a ReLU follows.
 
-What has to be known of the whole batch, statistics, is computed when the norm is called. What is element by element
-waits: a ReLU takes the norm's place (`Deferred.activated`), anybody else gets an ordinary tensor.
+That then costs nothing more: it takes the norm's place (`Deferred.activated`). Anybody else gets an ordinary tensor.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,13 +13,13 @@ from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 
-from fedsparse.backends.device_norms import Kernels, Norm, lies
-from fedsparse.blocked.functions import apply, final
+from fedsparse.blocked.functions import apply
 from fedsparse.blocked.history import exchanged
+from fedsparse.blocked.waiting import Waiting, WaitingSum
 from fedsparse.errors import BackendError
 from fedsparse.ops.made import note, runs_again
 
-__all__ = ["ABOUT", "Deferred", "Waiting"]
+__all__ = ["ABOUT", "Deferred"]
 
 # What the shape, type and place of a tensor tell that has no numbers yet.
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_sparse")
@@ -43,99 +41,27 @@ ABOUT = {
 }
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A batch norm of which only the statistics are computed.
-
-    Attributes:
-        x, weight, bias: differentiable; weight or bias may be None.
-        mean, rstd: of the batch, `(channels,)`.
-        kernels: who computes.
-        dtype: in which the normalised x is held for the backward pass; None: x itself is.
-        version: of x.
-    """
-
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    rstd: Tensor
-    kernels: Kernels
-    dtype: torch.dtype | None
-    version: int
-
-    def of(self, held: Tensor) -> Norm:
-        """The norm, without history, of what is held of x.
-
-        Raises:
-            BackendError: x was changed in place meanwhile.
-        """
-        if self.x._version != self.version:
-            raise BackendError(
-                f"the input of a batch norm, of shape {tuple(self.x.shape)}, was changed in place before the norm's "
-                "result was used, and its gradient needs the input; use the function that returns a new tensor"
-            )
-        weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
-        return Norm(held, self.mean, self.rstd, weight, bias)
-
-    def computed(self, *, relu: bool) -> tuple[Tensor, Norm]:
-        """The norm, or its ReLU, with its history, and what it holds for its gradients."""
-        rounds = self.dtype not in (None, self.x.dtype)
-        held = torch.empty_like(self.x, dtype=self.dtype) if rounds else self.x.detach()
-        with torch.enable_grad():
-            y = apply(_Computed, self.x, self.weight, self.bias, self, held, relu)
-        return y, self.of(held)
-
-
-class _Computed(Function):
-    """A norm or its ReLU; `held` is what its gradients are computed from, and is written if it is not x itself."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, waiting: Waiting, held: Tensor, relu: bool
-    ) -> Tensor:
-        ctx.kernels, ctx.relu = waiting.kernels, relu
-        ctx.save_for_backward(held, waiting.mean, waiting.rstd, weight, bias)
-        rounded = held if held.dtype != x.dtype else None
-        return waiting.kernels.norm(waiting.of(x.detach()), x.dtype, rounded, relu=relu)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = _gradients(ctx.kernels, Norm(*ctx.saved_tensors), grad, ctx.needs_input_grad[:3], relu=ctx.relu)
-        return (*found, None, None, None)
-
-
 class _Stand(Function):
     """The tensor that `make` makes, with the history of a norm that waits, for code that keeps history itself."""
 
     @staticmethod
-    def forward(ctx: Any, make: Callable[[], Tensor], waiting: Waiting, *_: Tensor | None) -> Tensor:
-        ctx.kernels, ctx.waiting = waiting.kernels, waiting
+    def forward(ctx: Any, make: Callable[[], Tensor], waiting: Waiting | WaitingSum, *_: Tensor | None) -> Tensor:
+        ctx.waiting = waiting
         return make()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        norm = ctx.waiting.of(ctx.waiting.x.detach())
-        return None, None, *_gradients(ctx.kernels, norm, grad, ctx.needs_input_grad[2:], relu=False)
-
-
-def _gradients(
-    kernels: Kernels, norm: Norm, grad: Tensor, wanted: Sequence[bool], *, relu: bool
-) -> list[Tensor | None]:
-    """Of x, weight and bias, as far as they are wanted."""
-    found = kernels.norm_backward(lies(norm.held).of(grad), norm, relu=relu)
-    dtypes = (grad.dtype, *(None if p is None else p.dtype for p in (norm.weight, norm.bias)))
-    return [final(g.to(dtype)) if want else None for g, dtype, want in zip(found, dtypes, wanted, strict=True)]
+        return None, None, *ctx.waiting.gradients(grad, ctx.needs_input_grad[2:])
 
 
 class Deferred(Tensor):
     """A norm that waits: to Python code, a tensor of its shape, which becomes an ordinary one when it is used."""
 
-    waiting: Waiting
+    waiting: Waiting | WaitingSum
     _plain: Tensor | None
 
     @staticmethod
-    def __new__(cls, waiting: Waiting) -> "Deferred":
+    def __new__(cls, waiting: Waiting | WaitingSum) -> "Deferred":
         x = waiting.x
 
         def make() -> Tensor:
@@ -144,7 +70,7 @@ class Deferred(Tensor):
             )
             return made
 
-        deferred = cast("Deferred", apply(_Stand, make, waiting, x, waiting.weight, waiting.bias))
+        deferred = cast("Deferred", apply(_Stand, make, waiting, *waiting.sources))
         deferred.waiting, deferred._plain = waiting, None
         return deferred
 
@@ -224,10 +150,7 @@ class Deferred(Tensor):
 
     def _numbers(self) -> Tensor:
         """An ordinary tensor of the same numbers, without history."""
-        if self._plain is not None:
-            return self._plain.detach()
-        x = self.waiting.x.detach()
-        return self.waiting.kernels.norm(self.waiting.of(x), x.dtype, None, relu=False)
+        return self.waiting.numbers() if self._plain is None else self._plain.detach()
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Batch norms and ReLUs of a network on a device, while it prunes its activations.
+"""Batch norms and ReLUs of a network on a device, while it prunes its activations or was asked to fuse them.
 
 What torch saves for their backward passes would undo what pruning saves: a ReLU its whole output. Inside `Frugal` a
-ReLU behind a batch norm saves nothing of its own, another one a bit for each element.
+ReLU behind a batch norm is computed with it and saves nothing of its own, another one saves a bit for each element,
+behind a residual sum that is computed with a norm, too.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from fedsparse.backends import device_norms
-from fedsparse.backends.activation import Pruning
 from fedsparse.backends.device_norms import Kernels
-from fedsparse.blocked.deferred import Deferred, Waiting
+from fedsparse.blocked.deferred import Deferred
 from fedsparse.blocked.functions import apply, final
+from fedsparse.blocked.fusing import ours
+from fedsparse.blocked.history import exchanged
 from fedsparse.blocked.saving import pruning
+from fedsparse.blocked.waiting import Waiting, WaitingSum
 from fedsparse.ops.made import note, runs_again
 
 __all__ = ["Frugal", "on_device"]
@@ -36,9 +39,8 @@ class Frugal(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         carry_out = _RULES.get(function)
-        how = None if carry_out is None else pruning()
-        if carry_out is not None and how is not None and _eager():
-            result = carry_out(how, *args, **(kwargs or {}))
+        if carry_out is not None and ours() and _eager():
+            result = carry_out(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
         return function(*args, **(kwargs or {}))
@@ -75,7 +77,7 @@ class _Relu(Function):
         return final(ctx.kernels.gate(ctx.lie.of(grad), bits)), None, None
 
 
-def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
+def _relu(input: Tensor, inplace: bool = False) -> Any:
     if isinstance(input, Deferred) and input.waits:
         return input.activated(inplace=inplace)
     kernels = _kernels(input)
@@ -86,13 +88,12 @@ def _relu(_how: Pruning, input: Tensor, inplace: bool = False) -> Any:
     return y
 
 
-def _relu_(how: Pruning, input: Tensor) -> Any:
-    return _relu(how, input, inplace=True)
+def _relu_(input: Tensor) -> Any:
+    return _relu(input, inplace=True)
 
 
 # ---- batch norms
 def _batch_norm(
-    how: Pruning,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -113,7 +114,9 @@ def _batch_norm(
     for running in (running_mean, running_var):
         if running is not None:
             torch.autograd.graph.increment_version(running)  # kernels write past torch
-    return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, how.dtype, x._version))
+    pruned = pruning()
+    rounded = None if pruned is None else pruned.dtype
+    return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, rounded, x._version))
 
 
 def _fits(x: Tensor, vector: Tensor | None) -> bool:
@@ -124,8 +127,48 @@ def _fits(x: Tensor, vector: Tensor | None) -> bool:
     return dtypes and vector.device == x.device and vector.shape == (x.shape[1],) and vector.is_contiguous()
 
 
+# ---- sums of a norm and what is added behind it
+def _add(*args: Any, **named: Any) -> Any:
+    if len(args) != 2 or named:
+        return NotImplemented  # weighted, or into a tensor of the caller's
+    for norm, other in ((_waiting(args[0]), args[1]), (_waiting(args[1]), args[0])):
+        if norm is not None:
+            return _summed(norm, other)
+    return NotImplemented
+
+
+def _add_(*args: Any, **named: Any) -> Any:
+    norm = None if len(args) != 2 or named or args[1] is args[0] else _waiting(args[0])
+    total = NotImplemented if norm is None else _summed(norm, args[1])
+    if total is NotImplemented:
+        return NotImplemented
+    args[0].refuse_change()
+    return args[0] if exchanged(args[0], total) else NotImplemented
+
+
+def _waiting(tensor: Any) -> Waiting | None:
+    """The norm that waits in a tensor, if one does and nothing was added to it yet."""
+    if isinstance(tensor, Deferred) and tensor.waits and isinstance(tensor.waiting, Waiting):
+        return tensor.waiting
+    return None
+
+
+def _summed(norm: Waiting, other: Any) -> Any:
+    rest = other.settled() if isinstance(other, Deferred) else other
+    return Deferred(WaitingSum(norm, rest, rest._version)) if _alike(norm.x, rest) else NotImplemented
+
+
+def _alike(x: Tensor, other: Any) -> bool:
+    """Whether an ordinary tensor is where and what the kernels add to x."""
+    if type(other) not in (Tensor, nn.Parameter) or (other.shape, other.dtype) != (x.shape, x.dtype):
+        return False
+    return other.device == x.device and device_norms.lies(x).holds(other)
+
+
 _RULES: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     **dict.fromkeys((torch.relu_, Tensor.relu_), _relu_),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _add_),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fedsparse.backends import BATCH_INNERMOST
-from fedsparse.blocked.saving import pruning
+from fedsparse.blocked.fusing import ours
 
 __all__ = ["Innermost"]
 
@@ -23,7 +23,7 @@ class Innermost(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if function is F.batch_norm and args and _lies_innermost(args[0]) and pruning() is None:
+        if function is F.batch_norm and args and _lies_innermost(args[0]) and not ours():
             picture = BATCH_INNERMOST.in_memory(args[0]).unsqueeze(0)
             return F.batch_norm(picture, *args[1:], **named).squeeze(0).movedim(-1, 0)
         return function(*args, **named)

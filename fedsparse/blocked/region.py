@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedsparse.backends.layout import chosen_at
+from fedsparse.blocked.hooks import release, surround
 from fedsparse.blocked.innermost import Innermost
 from fedsparse.blocked.tensor import plain
 from fedsparse.blocked.trace import END
@@ -50,17 +51,13 @@ def keep_blocked(model: _Model) -> _Model:
     batch norms return activations that lie batch-innermost as they lie.
     """
     if _enter not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_enter, prepend=True)
-        model.register_forward_hook(_exit, always_call=True)
+        surround(model, _enter, _exit)
     return model
 
 
 def leave_blocked(model: _Model) -> _Model:
     """Undoes `keep_blocked`: every layer gets and gives ordinary tensors. Returns the model."""
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [key for key, hook in hooks.items() if hook in (_enter, _exit)]:
-            del hooks[key]
-            model._forward_hooks_always_called.pop(key, None)
+    release(model, lambda hook: hook in (_enter, _exit))
     return model
 
 

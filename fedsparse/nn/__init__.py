@@ -9,6 +9,7 @@ from fedsparse.nn.layer import SparseLayer
 from fedsparse.nn.linear import SparseLinear
 from fedsparse.nn.norm_free import without_batch_norm
 from fedsparse.nn.normalised import GAMMA, NormalisedConv2d, SparseNormalisedConv2d
+from fedsparse.nn.norms import fuse_norms
 from fedsparse.nn.plan import Conversion, Plan, PlannedLayer, plan
 from fedsparse.nn.probe import topk_pruned_gradient
 from fedsparse.nn.surgery import (
@@ -41,6 +42,7 @@ __all__ = [
     "densify",
     "density",
     "fold",
+    "fuse_norms",
     "masks",
     "plan",
     "prune_activations",

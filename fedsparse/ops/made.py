@@ -1,4 +1,4 @@
-"""How ordinary activations were made, noted while a network runs on a device and prunes its activations.
+"""How ordinary activations were made, noted while a network runs on a device whose norms and ReLUs are ours.
 
 Products that read one of them share what they keep of it, and with the norm in front, if there is one, what that holds.
 """

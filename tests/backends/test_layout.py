@@ -316,6 +316,24 @@ def test_norms_that_hold_little_keep_the_layout(selectable, around, copies, gene
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("around", [keep_blocked, leave_blocked])
+def test_fused_norms_keep_the_layout(selectable, around, copies, generator):
+    if selectable != "cpu":
+        pytest.skip("plain torch stands for the kernels of a device")
+    model = around(network(selectable, nn.BatchNorm2d))
+    x = torch.randn(8, 3, 6, 5, generator=generator)
+    wanted, laid = trained(model, x), BATCH_INNERMOST.of(x)
+    fs.nn.fuse_norms(model)
+    copies.clear()
+    with plain_device() as kernels:
+        found = trained(model, laid)
+    assert kernels.calls["norm and relu"] == 2
+    assert copies == []
+    assert _len_torch_function_stack() == 0
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_batch_norms_keep_the_layout(selectable, copies, generator):
     """In training and after it; statistics and results are those of contiguous tensors."""
     model = keep_blocked(network(selectable, nn.BatchNorm2d))

@@ -8,6 +8,7 @@ from benchmarks.gpu.activation_work import dense_pack, pack_global, pack_rows, p
 from benchmarks.gpu.cases import OPS, PASSES
 from benchmarks.gpu.estimates import CALL, StepEstimate, besides, limit, steps
 from benchmarks.gpu.kinds import KINDS
+from benchmarks.gpu.norm_work import ALONE_BACK, ALONE_FORWARD, norm, parts
 from benchmarks.gpu.occupancy import issued, starved, unevenly
 from benchmarks.gpu.prune_work import dense_prune, lists, prune, rebuild
 from benchmarks.gpu.regrow_work import dense_regrow, regrow
@@ -201,25 +202,73 @@ def test_a_dense_step_by_hand():
     assert works[:3] == [work for op in OPS for work in dense_work(cases[0], op, "bf16")]
     # stem and 4 of 2,097,152 numbers, then 5 each of a half, a quarter, an eighth
     numbers = 2_097_152 * (5 + 2.5 + 1.25 + 0.625)
-    norms = works[59:159]
-    assert sum(work.memory for work in norms) == pytest.approx(2 * 8 * numbers)
-    relus = works[159:193]
-    assert sum(work.memory for work in relus) == pytest.approx(2 * 5 * 2_097_152 * (5 + 2 + 1 + 0.5))
-    # sums: 4 of the first stage's size; of the others 3 of their own and one of what they read
-    sums = works[193:209]
-    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * (4 + 2.5 + 1.25 + 0.625))
+    # sums of gradients: 2 of the first stage's size; of the others one of their own and one of what they read
+    sums = works[59:67]
+    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * (2 + 1.5 + 0.75 + 0.375))
     # ResNet-18 has 11,173,962 parameters
-    assert sum(work.memory for work in works[-3:]) == pytest.approx(8 * 2 * 11_173_962)
+    assert sum(work.memory for work in works[83:86]) == pytest.approx(8 * 2 * 11_173_962)
+    norms, sums, relus = works[86:186], works[186:194], works[194:]
+    assert sum(work.memory for work in norms) == pytest.approx(2 * 8 * numbers)
+    assert sum(work.memory for work in sums) == pytest.approx(2 * 3 * 2_097_152 * 2 * (1 + 0.5 + 0.25 + 0.125))
+    assert sum(work.memory for work in relus) == pytest.approx(2 * 5 * 2_097_152 * (5 + 2 + 1 + 0.5))
 
 
-def test_a_sparse_step_has_other_products_and_a_smaller_optimiser():
+def test_a_sparse_step_has_other_products_other_norms_and_a_smaller_optimiser():
     kind = next(kind for kind in KINDS if kind.name == "block:16/cuda")
     works, dense = sparse_step(32, "bf16", 0.1, kind.work), dense_step(32, "bf16")
     products = [work for case in convolutions(32) for op in PASSES for work in kind.work(case, op, 1, "bf16")]
-    assert len(works) - len(products) - 3 == len(dense) - 57
+    # 5 norms of channels of 32,768 numbers take two launches back, 15 one; ReLUs and residual sums take none
+    norms = 5 * 5 + 15 * 4
+    assert len(works) - len(products) - 3 - norms == len(dense) - 57 - 20 * 5 - 17 * 2 - 8
     assert [work.memory for work in works[len(products) :][:3]] == [2 * 2 * 2_097_152] * 3
     # a tenth of 11,157,504 weights, and all else there is
-    assert sum(work.memory for work in works[-3:]) == pytest.approx(8 * 2 * (1_115_750 + 16_458), abs=16 * 19)
+    optimiser = works[-norms - 3 : -norms]
+    assert sum(work.memory for work in optimiser) == pytest.approx(8 * 2 * (1_115_750 + 16_458), abs=16 * 19)
+
+
+# ---- norms
+def test_a_short_norm_by_hand():
+    """128 channels of 8192 numbers in 16 bits, 2 MB: counted, summed, normalised, and all at once going back."""
+    counted, summed, normal, back = norm(128, 8192, 2)
+    moved = 2 * 128 * 8192  # bytes
+    assert counted == passed(0)
+    assert [work.memory for work in (summed, normal, back)] == [moved, 2 * moved, 3 * moved]
+    # Two steps of 4096 numbers are under way in each program: 2 MB, more than the 1,485,000 bytes that are needed.
+    assert [work.cache for work in (summed, back)] == [moved, 4 * moved]
+    assert back.flops == 2 * 39 * 128 * 8192 * 132 / 128
+    assert seconds([summed]) == seconds([normal]) == seconds([back]) == LAUNCH
+    # Of eight channels all are under way, and all wait for 0.27 us of 5.5 TB/s.
+    assert norm(8, 8192, 2)[1].cache == pytest.approx(1_485_000)
+
+
+def test_a_long_norm_by_hand():
+    """64 channels of 131,072 numbers in float32, 34 MB: in four parts each, whose sums are merged or read again."""
+    works, moved = norm(64, 131_072, 4), 4 * 64 * 131_072
+    assert [work.memory for work in works] == [0, moved, 0, 2 * moved, 2 * moved, 3 * moved]
+    # One program a channel where there are enough of them; the second time, 67 MB are not in the cache.
+    works = norm(512, 32_768, 2)
+    assert [work.memory for work in works] == [0, moved, 2 * moved, 5 * moved]
+
+
+def test_norms_are_cut_as_the_kernels_cut_them():
+    pytest.importorskip("triton", reason="Triton is not installed (extra: triton)")
+    from fedsparse.kernels import batch_norm, batch_norm_backward
+    from fedsparse.kernels import channels as cuts
+
+    assert (ALONE_FORWARD, ALONE_BACK) == (batch_norm.ALONE, batch_norm_backward.ALONE)
+    for channels in (1, 16, 64, 100, 128, 133, 264, 512, 4096):
+        for count in (2, 1024, 4097, ALONE_BACK, ALONE_BACK + 1, ALONE_FORWARD, ALONE_FORWARD + 1, 131_072, 1 << 20):
+            for alone in (0, ALONE_FORWARD, ALONE_BACK):
+                assert parts(channels, count, alone) == cuts.cut_for(channels, count, alone).parts
+
+
+def test_a_norm_with_a_sum_by_hand():
+    """Behind it are read what is added, and written 32,768 words of bits."""
+    _, _, normal, back = norm(128, 8192, 2, summed=True)
+    moved, bits = 2 * 128 * 8192, 4 * 32_768
+    assert normal.memory == 3 * moved + bits
+    assert back.memory == 4 * moved + bits
+    assert back.cache == 2 * (2 * moved + bits)
 
 
 def test_folded_clients_share_launches():
@@ -227,6 +276,11 @@ def test_folded_clients_share_launches():
     first, second = folded(works, 8)
     assert first == Work(64.0, "fp32", 32.0, 16.0, 8.0)
     assert seconds([second]) == LAUNCH
+    count = next(kind for kind in KINDS if kind.name == "block:16/cuda").work
+    alone, together = (sparse_step(32, "bf16", 0.1, count, clients) for clients in (1, 8))
+    # 512 channels in place of 64 are not cut: the first stage's five norms take a launch less.
+    assert len(alone) - len(together) == 5
+    assert sum(work.memory for work in together) == pytest.approx(8 * sum(w.memory for w in alone), rel=0.05)
     one = StepEstimate("", 32, works, tiny(10), clients=8)
     assert one.dense_eager == pytest.approx(8 * 10 * CALL)
 

@@ -1,4 +1,4 @@
-"""Networks on a device that prune their activations: batch norms and ReLUs that hold little.
+"""Networks on a device that prune their activations, or fuse their norms: batch norms and ReLUs that hold little.
 
 Here they run in main memory, with plain torch for the kernels of a device; where there is a device, on that as well.
 """
@@ -22,7 +22,7 @@ from fedsparse.blocked.deferred import Deferred
 from fedsparse.blocked.device import Frugal
 from fedsparse.blocked.saving import begin, end
 from fedsparse.errors import BackendError, DoubleBackwardError
-from fedsparse.nn import prune_activations
+from fedsparse.nn import fuse_norms, prune_activations
 from tests.devices import CUDA, plain_products
 from tests.plain_device import plain_device
 
@@ -43,6 +43,15 @@ def calls():
     """What plain torch is asked for."""
     with plain_device() as kernels:
         yield kernels.calls
+
+
+WAYS = {"pruned": lambda model: prune_activations(model, 1.0), "fused": fuse_norms}
+
+
+@pytest.fixture(params=WAYS)
+def asked(request):
+    """Makes a model leave its norms to the kernels, which changes no numbers."""
+    return WAYS[request.param]
 
 
 @pytest.fixture
@@ -143,10 +152,10 @@ def near(found, wanted, tolerance=1e-4):
 
 # ---- the same numbers
 @pytest.mark.parametrize("name", NETWORKS)
-def test_whole_activations_give_what_torch_gives(name, device):
+def test_whole_activations_give_what_torch_gives(name, asked, device):
     model = built(name, device)
     plain = copy.deepcopy(model)
-    prune_activations(model, 1.0)
+    asked(model)
     for _ in range(2):  # the second time with running statistics of the first
         found, wanted = outcome(model, pictures(device)), outcome(plain, pictures(device))
         assert type(found["y"]) is Tensor
@@ -178,27 +187,33 @@ def test_bfloat16_is_near(name, device):
 # ---- who computes
 def test_what_is_computed_by_whom(calls):
     y = prune_activations(built("batch norm"), 0.5)(pictures())
-    # Two ReLUs follow their norms; the third follows a sum, before which two norms are computed.
-    assert calls == {"statistics": 4, "norm and relu": 2, "norm": 2, "relu": 1}
+    # Two ReLUs follow their norms; the third follows a sum of two, of which the second is computed before.
+    assert calls == {"statistics": 4, "norm and relu": 2, "norm": 1, "norm, sum and relu": 1}
     y.sum().backward()
     # Three products read the two ReLUs of norms, which are not held.
-    assert calls == {"statistics": 4, "norm and relu": 2 + 3, "norm": 2, "relu": 1}
+    assert calls == {"statistics": 4, "norm and relu": 2 + 3, "norm": 1, "norm, sum and relu": 1}
+
+
+UNDONE = {"pruned": lambda model: prune_activations(model, None), "fused": lambda model: fuse_norms(model, False)}
 
 
 @pytest.mark.parametrize("way", ["evaluation", "no gradients", "whole", "part"])
-def test_nothing_changes_elsewhere(way, calls):
-    model, x = built("batch norm"), pictures()
-    prune_activations(model, None if way == "whole" else 0.5)
+@pytest.mark.parametrize("asked", WAYS)
+def test_nothing_changes_elsewhere(asked, way, calls):
+    model, x = WAYS[asked](built("batch norm")), pictures()
+    if way == "whole":
+        WAYS[asked](model.conv2)
+        UNDONE[asked](model)
     if way == "part":
-        prune_activations(model, None)
-        prune_activations(model.conv2, 0.5)
+        UNDONE[asked](model)
+        WAYS[asked](model.conv2)
     with torch.set_grad_enabled(way != "no gradients"):
         model.train(way != "evaluation")(x)
     assert not calls
 
 
-def test_norms_in_evaluation_inside_training(calls):
-    model = prune_activations(built("batch norm"), 0.5)
+def test_norms_in_evaluation_inside_training(asked, calls):
+    model = asked(built("batch norm"))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -323,6 +338,11 @@ def _watched_relu(y):
     return torch.relu(y) + y * (seen() is y)
 
 
+def _summed(y):
+    z = y + y.detach()
+    return torch.relu(z) + z + y
+
+
 USES = {
     "weak reference": _watched,
     "weak reference, ReLU": _watched_relu,
@@ -338,6 +358,20 @@ USES = {
     "own function and others": _saved_by_another,
     "list": lambda y: torch.cat([y, y.relu()]),
     "out of a ReLU": lambda y: torch.relu_(2 * torch.relu(y)),
+    "ReLU of a sum": lambda y: torch.relu(y + torch.linspace(-1, 1, 72).view(6, 3, 4)),
+    "ReLU of a sum the other way": lambda y: torch.linspace(-1, 1, 72).view(6, 3, 4).add(y).relu_(),
+    "ReLU of a sum in place": lambda y: y.add_(2 * y.sigmoid()).relu(),
+    "ReLU of a sum of itself": lambda y: F.relu(y + y),
+    "ReLU of a broad sum": lambda y: F.relu(y + torch.ones(4)),
+    "ReLU of a weighted sum": lambda y: F.relu(torch.add(y, torch.ones(6, 3, 4), alpha=-0.5)),
+    "ReLU of a sum with one that lies otherwise": lambda y: F.relu(torch.linspace(-1, 1, 72).view(6, 4, 3).mT + y),
+    "sum into a tensor": lambda y: y.relu() + torch.no_grad()(torch.add)(y, y, out=torch.empty(0)),
+    "ReLU of a wider sum": lambda y: F.relu(y + torch.ones(6, 3, 4, dtype=torch.float64)).float(),
+    "ReLU of a sum of two sums": lambda y: F.relu((y + torch.ones(6, 3, 4)) + (y + y.detach())),
+    "sum of a sum and its ReLU": _summed,
+    "sum of itself in place": lambda y: y.add_(y).relu(),
+    "sum of a sum in place": lambda y: (y + torch.ones(6, 3, 4)).add_(y).relu_(),
+    "sum and own function": lambda y: Twice.apply(y + y.detach()),
     "no gradients inside": lambda y: y * torch.no_grad()(lambda: y.abs().max())(),
 }
 
@@ -376,7 +410,17 @@ def test_statistics_are_there_at_once_and_once(frugal):
     assert torch.equal(variance, noted[1])
 
 
-@pytest.mark.parametrize("use", [lambda y: y + 1, torch.relu, torch.relu_, lambda y: y.add_(1)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: y + 1,
+        torch.relu,
+        torch.relu_,
+        lambda y: y.add_(1),
+        lambda y: torch.relu(y + torch.ones(6, 3, 4)),
+        lambda y: y.add_(torch.ones(6, 3, 4)).relu_(),
+    ],
+)
 def test_nothing_is_left_for_the_garbage_collector(use, frugal):
     del frugal
     x, *rest = waiting()
@@ -402,7 +446,27 @@ def test_an_input_changed_in_place_is_refused(frugal):
         torch.relu(y)
 
 
-@pytest.mark.parametrize("change", [torch.relu_, lambda y: y.add_(1), torch.sigmoid_])
+@pytest.mark.parametrize("use", [torch.relu, torch.sigmoid, lambda y: Twice.apply(y)])
+def test_what_was_added_and_changed_in_place_is_refused(use, frugal):
+    del frugal
+    other = torch.ones(6, 3, 4)
+    y = F.batch_norm(*waiting(), True) + other
+    other.add_(1)
+    with pytest.raises(BackendError, match=r"added to a batch norm, of shape \(6, 3, 4\), was changed in place"):
+        use(y)
+
+
+def test_a_sums_relu_saves_a_bit_for_each_element(frugal):
+    del frugal
+    (x, *rest), saved = waiting(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        F.relu(F.batch_norm(x, *rest, True) + torch.ones(6, 3, 4))
+    assert [t.dtype for t in saved if t.shape == x.shape and t.data_ptr() != x.data_ptr()] == [torch.bool]
+
+
+@pytest.mark.parametrize(
+    "change", [torch.relu_, lambda y: y.add_(1), torch.sigmoid_, lambda y: y.add_(torch.ones(6, 3, 4))]
+)
 @pytest.mark.parametrize("function", [Saves, Twice], ids=["unseen", "seen"])
 def test_a_norm_that_somebody_has_saved_is_not_changed_in_place(function, change, frugal):
     del frugal
@@ -414,11 +478,12 @@ def test_a_norm_that_somebody_has_saved_is_not_changed_in_place(function, change
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("chain", ["norm", "norm and ReLU", "ReLU"])
+@pytest.mark.parametrize("chain", ["norm", "norm and ReLU", "ReLU", "sum and ReLU"])
 def test_second_derivatives_are_refused(chain, inplace, frugal):
     del frugal
     x, *rest = waiting()
     y = x * x if chain == "ReLU" else F.batch_norm(x * x, *rest, True)
+    y = y + x if chain == "sum and ReLU" else y
     y = y.sigmoid() if chain == "norm" else F.relu(y, inplace=inplace)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(DoubleBackwardError):
@@ -465,16 +530,16 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("way", CHECKPOINTED)
-def test_parts_that_run_again(way, reentrant, device):
+def test_parts_that_run_again(way, reentrant, asked, device):
     torch.manual_seed(0)
     model = leave_blocked(fs.sparsify(Checkpointed(way, reentrant), 0.5, exclude="none")).to(device)
     fs.set_backend(model, "masked")
     plain = copy.deepcopy(model)
-    found, wanted = outcome(prune_activations(model, 1.0), pictures(device)), outcome(plain, pictures(device))
+    found, wanted = outcome(asked(model), pictures(device)), outcome(plain, pictures(device))
     near(found, wanted)
 
 
-def test_hooks_see_tensors_and_gradients(device):
+def test_hooks_see_tensors_and_gradients(asked, device):
     model = built("batch norm", device)
     plain, seen = copy.deepcopy(model), {}
 
@@ -483,7 +548,7 @@ def test_hooks_see_tensors_and_gradients(device):
         one.bn1.register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
         one.bn1.register_full_backward_hook(lambda _m, into, out: found.extend((into[0].clone(), out[0].clone())))
 
-    prune_activations(model, 1.0)
+    asked(model)
     watch(model, "mine")
     watch(plain, "torch")
     # The hook of a backward pass makes views, which torch will not let a ReLU change.
@@ -493,8 +558,8 @@ def test_hooks_see_tensors_and_gradients(device):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_copies_and_pickles(device):
-    model = prune_activations(built("batch norm", device), 0.3)
+def test_copies_and_pickles(asked, device):
+    model = asked(built("batch norm", device))
     others = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     found = outcome(model, pictures(device))
     for other in others:
@@ -511,8 +576,8 @@ def test_parts_prune_in_their_own_way(calls):
     assert calls["relu"] == 1
 
 
-def test_a_failure_inside_leaves_nothing_behind(calls):
-    model = prune_activations(built("batch norm"), 0.3)
+def test_a_failure_inside_leaves_nothing_behind(asked, calls):
+    model = asked(built("batch norm"))
     with pytest.raises(fs.ShapeError):
         model(torch.randn(5, 4, 9, 9))
     assert not _get_current_function_mode_stack()
@@ -522,8 +587,8 @@ def test_a_failure_inside_leaves_nothing_behind(calls):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_parts_run_as_torch_compiles_them(calls):
-    model = prune_activations(built("perceptron"), 1.0)
+def test_compiled_parts_run_as_torch_compiles_them(asked, calls):
+    model = asked(built("perceptron"))
     part = copy.deepcopy(model)
     wanted = outcome(copy.deepcopy(model), pictures())
     calls.clear()

@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def compile_kernel(
     constants: Mapping[str, Any],
     capability: int,
     folder: Path,
+    divisible: Collection[str] = (),
     **options: int,
 ) -> Binary:
     """Compiles for compute capability `capability`.
@@ -57,10 +58,12 @@ def compile_kernel(
         arguments: types of the arguments that are not int32, such as `*fp32`, or of all in a tuple; pointers are taken
             as aligned.
         constants: values of constexpr arguments, and of others a launch would specialise.
+        divisible: integers that are multiples of 16, as a launch specialises them.
     """
     function = kernel.fn if isinstance(kernel, Autotuner) else kernel
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
-    aligned = {(i,): DIVISIBLE for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
+    known = {name for name in function.arg_names if signature[name][0] == "*"} | {*divisible}
+    aligned = {(i,): DIVISIBLE for i, name in enumerate(function.arg_names) if name in known}
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=dict(constants), attrs=aligned),
         target=GPUTarget("cuda", capability, 32),

@@ -10,6 +10,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (extra: t
 from fedsparse.kernels import (  # noqa: E402
     activation_rows,
     batch_norm,
+    batch_norm_backward,
+    channels,
     element_product,
     element_sampled,
     flat_optimizer,
@@ -26,7 +28,8 @@ STRIDED_BACK = WINDOW | {"SH": 2, "SW": 2, "TRANSPOSED": True}
 NARROW, FULL = ("bf16", "tf32"), ("fp32", "tf32x3")
 NUMBERS = (
     "values", "source", "result", "bias", "gradient", "slope", "x", "y", "weight", "partial", "means", "rstds",
-    "running_mean", "running_var", "held", "rounded", "grad", "grad_weight", "grad_bias", "average", "square",
+    "running_mean", "running_var", "held", "rounded", "other", "gated", "grad", "grad_weight", "grad_bias",
+    "average", "square",
 )  # fmt: skip
 SCALARS = ("eps", "momentum", "unbiased", "shrink", "beta1", "beta2", "fresh1", "fresh2", "log1", "log2", "lr")
 
@@ -44,6 +47,7 @@ class Build:
         dtype: of the numbers.
         others: types of further arguments.
         warps: of a program.
+        divisible: integers that are multiples of 16.
     """
 
     kernel: Any
@@ -54,6 +58,7 @@ class Build:
     dtype: str = "fp32"
     others: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     warps: int = 4
+    divisible: tuple[str, ...] = ()
 
 
 def product(rows: int, block: int, kind: tuple[str, str], registers: int, *instructions: str, window=WINDOW) -> Build:
@@ -71,8 +76,14 @@ def sampled(rows: int, block: int, kind: tuple[str, str], registers: int, *instr
     return Build(tile_sampled._tile_sampled_kernel, constants, registers, instructions, dtype=dtype, warps=warps)
 
 
-def norm(kernel: Any, registers: int, **constants: int) -> Build:
-    return Build(kernel, {"PARTS": 4, "BLOCK": batch_norm.BLOCK, **constants}, registers, ("FFMA",))
+def norm(kernel: Any, registers: int, dtype: str = "fp32", *, odd: bool = False, **constants: Any) -> Build:
+    """Of a channel in parts; sizes are odd or, as of most pictures, multiples of 16, so that reads run ahead."""
+    warps = channels.MOST // (32 * channels.THREAD)
+    constants, sizes = {"PARTS": 4, "BLOCK": channels.MOST, **constants}, () if odd else ("channels", "size", "count")
+    instructions = ("FFMA",) if odd else ("FFMA", "LDGSTS")
+    return Build(
+        kernel, constants, registers, instructions, dtype=dtype, others={"bits": "*i32"}, warps=warps, divisible=sizes
+    )
 
 
 ELEMENT = WINDOW | {"HAS_BIAS": True, "BLOCK_K": element_product.BLOCK_K, "BLOCK_P": 128}
@@ -81,7 +92,9 @@ ADAMW = {"COUNT": flat_optimizer.MOST, "BLOCK": flat_optimizer.BLOCK}
 LISTS = ("all_values", "all_grads", "all_averages", "all_squares", "sizes", "first", "steps")
 ADDRESSES = dict.fromkeys(LISTS, ("i64",) * flat_optimizer.MOST)
 NUMBERED = ADDRESSES | {"steps": ("fp32",) * flat_optimizer.MOST}
-NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "NORMAL": False}
+NORM = {"WEIGHT": True, "BIAS": True, "RELU": True, "SUM": False, "NORMAL": False}
+SUM = NORM | {"SUM": True}
+ALONE = {"PARTS": 1, "WIDTH": 1, "partial": None}  # one program for a channel
 RELU = {"BLOCK": relu_bitmask.BLOCK}
 BITS = {"bits": "*i32", "starts": "*i32"}
 ROWS = {"thresholds": "*i32", "lasts": "*i32", "counts": "*i32"}
@@ -121,10 +134,17 @@ BUILDS = {
     ("relu", 80): Build(relu_bitmask._relu_kernel, RELU, 80, others=BITS),
     ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(batch_norm._moments_kernel, 64),
-    ("statistics", 90): norm(batch_norm._statistics_kernel, 64, TRACKS=True, WIDTH=4),
+    ("moments, odd", 90): norm(batch_norm._moments_kernel, 96, odd=True),
+    ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, WIDTH=4),
+    ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
-    ("slopes", 80): norm(batch_norm._slopes_kernel, 64, **NORM),
-    ("gradients", 90): norm(batch_norm._grad_kernel, 64, **NORM, WIDTH=4),
+    ("norm of a sum", 90): norm(batch_norm._norm_kernel, 64, **SUM, ROUND=False, rounded=None),
+    ("slopes", 80): norm(batch_norm_backward._slopes_kernel, 64, **NORM),
+    ("gradients of parts", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, WIDTH=4),
+    ("gradients", 80): norm(batch_norm_backward._grad_kernel, 64, "bf16", **NORM, **ALONE),
+    ("gradients", 90): norm(batch_norm_backward._grad_kernel, 64, **NORM, **ALONE),
+    ("gradients of a sum", 90): norm(batch_norm_backward._grad_kernel, 96, "bf16", **SUM, **ALONE),
+    ("gradients, odd", 90): norm(batch_norm_backward._grad_kernel, 128, odd=True, **NORM, **ALONE),  # all there are
     ("adamw", 80): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": False}, 80, others=NUMBERED),
     ("adamw", 90): Build(flat_optimizer._adamw_kernel, ADAMW | {"COUNTED_THERE": True}, 80, others=ADDRESSES),
 }
@@ -139,7 +159,13 @@ def test_kernels_stay_in_registers(name, capability, tmp_path, monkeypatch):
     types = dict.fromkeys(NUMBERS, f"*{build.dtype}") | dict.fromkeys(SCALARS, "fp32")
     lists = {"start": "*i32", "entry": "*i32", "split_stride": "i64"}
     binary = compile_kernel(
-        build.kernel, types | lists | build.others, build.constants, capability, tmp_path, num_warps=build.warps
+        build.kernel,
+        types | lists | build.others,
+        build.constants,
+        capability,
+        tmp_path,
+        build.divisible,
+        num_warps=build.warps,
     )
     assert binary.local == 0
     assert [opcode for opcode in build.instructions if binary.count(opcode) == 0] == []

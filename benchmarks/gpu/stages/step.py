@@ -1,4 +1,7 @@
-"""A whole training step of ResNet-18: dense and sparse, called from Python and replayed from a graph; memory."""
+"""A whole training step of ResNet-18: dense and sparse, called from Python and replayed from a graph; memory.
+
+Batch norms and ReLUs are torch's in a dense network, and on a device Triton kernels in a sparse one.
+"""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -143,6 +146,8 @@ def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tens
         fs.nn.prune_activations(model, _KEEP, dtype=torch.bfloat16)
     if one.clients > 1:
         model = fold([model] * one.clients)
+    if one.kind is not None and device == "cuda":
+        fs.nn.fuse_norms(model)  # activations that are pruned bring the same along
     pixels = _PIXELS if sizes.width > 8 else 8
     x = torch.randn(one.batch, 3 * one.clients, pixels, pixels, device=device).to(one.precision.dtype)
     if one.variant in ("channels_last", "compile"):

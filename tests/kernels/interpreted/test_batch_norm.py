@@ -4,11 +4,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsparse.kernels.batch_norm import norm, norm_backward, statistics
+from fedsparse.kernels import batch_norm, batch_norm_backward
+from fedsparse.kernels.batch_norm import norm, statistics
+from fedsparse.kernels.batch_norm_backward import norm_backward
 from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 MOMENTUM, EPS = 0.1, 1e-5
+ALONE, PARTED = (3, 4, 5), (2, 2, 16400)  # channels of one program each, and of parts
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Kernels that would be launched and their grids, in order; nothing is computed."""
+    found = []
+
+    class Noted:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            found.append((self.name, grid))
+            return lambda *_, **__: None
+
+    for module in (batch_norm, batch_norm_backward):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Noted(name.strip("_").removesuffix("_kernel")))
+    return found
 
 
 def parameters(channels, generator):
@@ -27,8 +49,14 @@ def parameters(channels, generator):
     [
         ((2, 3, 5, 7), 0.0),
         ((4, 1), 0.0),
-        ((3, 2, 40, 41), 0.0),  # in two parts
-        ((1, 1, 91, 91), 300.0),  # in parts, and far from zero
+        ((1, 5, 1024), 0.0),  # one step
+        ((1, 5, 1025), 0.0),
+        ((5, 2, 819), 300.0),  # one step of the widest, an element short, far from zero
+        ((3, 2, 40, 41), 0.0),
+        ((2, 1, 8192), 0.0),  # the longest that one program sums going back
+        ((1, 1, 128, 129), 300.0),  # in parts going back
+        ((4, 1, 8192), 0.0),  # the longest that one program sums going forward
+        ((4, 1, 91, 91), 300.0),  # in parts
     ],
 )
 def test_forward_and_gradients(shape, far, relu, generator):
@@ -53,15 +81,60 @@ def test_forward_and_gradients(shape, far, relu, generator):
         torch.testing.assert_close(got.double(), leaf.grad, rtol=1e-4, atol=1e-5 * many**0.5 + far * 1e-5)
 
 
-def test_half_precision_is_summed_in_float32(generator):
-    x = torch.randn((2, 2, 6, 6), generator=generator).half().to(DEVICE)
-    weight, bias, mean, variance = parameters(2, generator)
-    wanted = F.relu(F.batch_norm(x.double(), None, None, weight.double(), bias.double(), True, MOMENTUM, EPS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [ALONE, PARTED])
+def test_sixteen_bits_are_summed_in_float32(shape, dtype, generator):
+    x, grad = torch.randn((2, *shape), generator=generator).to(dtype).to(DEVICE)
+    weight, bias, mean, variance = parameters(shape[1], generator)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    wanted = F.relu(F.batch_norm(exact[0], None, None, *exact[1:], True, MOMENTUM, EPS))
+    grad[(wanted < 1e-3) & (wanted > 0)] = 0  # a rounded gate may go either way
+    wanted.backward(grad.double())
     found = statistics(x, mean, variance, momentum=MOMENTUM, eps=EPS)
     y = norm(x, *found, weight, bias, relu=True)
-    assert y.dtype == torch.float16
-    torch.testing.assert_close(y.double(), wanted, rtol=1e-3, atol=1e-4)
-    assert norm_backward(x, x, *found, weight, bias, relu=True)[0].dtype == torch.float16
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), wanted.detach(), rtol=rounding, atol=1e-4)
+    gradients = norm_backward(grad, x, *found, weight, bias, relu=True)
+    assert (y.dtype, [g.dtype for g in gradients]) == (dtype, [dtype, torch.float32, torch.float32])
+    torch.testing.assert_close(gradients[0].double(), exact[0].grad, rtol=rounding, atol=1e-3)
+    for got, leaf in zip(gradients[1:], exact[1:], strict=True):
+        torch.testing.assert_close(got.double(), leaf.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [ALONE, (1, 1, 7), (5, 3, 11, 31), (1, 1, 128, 129), (2, 1, 16400)])
+def test_relu_of_a_sum(shape, dtype, generator):
+    x, other, grad = torch.randn((3, *shape), generator=generator).to(dtype).to(DEVICE)
+    weight, bias, *_ = parameters(shape[1], generator)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias, other)]
+    summed = F.batch_norm(exact[0], None, None, *exact[1:3], True, MOMENTUM, EPS) + exact[3]
+    grad[summed.abs() < 1e-3] = 0  # a rounded gate may go either way
+    F.relu(summed).backward(grad.double())
+    found = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
+    bits = torch.full((shape[1], -(-x.numel() // shape[1] // 32)), 7, dtype=torch.int32, device=DEVICE)
+    y = norm(x, *found, weight, bias, relu=True, other=other, bits=bits)
+    gated = torch.empty_like(grad)
+    gradients = norm_backward(grad, x, *found, weight, bias, relu=True, bits=bits, gated=gated)
+    close = {"rtol": max(1e-4, torch.finfo(dtype).eps), "atol": 1e-5 * (x.numel() / shape[1]) ** 0.5 + 1e-4}
+    torch.testing.assert_close(y.double(), F.relu(summed).detach(), **close)
+    for got, leaf in zip((*gradients, gated), exact, strict=True):
+        torch.testing.assert_close(got.double(), leaf.grad, **close)
+    assert torch.equal(gated, torch.where(y > 0, grad, 0))
+
+
+def test_nan_in_a_sum_passes_and_its_gradient_passes(generator):
+    x, other, grad = torch.randn((3, *ALONE), generator=generator).to(DEVICE)
+    other[0, 1, 2] = torch.nan
+    mean, rstd = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
+    bits, gated = torch.empty(4, 1, dtype=torch.int32, device=DEVICE), torch.empty_like(grad)
+    y = norm(x, mean, rstd, None, None, relu=True, other=other, bits=bits)
+    norm_backward(grad, x, mean, rstd, None, None, relu=True, bits=bits, gated=gated)
+    assert y.isnan().nonzero().tolist() == [[0, 1, 2]]
+    assert gated[0, 1, 2] == grad[0, 1, 2]
+
+
+def test_parameters_and_running_statistics_of_half_precision(generator):
+    x = torch.randn((2, 2, 6, 6), generator=generator).half().to(DEVICE)
     halves = [t.half() for t in parameters(2, generator)]
     wide = [t.float() for t in halves]
     again = statistics(x, *halves[2:], momentum=MOMENTUM, eps=EPS)
@@ -71,11 +144,13 @@ def test_half_precision_is_summed_in_float32(generator):
         assert torch.equal(half, whole.half())
 
 
-def test_without_parameters_and_running_statistics(generator):
-    x = torch.randn((3, 4, 5), generator=generator).to(DEVICE)
+@pytest.mark.parametrize("shape", [ALONE, PARTED])
+def test_without_parameters_and_running_statistics(shape, generator):
+    x, grad = torch.randn((2, *shape), generator=generator).to(DEVICE)
     found = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
-    ones, zeros = torch.ones(4, device=DEVICE), torch.zeros(4, device=DEVICE)
-    grad = torch.randn((3, 4, 5), generator=generator).to(DEVICE)
+    tracked = statistics(x, *torch.rand((2, shape[1]), device=DEVICE), momentum=1.0, eps=EPS)
+    assert all(torch.equal(a, b) for a, b in zip(found, tracked, strict=True))
+    ones, zeros = torch.ones(shape[1], device=DEVICE), torch.zeros(shape[1], device=DEVICE)
     for weight, bias in ((None, None), (2 * ones, None), (None, 3 * ones)):
         given = ones if weight is None else weight, zeros if bias is None else bias
         assert torch.equal(norm(x, *found, weight, bias, relu=True), norm(x, *found, *given, relu=True))
@@ -83,9 +158,65 @@ def test_without_parameters_and_running_statistics(generator):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_from_the_rounded_normalised_input(generator):
+@pytest.mark.parametrize("momentum", [0.0, 1.0, 1 / 3])
+@pytest.mark.parametrize("shape", [ALONE, PARTED])
+def test_running_statistics_move_by_the_momentum(shape, momentum, generator):
+    """Cumulative averages are a momentum of 1 / n."""
+    x = torch.randn(shape, generator=generator).to(DEVICE)
+    *_, mean, variance = parameters(shape[1], generator)
+    wanted = mean.double(), variance.double()
+    F.batch_norm(x.double(), *wanted, None, None, True, momentum, EPS)
+    statistics(x, mean, variance, momentum=momentum, eps=EPS)
+    torch.testing.assert_close(mean.double(), wanted[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(variance.double(), wanted[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [ALONE, PARTED])
+def test_nan_spoils_its_channel_and_no_other(shape, generator):
+    x, grad = torch.randn((2, *shape), generator=generator).to(DEVICE)
+    weight, bias, mean, variance = parameters(shape[1], generator)
+    x[-1, 0, -1] = torch.nan
+    found = statistics(x, mean, variance, momentum=MOMENTUM, eps=EPS)
+    y = norm(x, *found, weight, bias, relu=True)
+    for result in (y.transpose(0, 1), *(t[:, None] for t in (mean, variance))):
+        assert result[0].isnan().all()
+        assert result[1:].isfinite().all()
+    grad_x, grad_weight, grad_bias = norm_backward(grad, x, *found, weight, bias, relu=True)
+    for result in (grad_x.transpose(0, 1), grad_weight[:, None]):
+        assert result[0].isnan().all()
+        assert result[1:].isfinite().all()
+    torch.testing.assert_close(grad_bias[0], grad[:, 0].sum())  # where the ReLU passes NaN, its gradient passes
+
+
+def test_launches(launches):
+    """A short channel is one program's, for its sums and for what is made of them; a long one's parts are merged."""
+    for shape in ((32, 512, 4, 4), (32, 3, 512), (32, 3, 1024), (32, 3, 1025), (32, 300, 1025)):
+        x, ones = torch.rand(shape, device=DEVICE), torch.ones(shape[1], device=DEVICE)
+        found = statistics(x, ones, ones, momentum=MOMENTUM, eps=EPS)
+        norm(x, *found, ones, ones, relu=True)
+        norm_backward(x, x, *found, ones, ones, relu=True)
+    assert launches == [
+        ("statistics", (512,)), ("norm", (512, 1)), ("grad", (512, 1)),
+        ("statistics", (3,)), ("norm", (3, 4)), ("grad", (3, 1)),
+        ("statistics", (3,)), ("norm", (3, 8)), ("slopes", (3, 8)), ("grad", (3, 8)),
+        ("moments", (3, 9)), ("statistics", (3,)), ("norm", (3, 9)), ("slopes", (3, 9)), ("grad", (3, 9)),
+        ("statistics", (300,)), ("norm", (300, 1)), ("grad", (300, 1)),  # channels enough to fill a device
+    ]  # fmt: skip
+
+
+def test_every_run_gives_the_same_bits(generator):
+    x, grad = torch.randn((2, *PARTED), generator=generator).to(DEVICE)
+    results = []
+    for _ in range(2):
+        found = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
+        results.append((*found, *norm_backward(grad, x, *found, None, None, relu=True)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 7, 5), (3, 2, 75, 75)])
+def test_from_the_rounded_normalised_input(shape, generator):
     """Of the input no more is left than what is normalised, rounded to another dtype."""
-    x = (2 * torch.randn((3, 2, 7, 5), generator=generator) + 1).to(DEVICE)
+    x = (2 * torch.randn(shape, generator=generator) + 1).to(DEVICE)
     weight, bias, *_ = parameters(2, generator)
     mean, rstd = statistics(x, None, None, momentum=MOMENTUM, eps=EPS)
     rounded = torch.empty_like(x, dtype=torch.float16)
@@ -110,5 +241,7 @@ def test_refuses_one_element_and_strides():
     with pytest.raises(ValueError, match="must be contiguous"):
         statistics(torch.zeros(3, 4).t(), None, None, momentum=MOMENTUM, eps=EPS)
     x, ones = torch.rand(4, 3, device=DEVICE), torch.ones(3, device=DEVICE)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        norm(x, ones, ones, None, None, relu=True, other=x.t().contiguous().t())
     with pytest.raises(ValueError, match=r"gradient \(2, 3\) of an input \(4, 3\)"):
         norm_backward(torch.zeros(2, 3), x, ones, ones, None, None, relu=False)

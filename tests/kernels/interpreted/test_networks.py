@@ -44,6 +44,21 @@ class Net(nn.Module):
         return self.c(F.relu(self.norms[1](self.b(x)) + x))
 
 
+@pytest.mark.usefixtures("forms")
+def test_fused_norms_train_as_torchs(generator):
+    torch.manual_seed(0)
+    model = Net().to(DEVICE)
+    plain, x = copy.deepcopy(model), torch.randn(3, 2, 9, 8, generator=generator).to(DEVICE)
+    fs.nn.fuse_norms(model)
+    results = []
+    for one in (model, plain):
+        y = one(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad for p in one.parameters()), *one.buffers()])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("keep", "dtype"), [(1.0, None), (0.4, None), (0.4, torch.bfloat16)])
 def test_trains_as_torch_does(keep, dtype, forms, generator):
     torch.manual_seed(0)
