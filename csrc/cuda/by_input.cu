@@ -15,7 +15,8 @@ constexpr int kRun = 8;  // words of a thread
 constexpr int kWords = kThreads * kRun;
 
 struct Turned {
-  std::int32_t rows, columns, taps, words, width;  // words: of a column; width: columns of a block
+  std::int32_t rows, columns, taps;
+  std::int32_t words, width, team;  // words of a column, columns of a block, threads that share a row
   const std::int32_t* row_start;
   Columns column;
   std::int32_t* column_start;
@@ -24,23 +25,15 @@ struct Turned {
   std::uint32_t blocks() const { return static_cast<std::uint32_t>((columns + width - 1) / width); }
 
   // Visits (column counted from `first`, row counted from `top`, number within the row) of what rows from `top` on, as
-  // many as there are bits for, keep in [first, last). Each lane looks up a row, then the warp passes over all of them.
+  // many as there are bits for, keep in [first, last). A team of threads has a row.
   template <typename F>
   __device__ __forceinline__ void each(std::int32_t first, std::int32_t last, std::int32_t top, F&& visit) const {
-    const std::int32_t lane = threadIdx.x % 32, end = top + min(rows - top, words * 32);
-    for (std::int32_t group = top + static_cast<std::int32_t>(threadIdx.x / 32) * 32; group < end; group += kThreads) {
-      const std::int32_t row = group + lane;
-      const std::int32_t start = row < end ? row_start[row] : 0, stop = row < end ? row_start[row + 1] : 0;
-      const auto begin = static_cast<std::int32_t>(first_from(column, start, stop, first));
-#pragma unroll 1
-      for (std::int32_t r = 0; r < min(32, end - group); ++r) {
-        const std::int32_t row_first = __shfl_sync(kEveryLane, start, r), row_end = __shfl_sync(kEveryLane, stop, r);
-        for (std::int32_t i = __shfl_sync(kEveryLane, begin, r) + lane; i < row_end; i += 32) {
-          const std::int32_t at = column[i];
-          if (at >= last) break;
-          visit(at - first, group - top + r, i - row_first);
-        }
-      }
+    const auto thread = static_cast<std::int32_t>(threadIdx.x);
+    const std::int32_t end = min(rows - top, words * 32);
+    for (std::int32_t row = thread / team; row < end; row += kThreads / team) {
+      const std::int32_t start = row_start[top + row], stop = row_start[top + row + 1];
+      auto i = static_cast<std::int32_t>(first_from(column, start, stop, first)) + thread % team;
+      for (std::int32_t at; i < stop && (at = column[i]) < last; i += team) visit(at - first, row, i - start);
     }
   }
 };
@@ -110,8 +103,11 @@ Turned task_of(const InputList& list) {
   const WeightRows& r = list.rows;
   const auto rows = static_cast<std::int32_t>(r.rows), columns = static_cast<std::int32_t>(r.inputs * r.taps);
   const std::int32_t words = std::min((rows + 31) / 32, kWords);
-  return {rows, columns, static_cast<std::int32_t>(r.taps), words, std::min(columns, kWords / words), r.row_start,
-          {r.column, r.wide}, list.column_start, {list.entry, list.wide_entry}, {list.rank, list.wide_rank}};
+  std::int32_t team = 32;
+  while (team > 1 && rows > kThreads / team) team /= 2;
+  return {rows, columns, static_cast<std::int32_t>(r.taps), words, std::min(columns, kWords / words), team,
+          r.row_start, {r.column, r.wide}, list.column_start, {list.entry, list.wide_entry},
+          {list.rank, list.wide_rank}};
 }
 
 }  // namespace

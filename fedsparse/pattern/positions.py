@@ -17,6 +17,7 @@ __all__ = [
     "by_kernel",
     "counted",
     "first_in_order",
+    "highest_of_each",
     "mirrored",
     "selectable",
     "smallest_of_each",
@@ -121,6 +122,25 @@ def mirrored(layers: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([layer.reshape(-1) for layer in layers])
     magnitudes = flat.view(torch.int32).bitwise_and(_INFINITY | _FRACTION)
     return list((_INFINITY - magnitudes).view(torch.float32).split([layer.numel() for layer in layers]))
+
+
+def highest_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Ascending numbers, int64, of the `counts[i]` highest entries of each layer of any real type; all lie `together`.
+
+    Ties go to the lowest number.
+
+    Returns:
+        The numbers, which are void with a NaN, and whether there is one, a bool on the device.
+    """
+    sizes, flat = [layer.numel() for layer in layers], torch.cat([layer.reshape(-1) for layer in layers])
+    starts = _spread(sizes, sizes, flat)
+    falling = flat.sort(descending=True, stable=True).indices
+    by_layer = falling[starts[falling].sort(stable=True).indices]
+    wanted, repeats = flat.new_tensor([counts, sizes], dtype=torch.int64)
+    limits = torch.repeat_interleave(wanted, repeats, output_size=len(flat))
+    rank = torch.arange(len(flat), device=flat.device) - starts
+    chosen = torch.zeros_like(flat, dtype=torch.bool).index_put_((by_layer,), rank < limits).nonzero().squeeze(1)
+    return list((chosen - starts[chosen]).split(list(counts))), flat.isnan().any()
 
 
 def taken_of_each(lists: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[Tensor]:

@@ -11,12 +11,14 @@ from fedsparse.pattern.positions import (
     by_kernel,
     counted,
     first_in_order,
+    highest_of_each,
     mirrored,
     selectable,
     smallest_of_each,
+    together,
 )
 
-__all__ = ["smallest", "smallest_and_largest", "top"]
+__all__ = ["smallest", "smallest_and_largest", "top", "top_of_each"]
 
 
 def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
@@ -65,9 +67,29 @@ def smallest(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         return [top(layer, count, order="smallest_magnitude") for layer, count in zip(layers, counts, strict=True)]
     found, unordered = smallest_of_each(layers, counts)
     if bool(unordered):
-        for layer in layers:
-            _check(0, layer.numel(), int(layer.isnan().sum()))
+        _refuse_nan(layers)
     return found
+
+
+def top_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """The `counts[i]` largest of each layer, as `top` gives them, of all at once where they lie on one CUDA device.
+
+    Raises:
+        PatternError: as `smallest`.
+    """
+    if not layers or not together(layers):
+        return [top(layer, count) for layer, count in zip(layers, counts, strict=True)]
+    for layer, count in zip(layers, counts, strict=True):
+        _check(count, layer.numel(), 0)
+    found, unordered = highest_of_each([layer.detach() for layer in layers], counts)
+    if bool(unordered):
+        _refuse_nan(layers)
+    return found
+
+
+def _refuse_nan(layers: Sequence[Tensor]) -> None:
+    for layer in layers:
+        _check(0, layer.numel(), int(layer.isnan().sum()))
 
 
 def smallest_and_largest(

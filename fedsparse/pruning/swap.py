@@ -12,7 +12,7 @@ from fedsparse.pattern.positions import ascending, ascending_of_each, taken_of_e
 from fedsparse.pattern.rebuilding import NOT_RISING
 from fedsparse.pattern.together import growth_faults
 from fedsparse.pruning.select import smallest_and_largest
-from fedsparse.pruning.units import exchanged_units, magnitudes, magnitudes_at, whole
+from fedsparse.pruning.units import UnitSwap, exchanged_units, magnitudes, magnitudes_at, whole
 
 __all__ = ["swap", "swap_all"]
 
@@ -60,7 +60,9 @@ def swap_all(
     orders = dict(zip(patterns, map(_limited, _in_order(asked)), strict=True))
     single = {n: o for n, o in orders.items() if isinstance(o.pattern.granularity, Element) and o.number}
     changes = dict(zip(single, _positions([*single.values()]), strict=True))
-    changes |= {name: units for name, order in orders.items() if (units := _units(order)) is not None}
+    whole_units = {n: _units(o) for n, o in orders.items() if not isinstance(o.pattern.granularity, Element)}
+    found = zip(whole_units, exchanged_units([*whole_units.values()]), strict=True)
+    changes |= {name: change for name, change in found if change is not None}
     swapped = exchange_all([(patterns[name], *change) for name, change in changes.items()])
     return {**patterns, **dict(zip(changes, swapped, strict=True))}
 
@@ -100,14 +102,12 @@ def _positions(orders: Sequence[_Order]) -> list[tuple[Tensor, Tensor]]:
     return [*zip(dropped, taken_of_each([order.candidates for order in orders], grown), strict=True)]
 
 
-def _units(order: _Order) -> tuple[Tensor, Tensor] | None:
-    """What is dropped and grown where whole units are swapped; of single positions, nothing."""
-    if isinstance(order.pattern.granularity, Element):
-        return None
+def _units(order: _Order) -> UnitSwap:
+    """The units that may change places, and their scores."""
     tiling = order.pattern.granularity.tiling(order.pattern.shape)
     units, grow = magnitudes_at(tiling, order.candidates, order.scores)
     drop = -magnitudes(order.pattern, order.values)
-    return exchanged_units(order.pattern, drop, units, grow, whole(order.number, tiling.size))
+    return UnitSwap(order.pattern, drop, units, grow, whole(order.number, tiling.size))
 
 
 # ---- candidates in order

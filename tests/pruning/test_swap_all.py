@@ -75,13 +75,13 @@ def test_whole_units_are_swapped_where_the_patterns_lie(where, granularity, gene
 
 
 def test_one_launch_for_all(binding, where, generator, monkeypatch):
-    """What is dropped of all weights is asked for once."""
+    """What is dropped and grown of all weights is asked for once."""
     if where != "cpu":
         pytest.skip("counts calls of the extension, which is patched for main memory only")
     asked, launch = [], binding.cuda_smallest
     monkeypatch.setattr(binding, "cuda_smallest", lambda *arguments: asked.append(arguments[1]) or launch(*arguments))
     swap_all(*drawn(generator), COUNTS)
-    assert asked == [3]
+    assert asked == [6]
 
 
 @pytest.mark.parametrize("granularity", ["element", "vector:4"])
