@@ -145,8 +145,8 @@ def test_selections_are_clean(sanitized, shim, tmp_path):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(flat(ours), flat(found), strict=True)), name
 
 
-def flat(result: np.ndarray | tuple | list | None) -> list[np.ndarray]:
+def flat(result: object) -> list[np.ndarray]:
     """All arrays of a result."""
-    if result is None or isinstance(result, np.ndarray):
-        return [] if result is None else [result]
-    return [array for part in result for array in flat(part)]
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in flat(part)]
+    return [result] if isinstance(result, np.ndarray) else []
