@@ -20,7 +20,9 @@ __all__ = [
     "highest_of_each",
     "mirrored",
     "selectable",
+    "shifts",
     "smallest_of_each",
+    "starts_of",
     "taken_of_each",
     "together",
 ]
@@ -107,7 +109,7 @@ def smallest_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> tuple[l
     flat = torch.cat([layer.reshape(-1) for layer in layers])
     size = _native.extension().cuda_smallest_size(len(layers), flat.numel())
     starts, firsts = flat.new_tensor(
-        [_starts([layer.numel() for layer in layers]), _starts(counts)], dtype=torch.int64
+        [starts_of([layer.numel() for layer in layers]), starts_of(counts)], dtype=torch.int64
     )  # fmt: skip
     numbers, workspace = starts.new_empty(sum(counts)), flat.new_empty(size, dtype=torch.uint8)
     launch(
@@ -133,7 +135,7 @@ def highest_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> tuple[li
         The numbers, which are void with a NaN, and whether there is one, a bool on the device.
     """
     sizes, flat = [layer.numel() for layer in layers], torch.cat([layer.reshape(-1) for layer in layers])
-    starts = _spread(sizes, sizes, flat)
+    starts = shifts(sizes, sizes, flat)
     falling = flat.sort(descending=True, stable=True).indices
     by_layer = falling[starts[falling].sort(stable=True).indices]
     wanted, repeats = flat.new_tensor([counts, sizes], dtype=torch.int64)
@@ -148,7 +150,7 @@ def taken_of_each(lists: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[Te
     if not together([*lists, *numbers]):
         return [entries[some] for entries, some in zip(lists, numbers, strict=True)]
     counts = [len(some) for some in numbers]
-    places = torch.cat([*numbers]) + _spread([len(entries) for entries in lists], counts, numbers[0])
+    places = torch.cat([*numbers]) + shifts([len(entries) for entries in lists], counts, numbers[0])
     return list(torch.cat([*lists])[places].split(counts))
 
 
@@ -161,17 +163,18 @@ def ascending_of_each(
         The lists, their entries, and whether a position is repeated, a bool on the device.
     """
     counts = [len(some) for some in lists]
-    shifts = _spread(sizes, counts, lists[0])
-    ordered, order = (torch.cat([*lists]) + shifts).sort()
+    behind = shifts(sizes, counts, lists[0])
+    ordered, order = (torch.cat([*lists]) + behind).sort()
     repeated = (ordered[1:] == ordered[:-1]).any()
-    return list((ordered - shifts).split(counts)), list(torch.cat([*entries])[order].split(counts)), repeated
+    return list((ordered - behind).split(counts)), list(torch.cat([*entries])[order].split(counts)), repeated
 
 
-def _spread(sizes: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
+def shifts(sizes: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
     """For `counts[i]` numbers of each list the sizes of the lists before it, int64."""
-    starts, repeats = like.new_tensor([_starts(sizes)[:-1], counts], dtype=torch.int64)
+    starts, repeats = like.new_tensor([starts_of(sizes)[:-1], counts], dtype=torch.int64)
     return torch.repeat_interleave(starts, repeats, output_size=sum(counts))
 
 
-def _starts(sizes: Sequence[int]) -> list[int]:
+def starts_of(sizes: Sequence[int]) -> list[int]:
+    """The sums of the sizes before each, and of all."""
     return [*accumulate(sizes, initial=0)]

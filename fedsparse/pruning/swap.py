@@ -12,7 +12,8 @@ from fedsparse.pattern.positions import ascending, ascending_of_each, taken_of_e
 from fedsparse.pattern.rebuilding import NOT_RISING
 from fedsparse.pattern.together import growth_faults
 from fedsparse.pruning.select import smallest_and_largest
-from fedsparse.pruning.units import UnitSwap, exchanged_units, magnitudes, magnitudes_at, whole
+from fedsparse.pruning.units import exchanged_units, magnitudes, magnitudes_at, whole
+from fedsparse.pruning.units_together import WeightSwap, swappable, swapped
 
 __all__ = ["swap", "swap_all"]
 
@@ -60,11 +61,11 @@ def swap_all(
     orders = dict(zip(patterns, map(_limited, _in_order(asked)), strict=True))
     single = {n: o for n, o in orders.items() if isinstance(o.pattern.granularity, Element) and o.number}
     changes = dict(zip(single, _positions([*single.values()]), strict=True))
-    whole_units = {n: _units(o) for n, o in orders.items() if not isinstance(o.pattern.granularity, Element)}
-    found = zip(whole_units, exchanged_units([*whole_units.values()]), strict=True)
-    changes |= {name: change for name, change in found if change is not None}
-    swapped = exchange_all([(patterns[name], *change) for name, change in changes.items()])
-    return {**patterns, **dict(zip(changes, swapped, strict=True))}
+    others = {name: order for name, order in orders.items() if not isinstance(order.pattern.granularity, Element)}
+    found = zip(others, _whole_units([*others.values()]), strict=True)
+    changes |= {name: change for name, change in found if change is not None and len(change[1])}
+    new = exchange_all([(patterns[name], *change) for name, change in changes.items()])
+    return {**patterns, **dict(zip(changes, new, strict=True))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +103,22 @@ def _positions(orders: Sequence[_Order]) -> list[tuple[Tensor, Tensor]]:
     return [*zip(dropped, taken_of_each([order.candidates for order in orders], grown), strict=True)]
 
 
-def _units(order: _Order) -> UnitSwap:
-    """The units that may change places, and their scores."""
+def _whole_units(orders: Sequence[_Order]) -> list[tuple[Tensor, Tensor] | None]:
+    """The same where whole units are swapped; None for nothing."""
+    swaps = [WeightSwap(o.pattern, o.values, o.candidates, o.scores, o.number) for o in orders]
+    joint = [swap for swap in swaps if swappable(swap)]
+    if not joint or not together([swap.pattern.column for swap in joint]):
+        return [_units(order) for order in orders]
+    found = iter(swapped(joint))
+    return [next(found) if swappable(swap) else _units(order) for order, swap in zip(orders, swaps, strict=True)]
+
+
+def _units(order: _Order) -> tuple[Tensor, Tensor] | None:
+    """Of one weight by itself."""
     tiling = order.pattern.granularity.tiling(order.pattern.shape)
     units, grow = magnitudes_at(tiling, order.candidates, order.scores)
     drop = -magnitudes(order.pattern, order.values)
-    return UnitSwap(order.pattern, drop, units, grow, whole(order.number, tiling.size))
+    return exchanged_units(order.pattern, drop, units, grow, whole(order.number, tiling.size))
 
 
 # ---- candidates in order

@@ -6,18 +6,14 @@ element, so that units of different size compare. Of single positions, units are
 Units are counted, ranked and chosen where the pattern lies.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
 from fedsparse.pattern import Pattern, Tiling
-from fedsparse.pruning.select import top, top_of_each
+from fedsparse.pruning.select import top
 
 __all__ = [
-    "UnitSwap",
     "exchange",
     "exchanged_units",
     "fitting",
@@ -153,51 +149,25 @@ def exchange(pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count:
         units: `(c,)` int64, ascending and pruned, that may grow.
         grow: `(c,)`, their scores.
     """
-    (change,) = exchanged_units([UnitSwap(pattern, drop, units, grow, count)])
+    change = exchanged_units(pattern, drop, units, grow, count)
     return pattern if change is None else pattern.exchanged(*change)
 
 
-class UnitSwap(NamedTuple):
-    """What `exchange` takes; `wanted` is its count."""
-
-    pattern: Pattern
-    drop: Tensor
-    units: Tensor
-    grow: Tensor
-    wanted: int
-
-    @property
-    def number(self) -> int:
-        """How many units may change places."""
-        return min(self.wanted, len(self.units), len(self.drop) - 1)
-
-
-def exchanged_units(swaps: Sequence[UnitSwap]) -> list[tuple[Tensor, Tensor] | None]:
-    """Numbers of the values that each `exchange` drops and flat positions that it grows, ascending; None for nothing.
-
-    On a CUDA device weights of one pool are searched together.
-    """
-    free = [swap for swap in swaps if swap.number > 0 and _pools(swap.pattern) == 1]
-    numbers = [swap.number for swap in free]
-    chosen = top_of_each([*(s.drop for s in free), *(s.grow for s in free)], [*numbers, *numbers])
-    pairs = iter(zip(chosen[: len(free)], chosen[len(free) :], strict=True))
-
-    def change(swap: UnitSwap) -> tuple[Tensor, Tensor] | None:
-        if swap.number <= 0:
-            return None
-        dropped, grown = next(pairs) if _pools(swap.pattern) == 1 else _in_own_pools(swap)
-        return places_of(swap.pattern, dropped), _tiling(swap.pattern).positions(swap.units[grown])
-
-    return [change(swap) for swap in swaps]
-
-
-def _in_own_pools(swap: UnitSwap) -> tuple[Tensor, Tensor]:
-    """Which kept units go, and which of the others come."""
-    pattern, _, units, grow, _ = swap
-    granularity, shape, kept = pattern.granularity, pattern.shape, kept_units(pattern)
-    grown = highest(grow, swap.number, granularity.pool_of(shape, units), _in_pools(pattern, kept))
-    leaving = _in_pools(pattern, units[grown])
-    return highest(swap.drop, len(kept), granularity.pool_of(shape, kept), leaving), grown
+def exchanged_units(
+    pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count: int
+) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the values that `exchange` drops and flat positions that it grows, ascending, or None for nothing."""
+    count = min(count, len(units), len(drop) - 1)
+    if count <= 0:
+        return None
+    granularity, shape = pattern.granularity, pattern.shape
+    if granularity.pools(shape) == 1:
+        grown, dropped = units[top(grow, count)], top(drop, count)
+    else:
+        kept = kept_units(pattern)
+        grown = units[highest(grow, count, granularity.pool_of(shape, units), _in_pools(pattern, kept))]
+        dropped = highest(drop, len(drop), granularity.pool_of(shape, kept), _in_pools(pattern, grown))
+    return places_of(pattern, dropped), _tiling(pattern).positions(grown)
 
 
 def replaceable(pattern: Pattern, drop: Tensor, count: int) -> Tensor:
@@ -245,13 +215,9 @@ def _tiling(pattern: Pattern) -> Tiling:
     return pattern.granularity.tiling(pattern.shape)
 
 
-def _pools(pattern: Pattern) -> int:
-    return pattern.granularity.pools(pattern.shape)
-
-
 def _in_pools(pattern: Pattern, units: Tensor) -> Tensor:
     """How many of some units each pool has, `(pools,)`."""
-    pools = _pools(pattern)
+    granularity, pools = pattern.granularity, pattern.granularity.pools(pattern.shape)
     if pools == 1:
         return torch.tensor([len(units)])
-    return torch.bincount(pattern.granularity.pool_of(pattern.shape, units), minlength=pools)
+    return torch.bincount(granularity.pool_of(pattern.shape, units), minlength=pools)
