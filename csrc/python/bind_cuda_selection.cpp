@@ -1,5 +1,4 @@
-// Python's way to what the CUDA kernels select; as in bind_cuda.cpp. Names that end with _size return
-// bytes.
+// Python's way to what the CUDA kernels select; as in bind_cuda.cpp. Names that end with _size return bytes.
 #include "bind.h"
 
 #include <pybind11/stl.h>

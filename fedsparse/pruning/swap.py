@@ -1,7 +1,6 @@
 """Drop and regrow: exchange kept positions for pruned ones, their number unchanged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from fedsparse.pattern.rebuilding import NOT_RISING
 from fedsparse.pattern.together import growth_faults
 from fedsparse.pruning.select import smallest_and_largest
 from fedsparse.pruning.units import exchanged_units, magnitudes, magnitudes_at, whole
-from fedsparse.pruning.units_together import WeightSwap, swappable, swapped
+from fedsparse.pruning.units_together import Swap, swappable, swapped
 
 __all__ = ["swap", "swap_all"]
 
@@ -68,52 +67,36 @@ def swap_all(
     return {**patterns, **dict(zip(changes, new, strict=True))}
 
 
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """A swap that is asked for; once it may be carried out, candidates ascend.
-
-    Attributes:
-        number: of positions that give way to as many candidates.
-    """
-
-    pattern: Pattern
-    values: Tensor
-    candidates: Tensor
-    scores: Tensor
-    number: int
-
-
-def _asked(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> _Order:
+def _asked(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> Swap:
     where = pattern.column.device
     values, candidates, scores = values.detach().to(where), candidates.to(where), scores.detach().to(where)
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
-    return _Order(pattern, values, candidates, scores, count)
+    return Swap(pattern, values, candidates, scores, count)
 
 
-def _limited(order: _Order) -> _Order:
+def _limited(order: Swap) -> Swap:
     if not isinstance(order.pattern.granularity, Element):
         return order
-    return replace(order, number=max(0, min(order.number, order.candidates.numel(), order.pattern.nnz - 1)))
+    return order._replace(number=max(0, min(order.number, order.candidates.numel(), order.pattern.nnz - 1)))
 
 
-def _positions(orders: Sequence[_Order]) -> list[tuple[Tensor, Tensor]]:
+def _positions(orders: Sequence[Swap]) -> list[tuple[Tensor, Tensor]]:
     """What is dropped and grown in swaps of single positions."""
     numbers = [order.number for order in orders]
     dropped, grown = smallest_and_largest([o.values for o in orders], [o.scores for o in orders], numbers)
     return [*zip(dropped, taken_of_each([order.candidates for order in orders], grown), strict=True)]
 
 
-def _whole_units(orders: Sequence[_Order]) -> list[tuple[Tensor, Tensor] | None]:
+def _whole_units(orders: Sequence[Swap]) -> list[tuple[Tensor, Tensor] | None]:
     """The same where whole units are swapped; None for nothing."""
-    swaps = [WeightSwap(o.pattern, o.values, o.candidates, o.scores, o.number) for o in orders]
-    joint = [swap for swap in swaps if swappable(swap)]
-    if not joint or not together([swap.pattern.column for swap in joint]):
+    joint = [order for order in orders if swappable(order)]
+    if not joint or not together([order.pattern.column for order in joint]):
         return [_units(order) for order in orders]
     found = iter(swapped(joint))
-    return [next(found) if swappable(swap) else _units(order) for order, swap in zip(orders, swaps, strict=True)]
+    return [next(found) if swappable(order) else _units(order) for order in orders]
 
 
-def _units(order: _Order) -> tuple[Tensor, Tensor] | None:
+def _units(order: Swap) -> tuple[Tensor, Tensor] | None:
     """Of one weight by itself."""
     tiling = order.pattern.granularity.tiling(order.pattern.shape)
     units, grow = magnitudes_at(tiling, order.candidates, order.scores)
@@ -122,7 +105,7 @@ def _units(order: _Order) -> tuple[Tensor, Tensor] | None:
 
 
 # ---- candidates in order
-def _in_order(orders: Sequence[_Order]) -> list[_Order]:
+def _in_order(orders: Sequence[Swap]) -> list[Swap]:
     """With candidates that ascend, refused where they cannot be grown: on a device all are looked at together."""
     faults = growth_faults([(order.pattern, order.candidates) for order in orders])
     mixed = [order for order, fault in zip(orders, faults, strict=True) if fault == NOT_RISING]
@@ -133,7 +116,7 @@ def _in_order(orders: Sequence[_Order]) -> list[_Order]:
     ]
 
 
-def _sorted_together(orders: Sequence[_Order]) -> list[_Order]:
+def _sorted_together(orders: Sequence[Swap]) -> list[Swap]:
     """Of candidates that are in range and pruned."""
     candidates = [order.candidates for order in orders]
     if not orders or not together(candidates):
@@ -144,16 +127,16 @@ def _sorted_together(orders: Sequence[_Order]) -> list[_Order]:
     if bool(repeated):
         return [_sorted(order) for order in orders]
     return [
-        replace(order, candidates=ordered, scores=its)
+        order._replace(candidates=ordered, scores=its)
         for order, ordered, its in zip(orders, candidates, scores, strict=True)
     ]
 
 
-def _sorted(order: _Order) -> _Order:
+def _sorted(order: Swap) -> Swap:
     """One weight by itself: who is refused hears why."""
     candidates, scores = _ascending(order.pattern, order.candidates, order.scores)
     _check_candidates(order.pattern, candidates)
-    return replace(order, candidates=candidates, scores=scores)
+    return order._replace(candidates=candidates, scores=scores)
 
 
 def _ascending(pattern: Pattern, candidates: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
