@@ -1,5 +1,5 @@
-// Tasks of many weights in one launch. They travel by value as part of it: nothing is copied to the device before, and a
-// captured graph holds the tasks themselves.
+// Tasks of many weights in one launch. They travel by value as part of it: nothing is copied to the device before, and
+// a captured graph holds the tasks themselves.
 #pragma once
 
 #include <cuda_runtime.h>

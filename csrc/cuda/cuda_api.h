@@ -219,7 +219,7 @@ int fedsparse_cuda_unpack(const void* values, std::int64_t value_dtype, std::int
 // The rows of each weight without the values number `dropped` and with the flat positions `grown`.
 int fedsparse_cuda_exchange(std::int64_t count, const fedsparse::Exchange* changes, void* stream);
 
-// The list by input of each weight's rows. Nothing else needs to know how many positions are kept.
+// The list by input of each weight's rows.
 int fedsparse_cuda_list_by_input(std::int64_t count, const fedsparse::InputList* lists, void* stream);
 
 // Values, states of their optimiser and other arrays of 4-byte words, moved along with their positions.
