@@ -1,10 +1,12 @@
 """The only import of the compiled extension `fedsparse._C`: what was built, and why something is missing."""
 
+import math
 import os
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 # torch first: the extension then shares the OpenMP runtime, and so the threads, that torch has loaded.
 import torch
@@ -21,8 +23,13 @@ __all__ = [
     "kernels_at",
     "launch",
     "on_device",
+    "on_each_device",
     "row_list",
+    "weight_rows",
 ]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 # A fork copies one thread: in the child OpenMP waits for the others for ever, in torch's functions as in ours. Alone
@@ -104,6 +111,27 @@ def check(name: str, status: int) -> None:
 def row_list(row_start: torch.Tensor, column: torch.Tensor) -> tuple[int, int, bool]:
     """A pattern's row list on the device, as the CUDA part of the extension takes it."""
     return address(row_start), address(column), column.dtype == torch.int32
+
+
+def weight_rows(
+    shape: Sequence[int], row_start: torch.Tensor, column: torch.Tensor
+) -> tuple[tuple[int, int, int], tuple[int, int, bool]]:
+    """The same with what the weight's dense shape says: rows, inputs of a group and positions of the kernel."""
+    return (shape[0], shape[1], math.prod(shape[2:])), row_list(row_start, column)
+
+
+def on_each_device(
+    items: Sequence[Item],
+    where: Callable[[Item], torch.device],
+    of_some: Callable[[list[Item]], Sequence[Result]],
+) -> list[Result]:
+    """One result for each item, in their order; `of_some` takes those of one device."""
+    devices = [where(item) for item in items]
+    results = {
+        device: iter(of_some([item for item, here in zip(items, devices, strict=True) if here == device]))
+        for device in dict.fromkeys(devices)
+    }
+    return [next(results[device]) for device in devices]
 
 
 def _stream(where: torch.Tensor) -> int:

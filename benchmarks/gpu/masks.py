@@ -17,7 +17,7 @@ from fedsparse.backends import BATCH_INNERMOST
 from fedsparse.backends.choose import BACKENDS
 from fedsparse.backends.cuda_lists import build, problem_of
 from fedsparse.bench.cases import LayerCase
-from fedsparse.pattern import Pattern
+from fedsparse.pattern import Move, Pattern, carry_all, exchange_all
 from fedsparse.pruning import smallest
 
 __all__ = ["OPS", "jobs"]
@@ -189,11 +189,14 @@ def _prune(sizes: Sizes, device: str) -> Iterable[Row]:
 
     def exchange() -> list[tuple[Pattern, Tensor, Tensor]]:
         dropped = smallest([kept for kept, _ in values], [move.k for move in moves])
-        new = [m.pattern.exchanged(numbers, m.grown) for m, numbers in zip(moves, dropped, strict=True)]
-        return [
-            (there, m.pattern.moved(weights, there), m.pattern.moved(momentum, there))
-            for m, there, (weights, momentum) in zip(moves, new, values, strict=True)
-        ]
+        new = exchange_all([(m.pattern, numbers, m.grown) for m, numbers in zip(moves, dropped, strict=True)])
+        carried = carry_all(
+            [
+                Move(m.pattern, there, [(weights, 0.0), (momentum, 0.0)])
+                for m, there, (weights, momentum) in zip(moves, new, values, strict=True)
+            ]
+        )
+        return [(there, weights, momentum) for there, (weights, momentum) in zip(new, carried, strict=True)]
 
     def exchange_and_list() -> object:
         found = exchange()

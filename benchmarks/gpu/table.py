@@ -30,7 +30,7 @@ _STEPS = ("step", "B", "ours ms", "kernels", "most of it", "dense graph ms", "ke
 _COUNTED = (
     "Besides the products and in whole steps every kernel is counted in `benchmarks/gpu/*_work.py`, replayed from a "
     f"graph on both sides; a dense step called from Python takes {CALL * 1e6:g} us a kernel, or what the device needs. "
-    "Not counted in ours is what Python asks torch for when masks move, a layer: "
+    "Not counted in ours is what Python asks torch for when the masks of all layers move: "
     + ", ".join(f"{calls} calls and {waits} waits for the device ({unit})" for unit, (calls, waits) in CALLS.items())
     + "."
 )

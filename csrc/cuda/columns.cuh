@@ -17,6 +17,19 @@ struct Columns {
   }
 };
 
+// The same to be written.
+struct NewColumns {
+  void* data;
+  bool wide;
+
+  __device__ __forceinline__ void put(std::int64_t i, std::int64_t column) const {
+    if (wide)
+      static_cast<std::int32_t*>(data)[i] = static_cast<std::int32_t>(column);
+    else
+      static_cast<std::uint16_t*>(data)[i] = static_cast<std::uint16_t>(column);
+  }
+};
+
 // The first of the places [low, high) of a rising list that holds `least` or more; `high` where none does.
 template <typename List>
 __device__ __forceinline__ std::int64_t first_from(const List& list, std::int64_t low, std::int64_t high,

@@ -49,6 +49,43 @@ struct StripList {
   const std::int32_t* value;
 };
 
+// A change of a weight's rows. Numbers of dropped values and grown flat positions rise without repetition; a grown one
+// is not kept. row_start (rows + 1) and column (nnz - drops + grows, as wide as before) are the new rows.
+struct Exchange {
+  WeightRows old;
+  const std::int64_t *dropped, *grown;
+  std::int64_t drops, grows;
+  std::int32_t* row_start;
+  void* column;
+};
+
+// The list by input of a weight's rows (fedsparse/pattern/pattern.py): column_start (inputs + 1), entry and rank (nnz).
+// entry and rank are int32 where they are wide and uint16 otherwise.
+struct InputList {
+  WeightRows rows;
+  std::int32_t* column_start;
+  void *entry, *rank;
+  bool wide_entry, wide_rank;
+};
+
+// Arrays of a weight whose rows were `old` and are `now`: to[a][i] = from[a][p], p being where the position of the new
+// value i was among the old ones, or fill[a] where it is grown. places (of the new values), unless null, gets p or -1.
+struct Move {
+  WeightRows old, now;
+  std::int32_t* places;
+  std::int64_t arrays;
+  const void* const* from;
+  void* const* to;
+  const std::uint32_t* fill;
+};
+
+// Flat positions that are proposed to be grown in a weight.
+struct Growth {
+  WeightRows rows;
+  const std::int64_t* positions;
+  std::int64_t count;
+};
+
 }  // namespace fedsparse
 
 extern "C" {
@@ -185,19 +222,23 @@ int fedsparse_cuda_pack(const void* x, std::int64_t n, std::int64_t dtype, const
 int fedsparse_cuda_unpack(const void* values, std::int64_t value_dtype, std::int64_t n, const std::uint32_t* bits,
                           const std::int32_t* starts, void* x, std::int64_t dtype, void* stream);
 
-// ---- a pattern changed on the device
-// row_start (rows + 1), column (nnz - drops + grows, as wide as before) and places (as many) without the values number
-// `dropped` and with the flat positions `grown`: a value's place among the old ones, -1 where it is grown. Both ascend;
-// a grown position is not kept.
-int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::int32_t* row_start, const void* column,
-                            bool wide, const std::int64_t* dropped, std::int64_t drops, const std::int64_t* grown,
-                            std::int64_t grows, std::int32_t* new_row_start, void* new_column, std::int32_t* places,
-                            void* stream);
+// ---- patterns of any number of weights changed on the device
+// All weights share their launches: one for each 40 of them, 26 where arrays are moved. What describes a weight lies in
+// main memory and may go when the call returns; a captured graph holds it.
 
-// to[a][i] = from[a][places[i]], or fill[a] where the place is -1, for arrays of 4-byte words: values and the state of
-// their optimiser. The arrays of addresses and fills lie in main memory and may go when the call returns.
-int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
-                               const void* const* from, void* const* to, const std::uint32_t* fill, void* stream);
+// The rows of each weight without the values number `dropped` and with the flat positions `grown`.
+int fedsparse_cuda_exchange(std::int64_t count, const fedsparse::Exchange* changes, void* stream);
+
+// The list by input of each weight's rows.
+int fedsparse_cuda_list_by_input(std::int64_t count, const fedsparse::InputList* lists, void* stream);
+
+// Values, states of their optimiser and other arrays of 4-byte words, moved along with their positions.
+int fedsparse_cuda_carry_words(std::int64_t count, const fedsparse::Move* moves, void* stream);
+
+// faults[i], which is 0 before, gets the sum of what is wrong with the positions proposed for weight i to be grown:
+// 1 one is not in the weight, 2 they do not rise (one may be repeated), 4 one is kept.
+int fedsparse_cuda_check_growth(std::int64_t count, const fedsparse::Growth* growths, std::int32_t* faults,
+                                void* stream);
 
 // ---- lists for products, of many patterns at once: as many launches for one as for any number
 // A table says which: it is written in main memory, aligned to 8 bytes, and the caller then copies it to `device`. Lists

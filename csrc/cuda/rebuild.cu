@@ -1,84 +1,88 @@
-// A pattern changed in place on the device: rows without the dropped values and with the grown positions, and what
-// belongs to each value moved along.
-#include "collective.cuh"
+// Rows of any number of patterns changed in one launch: without the dropped values and with the grown positions; and
+// before that, whether positions can be grown.
+#include "batch.cuh"
 #include "columns.cuh"
 #include "cuda_api.h"
 
 namespace fedsparse::rebuild {
 namespace {
 
-constexpr int kWarps = kThreads / 32;
-
-struct Exchange {
-  std::int64_t rows, columns;
-  const std::int32_t* row_start;
-  Columns column;
-  const std::int64_t *dropped, *grown;
-  std::int64_t drops, grows;
-  std::int32_t* new_start;
-  void* new_column;
-  std::int32_t* places;
+// ---- rows
+struct Change : Exchange {
+  std::uint32_t blocks() const { return row_blocks(old.rows); }
 };
 
-__global__ void __launch_bounds__(kThreads) start_rows_kernel(const Exchange e) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (std::int64_t row = first; row <= e.rows; row += stride) {
-    const std::int64_t more = first_from(e.grown, 0, e.grows, row * e.columns);
-    const std::int64_t fewer = first_from(e.dropped, 0, e.drops, e.row_start[row]);
-    e.new_start[row] = e.row_start[row] + static_cast<std::int32_t>(more - fewer);
+using Changes = Batch<Change, 40>;
+
+// Of a rising list the places [first, end) whose numbers are a row's.
+struct Run {
+  std::int32_t first, end;
+
+  __device__ __forceinline__ Run(const std::int64_t* list, std::int64_t count, std::int64_t low, std::int64_t high)
+      : first(static_cast<std::int32_t>(first_from(list, 0, count, low))),
+        end(static_cast<std::int32_t>(first_from(list, first, count, high))) {}
+
+  // The numbers of the whole list that come before `least`, which is the row's.
+  __device__ __forceinline__ std::int32_t before(const std::int64_t* list, std::int64_t least) const {
+    return static_cast<std::int32_t>(first_from(list, first, end, least));
   }
-}
+};
 
 // A warp merges a row: every entry finds its own place by what is dropped and grown before it.
-template <typename C>
-__global__ void __launch_bounds__(kThreads) merge_rows_kernel(const Exchange e) {
-  const C* column = static_cast<const C*>(e.column.data);
-  C* out = static_cast<C*>(e.new_column);
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kWarps;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  for (std::int64_t row = first; row < e.rows; row += stride) {
-    const std::int64_t begin = e.row_start[row], end = e.row_start[row + 1], base = row * e.columns;
-    const std::int64_t drop = first_from(e.dropped, 0, e.drops, begin);
-    const std::int64_t drop_end = first_from(e.dropped, drop, e.drops, end);
-    const std::int64_t grow = first_from(e.grown, 0, e.grows, base);
-    const std::int64_t grow_end = first_from(e.grown, grow, e.grows, base + e.columns);
-    const std::int64_t start = e.new_start[row];
-    for (std::int64_t i = begin + threadIdx.x % 32; i < end; i += 32) {
-      const std::int64_t d = first_from(e.dropped, drop, drop_end, i);
-      if (d < drop_end && e.dropped[d] == i) continue;
-      const std::int64_t g = first_from(e.grown, grow, grow_end, base + column[i]);
-      const std::int64_t to = start + (i - begin) - (d - drop) + (g - grow);
-      out[to] = column[i];
-      e.places[to] = static_cast<std::int32_t>(i);
-    }
-    for (std::int64_t g = grow + threadIdx.x % 32; g < grow_end; g += 32) {
-      const std::int64_t at = e.grown[g] - base, i = first_from(column, begin, end, at);
-      const std::int64_t d = first_from(e.dropped, drop, drop_end, i);
-      const std::int64_t to = start + (i - begin) - (d - drop) + (g - grow);
-      out[to] = static_cast<C>(at);
-      e.places[to] = -1;
-    }
+__global__ void __launch_bounds__(kThreads) exchange_kernel(const __grid_constant__ Changes changes) {
+  const int task = changes.task();
+  const Exchange& e = changes.tasks[task];
+  const std::int64_t row = std::int64_t{blockIdx.x - changes.first_block[task]} * kWarps + threadIdx.x / 32;
+  if (row >= e.old.rows) return;  // the whole warp
+  const Columns column = {e.old.column, e.old.wide};
+  const NewColumns out = {e.column, e.old.wide};
+  const std::int64_t columns = e.old.inputs * e.old.taps, base = row * columns;
+  const std::int32_t begin = e.old.row_start[row], end = e.old.row_start[row + 1];
+  const Run drop(e.dropped, e.drops, begin, end), grow(e.grown, e.grows, base, base + columns);
+  if (threadIdx.x % 32 == 0) {
+    e.row_start[row] = begin - drop.first + grow.first;
+    if (row + 1 == e.old.rows) e.row_start[row + 1] = end - drop.end + grow.end;
+  }
+  for (auto i = static_cast<std::int32_t>(begin + threadIdx.x % 32); i < end; i += 32) {
+    const std::int32_t d = drop.before(e.dropped, i);
+    if (d < drop.end && e.dropped[d] == i) continue;
+    const std::int32_t at = column[i];
+    out.put(i - d + grow.before(e.grown, base + at), at);
+  }
+  for (auto g = static_cast<std::int32_t>(grow.first + threadIdx.x % 32); g < grow.end; g += 32) {
+    const std::int64_t at = e.grown[g] - base, i = first_from(column, begin, end, at);
+    out.put(i - drop.before(e.dropped, i) + g, at);
   }
 }
 
-constexpr int kArrays = 4;  // moved by one launch: places are read once for them
+// ---- positions to be grown
+enum Fault : int { kOutside = 1, kNotRising = 2, kKept = 4 };
 
-struct Arrays {
-  const std::uint32_t* from[kArrays];
-  std::uint32_t* to[kArrays];
-  std::uint32_t fill[kArrays];
+struct Proposal {
+  Growth growth;
+  std::int32_t* faults;
+
+  std::uint32_t blocks() const { return static_cast<std::uint32_t>((growth.count + kThreads - 1) / kThreads); }
 };
 
-__global__ void __launch_bounds__(kThreads)
-    carry_kernel(const std::int32_t* __restrict__ places, std::int64_t count, const Arrays arrays) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
-    const std::int32_t place = places[i];
-#pragma unroll
-    for (int a = 0; a < kArrays; ++a)
-      if (arrays.to[a]) arrays.to[a][i] = place < 0 ? arrays.fill[a] : arrays.from[a][place];
+using Proposals = Batch<Proposal, 40>;
+
+__global__ void __launch_bounds__(kThreads) check_growth_kernel(const __grid_constant__ Proposals proposals) {
+  const int task = proposals.task();
+  const Growth& g = proposals.tasks[task].growth;
+  const std::int64_t i = std::int64_t{blockIdx.x - proposals.first_block[task]} * kThreads + threadIdx.x;
+  if (i >= g.count) return;
+  const std::int64_t columns = g.rows.inputs * g.rows.taps, at = g.positions[i];
+  int faults = i > 0 && at <= g.positions[i - 1] ? kNotRising : 0;
+  if (at < 0 || at >= g.rows.rows * columns) {
+    faults |= kOutside;
+  } else {
+    const std::int64_t row = at / columns, end = g.rows.row_start[row + 1];
+    const Columns column = {g.rows.column, g.rows.wide};
+    const std::int64_t place = first_from(column, g.rows.row_start[row], end, at - row * columns);
+    if (place < end && column[place] == at - row * columns) faults |= kKept;
   }
+  if (faults) atomicOr(proposals.tasks[task].faults, faults);
 }
 
 }  // namespace
@@ -86,32 +90,18 @@ __global__ void __launch_bounds__(kThreads)
 
 using namespace fedsparse;
 
-int fedsparse_cuda_exchange(std::int64_t rows, std::int64_t columns, const std::int32_t* row_start, const void* column,
-                            bool wide, const std::int64_t* dropped, std::int64_t drops, const std::int64_t* grown,
-                            std::int64_t grows, std::int32_t* new_row_start, void* new_column, std::int32_t* places,
-                            void* stream) {
-  const rebuild::Exchange e = {rows,  columns, row_start,     {column, wide}, dropped, grown,
-                               drops, grows,   new_row_start, new_column,     places};
-  const int status = FEDSPARSE_LAUNCH(rebuild::start_rows_kernel, blocks_for(rows + 1), kThreads, 0, stream, e);
-  if (status != cudaSuccess) return status;
-  const auto kernel =
-      wide ? &rebuild::merge_rows_kernel<std::int32_t> : &rebuild::merge_rows_kernel<std::uint16_t>;
-  return FEDSPARSE_LAUNCH(kernel, blocks_for(rows * 32), kThreads, 0, stream, e);
+int fedsparse_cuda_exchange(std::int64_t count, const Exchange* changes, void* stream) {
+  return in_batches<rebuild::Changes>(
+      count, [&](std::int64_t i) { return rebuild::Change{changes[i]}; },
+      [&](const rebuild::Changes& some) {
+        return FEDSPARSE_LAUNCH(rebuild::exchange_kernel, some.blocks(), kThreads, 0, stream, some);
+      });
 }
 
-int fedsparse_cuda_carry_words(const std::int32_t* places, std::int64_t count, std::int64_t arrays,
-                               const void* const* from, void* const* to, const std::uint32_t* fill, void* stream) {
-  if (count == 0) return cudaSuccess;
-  for (std::int64_t first = 0; first < arrays; first += rebuild::kArrays) {
-    rebuild::Arrays some = {};
-    for (std::int64_t a = first; a < std::min<std::int64_t>(first + rebuild::kArrays, arrays); ++a) {
-      some.from[a - first] = static_cast<const std::uint32_t*>(from[a]);
-      some.to[a - first] = static_cast<std::uint32_t*>(to[a]);
-      some.fill[a - first] = fill[a];
-    }
-    const int status =
-        FEDSPARSE_LAUNCH(rebuild::carry_kernel, blocks_for(count), kThreads, 0, stream, places, count, some);
-    if (status != cudaSuccess) return status;
-  }
-  return cudaSuccess;
+int fedsparse_cuda_check_growth(std::int64_t count, const Growth* growths, std::int32_t* faults, void* stream) {
+  return in_batches<rebuild::Proposals>(
+      count, [&](std::int64_t i) { return rebuild::Proposal{growths[i], faults + i}; },
+      [&](const rebuild::Proposals& some) {
+        return FEDSPARSE_LAUNCH(rebuild::check_growth_kernel, some.blocks(), kThreads, 0, stream, some);
+      });
 }

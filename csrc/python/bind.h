@@ -54,7 +54,8 @@ inline fedsparse::Packed packed(const PackedView& v) {
 void bind_activation(pybind11::module_& module);  // pruned, packed activations
 void bind_blocked(pybind11::module_& module);  // norms, pooling
 void bind_cuda(pybind11::module_& module);     // what was built for CUDA devices
-void bind_cuda_selection(pybind11::module_& module);  // of that: selection, changes of a pattern
+void bind_cuda_selection(pybind11::module_& module);  // of that, selection
+void bind_cuda_rebuilding(pybind11::module_& module);  // of that, changes of patterns
 void bind_cuda_block(pybind11::module_& module);  // of that, kernels for structured weights
 void bind_cuda_lists(pybind11::module_& module);  // of that, lists of many patterns
 void bind_peak(pybind11::module_& module);     // the processor's peak

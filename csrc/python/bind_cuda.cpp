@@ -134,6 +134,7 @@ void bind_cuda(py::module_& m) {
   bind_csr16_sizes(m);
   bind_csr16_products(m);
   bind_cuda_selection(m);
+  bind_cuda_rebuilding(m);
   bind_cuda_block(m);
   bind_cuda_lists(m);
 }

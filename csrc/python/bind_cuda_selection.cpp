@@ -1,10 +1,7 @@
-// Python's way to what the CUDA kernels select and rebuild; as in bind_cuda.cpp. Names that end with _size return
-// bytes.
+// Python's way to what the CUDA kernels select; as in bind_cuda.cpp. Names that end with _size return bytes.
 #include "bind.h"
 
 #include <pybind11/stl.h>
-
-#include <vector>
 
 #ifdef FEDSPARSE_WITH_CUDA
 #include "../cuda/cuda_api.h"
@@ -93,46 +90,12 @@ void bind_packing(py::module_& m) {
       release());
 }
 
-// Addresses of the old and the new array, and the bits of what a grown value begins with.
-using Move = std::tuple<Address, Address, std::uint32_t>;
-
-void bind_rebuilding(py::module_& m) {
-  m.def(
-      "cuda_exchange",
-      [](std::int64_t rows, std::int64_t columns, const RowsView& old, Address dropped, std::int64_t drops,
-         Address grown, std::int64_t grows, Address row_start, Address column, Address places, Address stream) {
-        return fedsparse_cuda_exchange(rows, columns, at<const std::int32_t>(std::get<0>(old)),
-                                       at<const void>(std::get<1>(old)), std::get<2>(old),
-                                       at<const std::int64_t>(dropped), drops, at<const std::int64_t>(grown), grows,
-                                       at<std::int32_t>(row_start), at<void>(column), at<std::int32_t>(places),
-                                       at<void>(stream));
-      },
-      release());
-  m.def(
-      "cuda_carry_words",
-      [](Address places, std::int64_t count, const std::vector<Move>& moves, Address stream) {
-        std::vector<const void*> from;
-        std::vector<void*> to;
-        std::vector<std::uint32_t> fill;
-        for (const auto& [old, fresh, bits] : moves) {
-          from.push_back(at<const void>(old));
-          to.push_back(at<void>(fresh));
-          fill.push_back(bits);
-        }
-        return fedsparse_cuda_carry_words(at<const std::int32_t>(places), count,
-                                          static_cast<std::int64_t>(moves.size()), from.data(), to.data(), fill.data(),
-                                          at<void>(stream));
-      },
-      release());
-}
-
 }  // namespace
 
 void bind_cuda_selection(py::module_& m) {
   bind_gradients(m);
   bind_smallest(m);
   bind_packing(m);
-  bind_rebuilding(m);
 }
 
 #endif

@@ -5,16 +5,15 @@ and inputs, are alike is found there before, for all patterns in one launch, and
 pattern alone decides what lists it has, whichever it follows and whatever its granularity is called.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsparse import _native
-from fedsparse._native import STORED, address, check, launch, row_list
+from fedsparse._native import STORED, address, check, launch, on_each_device, row_list, weight_rows
 from fedsparse.backends.base import Case
 from fedsparse.errors import BackendError
 from fedsparse.pattern import Pattern
@@ -37,8 +36,6 @@ _CHUNK = 16  # lines
 _NUMBERS = 8  # bytes of what the device finds out about a pattern
 
 Sizes = tuple[int, ...]  # the 14 numbers of a convolution, in the order of ConvShape (csrc/include/fedsparse/shapes.h)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Problem(NamedTuple):
@@ -149,15 +146,13 @@ def alike(patterns: Sequence[Pattern]) -> list[Alike]:
     """Which strips patterns have that lie on devices; the host waits for the answers, of each device once."""
     if patterns and not has_room():
         return [Alike(0, 0)] * len(patterns)
-    return _each_device(patterns, lambda pattern: pattern.column.device, _found)
+    return on_each_device(patterns, lambda pattern: pattern.column.device, _found)
 
 
 def _found(patterns: Sequence[Pattern]) -> list[Alike]:
     """Of patterns on one device, in one launch."""
     native = _native.extension()
-    views = [
-        ((p.shape[0], p.shape[1], math.prod(p.shape[2:])), row_list(p.row_start, p.column)) for p in patterns
-    ]  # fmt: skip
+    views = [weight_rows(p.shape, p.row_start, p.column) for p in patterns]
     table = Table.empty(native.block_strips_table_size(len(views)), patterns[0].column.device)
     native.block_strips_table(views, address(table.host))
     table.send()
@@ -206,7 +201,7 @@ def _write(jobs: Sequence[tuple[Taps | Strips, Pattern]]) -> None:
         table.queue()
         return [None] * len(some)
 
-    _each_device(jobs, lambda job: job[0].start.device, write)
+    on_each_device(jobs, lambda job: job[0].start.device, write)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,18 +271,6 @@ def _empty(problem: Problem, pattern: Pattern, widest: Alike) -> Taps | Strips:
     start = pattern.row_start.new_empty(native.block_start_size(*problem, width))
     lines = start.new_empty(room * _CHUNK, dtype=torch.uint16)
     return Strips(problem, width, room, start, lines, start.new_empty(room * _CHUNK * width))
-
-
-def _each_device(
-    items: Sequence[Item], where: Callable[[Item], torch.device], of_some: Callable[[list[Item]], Sequence[Result]]
-) -> list[Result]:
-    """One result for each item, in their order; `of_some` takes those of one device."""
-    places = [where(item) for item in items]
-    results = {
-        place: iter(of_some([item for item, here in zip(items, places, strict=True) if here == place]))
-        for place in dict.fromkeys(places)
-    }
-    return [next(results[place]) for place in places]
 
 
 # ---- problems

@@ -17,7 +17,7 @@ from fedsparse.blocked.products import blocked_product
 from fedsparse.errors import BackendError
 from fedsparse.ops.held import Catch
 from fedsparse.ops.products import read_case
-from fedsparse.pattern import Granularity, Pattern, carried
+from fedsparse.pattern import Granularity, Move, Pattern, carry_all
 
 __all__ = ["Operand", "SparseLayer", "Use", "Watcher", "repattern"]
 
@@ -268,16 +268,35 @@ def repattern(
         PatternError: a pattern of another shape; then no layer has changed.
     """
     new = [(layer, pattern.to(layer.values.device)) for layer, pattern in changes]
-    moves = [layer.pattern.carry_to(pattern) for layer, pattern in new]
-    for (layer, _), places in zip(new, moves, strict=True):
-        state = {} if optimizer is None else optimizer.state.get(layer.values, {})
-        for key, entry in state.items():
-            if isinstance(entry, Tensor) and entry.shape == layer.values.shape:
-                state[key] = _placed(entry, carried(entry, places, 0.0))
+    states = [_followers(layer, optimizer) for layer, _ in new]
+    carried = carry_all(
+        [
+            Move(layer.pattern, pattern, [(layer.values.detach(), grown), *((entry, 0.0) for entry in state.values())])
+            for (layer, pattern), state in zip(new, states, strict=True)
+        ]
+    )
+    stay: list[tuple[Tensor, Tensor]] = []
+    for (layer, _), state, (values, *entries) in zip(new, states, carried, strict=True):
         layer.values.grad = None
-        values = layer.values.detach()
-        layer.values.data = _placed(values, carried(values, places, grown))
+        layer.values.data = _placed(layer.values.detach(), values, stay)
+        for (key, old), entry in zip(state.items(), entries, strict=True):
+            optimizer.state[layer.values][key] = _placed(old, entry, stay)  # type: ignore[union-attr]
+    _overwrite(stay)
     _hold_all(new)
+
+
+def _followers(layer: SparseLayer, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """What the optimiser holds for each of a layer's values."""
+    state = {} if optimizer is None else optimizer.state.get(layer.values, {})
+    return {k: t for k, t in state.items() if isinstance(t, Tensor) and t.shape == layer.values.shape}
+
+
+def _placed(old: Tensor, new: Tensor, stay: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Where `new` shall be: in the memory of `old` if it fits, which is left to do in `stay`."""
+    if old.shape != new.shape:
+        return new
+    stay.append((old, new))
+    return old
 
 
 def _hold_all(changes: Sequence[tuple[SparseLayer, Pattern]]) -> None:
@@ -308,8 +327,3 @@ def _overwrite(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     for dtype in {target.dtype for target, _ in signed}:
         some = [pair for pair in signed if pair[0].dtype == dtype]
         torch._foreach_copy_([target for target, _ in some], [source for _, source in some])
-
-
-def _placed(old: Tensor, new: Tensor) -> Tensor:
-    """`new` in the memory of `old`, where it fits."""
-    return old.copy_(new) if old.shape == new.shape else new

@@ -1,6 +1,6 @@
 """Lists of a pattern made where they are wanted, on a CUDA device say: only counts are read from there.
 
-In plain PyTorch, for tensors of any device; what an exchange of positions needs is a kernel where those were built.
+In plain PyTorch, for tensors of any device; where the CUDA kernels were built, `rebuilding` has faster ways.
 """
 
 import math
@@ -9,12 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsparse._native import address, launch, row_list
-
-__all__ = ["exchanged_rows", "first_of", "moved_words", "narrowest", "places", "rows_of_flat", "transposed"]
+__all__ = ["first_of", "narrowest", "places", "rows_of_flat", "transposed"]
 
 _NARROW = 1 << 16
-_WORD = 0xFFFFFFFF
 
 
 def narrowest(largest: int) -> torch.dtype:
@@ -56,33 +53,6 @@ def first_of(kept: Tensor, flat: Tensor) -> int | None:
     """The lowest of ascending positions `flat` among the ascending positions `kept`, on one device, or None."""
     common = flat[places(kept, flat) >= 0]
     return int(common[0]) if common.numel() else None
-
-
-def exchanged_rows(
-    shape: Sequence[int], row_start: Tensor, column: Tensor, dropped: Tensor, grown: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Row list without the values number `dropped` and with the flat positions `grown`, both int64 and ascending.
-
-    All on one device, for which the CUDA kernels were built.
-    """
-    rows, columns = shape[0], math.prod(shape[1:])
-    new_start = torch.empty_like(row_start)
-    new_column = column.new_empty(column.numel() - dropped.numel() + grown.numel())
-    origins = new_start.new_empty(new_column.numel())
-    launch(
-        "cuda_exchange", column, rows, columns, row_list(row_start, column), address(dropped), dropped.numel(),
-        address(grown), grown.numel(), address(new_start), address(new_column), address(origins),
-    )  # fmt: skip
-    return new_start, new_column
-
-
-def moved_words(entries: Tensor, places: Tensor, grown: float) -> Tensor:
-    """`entries[places]` with `grown` where a place is -1, for contiguous numbers of 4 bytes, as above."""
-    taken = entries.new_empty(places.shape)
-    fill = int(torch.tensor(grown, dtype=entries.dtype).view(torch.int32)) & _WORD
-    move = address(entries), address(taken), fill
-    launch("cuda_carry_words", entries, address(places), places.numel(), [move])
-    return taken
 
 
 def _starts(ascending: Tensor, lists: int, width: int) -> Tensor:

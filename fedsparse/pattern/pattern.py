@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsparse import _native
-from fedsparse._native import address
+from fedsparse._native import address, on_each_device
 from fedsparse.errors import PatternError
-from fedsparse.pattern import device_lists
+from fedsparse.pattern import device_lists, rebuilding
 from fedsparse.pattern.granularity import Element, Granularity, parse
+from fedsparse.pattern.rebuilding import RowList
 
-__all__ = ["Pattern", "carried"]
+__all__ = ["Pattern", "carried", "exchange_all"]
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -143,9 +144,12 @@ class Pattern:
         cls, shape: tuple[int, ...], row_start: Tensor, column: Tensor, granularity: Granularity
     ) -> "Pattern":
         """Pattern from its row list alone; the transposed list is derived, where that lies. The lists are trusted."""
+        if _native.on_device(column):
+            (lists,) = rebuilding.by_input([RowList(shape, row_start, column)])
+            return cls.from_index(shape, (row_start, column, *lists), granularity)
         if column.device.type != "cpu":
-            lists = (row_start, column, *device_lists.transposed(shape, row_start, column))
-            return cls.from_index(shape, lists, granularity)
+            lists = device_lists.transposed(shape, row_start, column)
+            return cls.from_index(shape, (row_start, column, *lists), granularity)
         rows, inputs, taps = shape[0], shape[1], math.prod(shape[2:])
         longest = int((row_start[1:] - row_start[:-1]).max())
         column_start, threads = _starts(inputs), torch.get_num_threads()
@@ -168,13 +172,13 @@ class Pattern:
         """Pattern without the values number `dropped` `(d,)` and with the flat positions `grown` `(g,)`.
 
         Both are int64 and ascend without repetition; grown positions are not kept. This is trusted. The new pattern
-        lies where this one does; both lists are moved there if need be.
+        lies where this one does; both lists are moved there if need be. See `exchange_all`.
         """
+        return exchange_all([(self, dropped, grown)])[0]
+
+    def _exchanged(self, dropped: Tensor, grown: Tensor) -> "Pattern":
+        """In main memory."""
         home = self.column.device
-        if _native.on_device(self.column):
-            dropped, grown = dropped.to(home).contiguous(), grown.to(home).contiguous()
-            rows = device_lists.exchanged_rows(self.shape, self.row_start, self.column, dropped, grown)
-            return Pattern.from_rows(self.shape, *rows, self.granularity)
         dropped, grown = dropped.cpu().contiguous(), grown.cpu().contiguous()
         old, row_start = self.to("cpu"), _starts(self.shape[0])
         column = old.column.new_empty(self.nnz - dropped.numel() + grown.numel())
@@ -218,6 +222,11 @@ class Pattern:
     def index(self) -> tuple[Tensor, ...]:
         """The five index tensors, in the order of `INDEX_NAMES`."""
         return self.row_start, self.column, self.column_start, self.entry, self.rank
+
+    @property
+    def row_list(self) -> RowList:
+        """The list by row alone."""
+        return RowList(self.shape, self.row_start, self.column)
 
     @property
     def nbytes(self) -> int:
@@ -310,6 +319,8 @@ class Pattern:
         if new.shape != self.shape:
             raise PatternError(f"values cannot move from a weight of shape {self.shape} to one of shape {new.shape}")
         home = self.column.device
+        if _native.on_device(self.column):
+            return rebuilding.places(self.row_list, new.to(home).row_list)
         if home.type != "cpu":
             return device_lists.places(self.flat, new.to(home).flat)
         places = torch.empty(new.nnz, dtype=torch.int32)
@@ -340,12 +351,32 @@ def _is_plain_words(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.element_size() == 4 and not tracked
 
 
+def exchange_all(changes: Sequence[tuple[Pattern, Tensor, Tensor]]) -> list[Pattern]:
+    """`Pattern.exchanged` of several weights, with what each drops and grows: on a CUDA device in two launches for all.
+
+    A launch serves 40 weights.
+    """
+    return on_each_device(changes, lambda change: change[0].column.device, _exchanged)
+
+
+def _exchanged(changes: Sequence[tuple[Pattern, Tensor, Tensor]]) -> list[Pattern]:
+    """Of weights whose patterns lie on one device."""
+    first, home = changes[0][0], changes[0][0].column.device
+    if not _native.on_device(first.column):
+        return [pattern._exchanged(dropped, grown) for pattern, dropped, grown in changes]
+    rows = rebuilding.exchanged(
+        [(p.row_list, dropped.to(home).contiguous(), grown.to(home).contiguous()) for p, dropped, grown in changes]
+    )
+    return [
+        Pattern.from_index(now.shape, (now.row_start, now.column, *lists), pattern.granularity)
+        for (pattern, _, _), now, lists in zip(changes, rows, rebuilding.by_input(rows), strict=True)
+    ]
+
+
 def carried(entries: Tensor, places: Tensor, grown: float) -> Tensor:
     """`entries[places]`, with `grown` where a place is -1 (see `Pattern.carry_to`)."""
     if entries.numel() == 0:
         return entries.new_full(places.shape, grown)
-    if _native.on_device(entries) and entries.element_size() == 4:
-        return device_lists.moved_words(entries.contiguous(), places.to(entries.device), grown)
     if _is_plain_words(entries) and places.device.type == "cpu":
         taken, fill, entries = entries.new_empty(places.shape), entries.new_tensor(grown), entries.contiguous()
         sizes = (places.numel(), address(fill), address(taken), torch.get_num_threads())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Tiling"]
+__all__ = ["Tiling", "position_of", "sums", "tile_of"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Tiling:
         return math.prod(self.tile)
 
     @property
+    def positions_in_all(self) -> int:
+        """Positions of the weight."""
+        return math.prod(self.axes)
+
+    @property
     def even(self) -> bool:
         """Whether all tiles are unbroken."""
         return all(n % t == 0 for n, t in zip(self.axes, self.tile, strict=True))
@@ -58,9 +63,7 @@ class Tiling:
         """Tile of each flat position, int64 and shaped like them."""
         if self.size == 1:
             return flat
-        (_, inputs, taps), (a, b, c), (_, wide, deep) = self.axes, self.tile, self.grid
-        row, rest = flat // (inputs * taps), flat % (inputs * taps)
-        return (row // a * wide + rest // taps // b) * deep + rest % taps // c
+        return tile_of(flat, self.axes, self.tile, self.grid)
 
     def sums(self, dense: Tensor) -> Tensor:
         """Sum over each tile of a number per position, `(tiles,)`."""
@@ -90,7 +93,7 @@ class Tiling:
         if self.size == 1 and bool((flat[1:] > flat[:-1]).all()):
             return flat, entries
         tiles, place = self.of(flat).unique(return_inverse=True)
-        return tiles, _sums(place, entries.double(), len(tiles)) / self.sizes(tiles)
+        return tiles, sums(place, entries.double(), len(tiles)) / self.sizes(tiles)
 
     def _whole(self, dense: Tensor, value: float) -> Tensor:
         """A number per position, of shape `axes`, with `value` where tiles of the edge are broken off."""
@@ -131,6 +134,8 @@ class Tiling:
 
     def sizes(self, tiles: Tensor | None = None) -> Tensor:
         """Positions of each of some tiles, or of all, int64."""
+        if self.even:
+            return torch.full((self.count,), self.size) if tiles is None else torch.full_like(tiles, self.size)
         if tiles is None:
             tiles = torch.arange(self.count)
         (a, b, c), (rows, inputs, _) = self.tile, self.axes
@@ -151,7 +156,25 @@ class Tiling:
         return ", ".join(spans)
 
 
-def _sums(place: Tensor, entries: Tensor, count: int) -> Tensor:
+Sizes = Sequence[Tensor] | Sequence[int]  # of each axis: one for all numbers, or each number's own
+
+
+def tile_of(flat: Tensor, axes: Sizes, tile: Sizes, grid: Sizes) -> Tensor:
+    """Tile of each flat position; see `Tiling`."""
+    (_, inputs, taps), (a, b, c), (_, wide, deep) = axes, tile, grid
+    row, rest = flat // (inputs * taps), flat % (inputs * taps)
+    return (row // a * wide + rest // taps // b) * deep + rest % taps // c
+
+
+def position_of(tiles: Tensor, within: Tensor, axes: Sizes, tile: Sizes, grid: Sizes) -> Tensor:
+    """Flat position number `within`, by row, of each of some unbroken tiles."""
+    (_, inputs, taps), (a, b, c), (_, wide, deep) = axes, tile, grid
+    row = tiles // (wide * deep) * a + within // (b * c)
+    column = tiles // deep % wide * b + within // c % b
+    return (row * inputs + column) * taps + tiles % deep * c + within % c
+
+
+def sums(place: Tensor, entries: Tensor, count: int) -> Tensor:
     """Sum of the entries of each place, `(count,)`, added in an order that does not change from call to call."""
     found = entries.new_zeros(count)
     if found.device.type == "cpu":

@@ -6,9 +6,19 @@ import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.pattern.positions import Order, counted, first_in_order, selectable, smallest_of_each
+from fedsparse.pattern.positions import (
+    Order,
+    by_kernel,
+    counted,
+    first_in_order,
+    highest_of_each,
+    mirrored,
+    selectable,
+    smallest_of_each,
+    together,
+)
 
-__all__ = ["smallest", "top"]
+__all__ = ["smallest", "smallest_and_largest", "top", "top_of_each"]
 
 
 def top(scores: Tensor, k: int, *, among: Tensor | None = None, order: Order = "largest") -> Tensor:
@@ -53,13 +63,49 @@ def smallest(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     layers = [layer.detach() for layer in layers]
     for layer, count in zip(layers, counts, strict=True):
         _check(count, layer.numel(), 0)
-    found = smallest_of_each(layers, counts) if layers else []
-    if found is None:
+    if not layers or not by_kernel(layers):
         return [top(layer, count, order="smallest_magnitude") for layer, count in zip(layers, counts, strict=True)]
-    nans = [layer.isnan().sum() for layer in layers]
-    for layer, number in zip(layers, torch.stack(nans).tolist() if nans else [], strict=True):
-        _check(0, layer.numel(), number)
+    found, unordered = smallest_of_each(layers, counts)
+    if bool(unordered):
+        _refuse_nan(layers)
     return found
+
+
+def top_of_each(layers: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """The `counts[i]` largest of each layer, as `top` gives them, of all at once where they lie on one CUDA device.
+
+    Raises:
+        PatternError: as `smallest`.
+    """
+    if not layers or not together(layers):
+        return [top(layer, count) for layer, count in zip(layers, counts, strict=True)]
+    for layer, count in zip(layers, counts, strict=True):
+        _check(count, layer.numel(), 0)
+    found, unordered = highest_of_each([layer.detach() for layer in layers], counts)
+    if bool(unordered):
+        _refuse_nan(layers)
+    return found
+
+
+def _refuse_nan(layers: Sequence[Tensor]) -> None:
+    for layer in layers:
+        _check(0, layer.numel(), int(layer.isnan().sum()))
+
+
+def smallest_and_largest(
+    values: Sequence[Tensor], scores: Sequence[Tensor], counts: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each pair of layers the numbers of the `counts[i]` smallest |values| and largest |scores|; as `smallest`.
+
+    Raises:
+        PatternError: as `smallest`.
+    """
+    scores = [layer.detach() for layer in scores]
+    if values and by_kernel([*values, *scores]):
+        found = smallest([*values, *mirrored(scores)], [*counts, *counts])
+        return found[: len(values)], found[len(values) :]
+    largest = [top(layer, count, order="largest_magnitude") for layer, count in zip(scores, counts, strict=True)]
+    return smallest(values, counts), largest
 
 
 def _check(k: int, candidates: int, nans: int) -> None:

@@ -1,16 +1,18 @@
 """Drop and regrow: exchange kept positions for pruned ones, their number unchanged."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedsparse.errors import PatternError
-from fedsparse.pattern import Element, Pattern
-from fedsparse.pattern.positions import ascending
-from fedsparse.pruning.select import smallest, top
-from fedsparse.pruning.units import exchange, magnitudes, magnitudes_at, whole
+from fedsparse.pattern import Element, Pattern, exchange_all
+from fedsparse.pattern.positions import ascending, ascending_of_each, taken_of_each, together
+from fedsparse.pattern.rebuilding import NOT_RISING
+from fedsparse.pattern.together import growth_faults
+from fedsparse.pruning.select import smallest_and_largest
+from fedsparse.pruning.units import exchanged_units, magnitudes, magnitudes_at, whole
+from fedsparse.pruning.units_together import Swap, swappable, swapped
 
 __all__ = ["swap", "swap_all"]
 
@@ -43,7 +45,7 @@ def swap_all(
     candidates: Mapping[str, tuple[Tensor, Tensor]],
     counts: Mapping[str, int],
 ) -> dict[str, Pattern]:
-    """`swap` of several weights, by name; on a CUDA device the values to drop of all of them are found in one launch.
+    """`swap` of several weights, by name; on a CUDA device they share launches, and the host waits for all at once.
 
     Args:
         patterns: of the weights to swap.
@@ -54,46 +56,87 @@ def swap_all(
     Raises:
         PatternError: as `swap`, before anything has been swapped.
     """
-    orders = {name: _order(p, values[name], *candidates[name], counts[name]) for name, p in patterns.items()}
-    single = {name: o for name, o in orders.items() if isinstance(patterns[name].granularity, Element) and o.number}
-    drops = smallest([order.values for order in single.values()], [order.number for order in single.values()])
-    dropped = dict(zip(single, drops, strict=True))
-    swapped = {name: _units(patterns[name], order) for name, order in orders.items() if name not in single}
-    swapped |= {name: patterns[name].exchanged(dropped[name], _grown(order)) for name, order in single.items()}
-    return {name: swapped[name] for name in patterns}
+    asked = [_asked(p, values[name], *candidates[name], counts[name]) for name, p in patterns.items()]
+    orders = dict(zip(patterns, map(_limited, _in_order(asked)), strict=True))
+    single = {n: o for n, o in orders.items() if isinstance(o.pattern.granularity, Element) and o.number}
+    changes = dict(zip(single, _positions([*single.values()]), strict=True))
+    others = {name: order for name, order in orders.items() if not isinstance(order.pattern.granularity, Element)}
+    found = zip(others, _whole_units([*others.values()]), strict=True)
+    changes |= {name: change for name, change in found if change is not None and len(change[1])}
+    new = exchange_all([(patterns[name], *change) for name, change in changes.items()])
+    return {**patterns, **dict(zip(changes, new, strict=True))}
 
 
-class _Order(NamedTuple):
-    """A swap that may be carried out: candidates ascend, and `number` positions give way to as many of them."""
-
-    values: Tensor
-    candidates: Tensor
-    scores: Tensor
-    number: int
-
-
-def _order(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> _Order:
+def _asked(pattern: Pattern, values: Tensor, candidates: Tensor, scores: Tensor, count: int) -> Swap:
     where = pattern.column.device
     values, candidates, scores = values.detach().to(where), candidates.to(where), scores.detach().to(where)
     _check_sizes(pattern, values, candidates, scores=scores, count=count)
-    candidates, scores = _ascending(pattern, candidates, scores)
-    _check_candidates(pattern, candidates)
-    if isinstance(pattern.granularity, Element):
-        count = max(0, min(count, candidates.numel(), pattern.nnz - 1))
-    return _Order(values, candidates, scores, count)
+    return Swap(pattern, values, candidates, scores, count)
 
 
-def _grown(order: _Order) -> Tensor:
-    return order.candidates[top(order.scores, order.number, order="largest_magnitude")]
+def _limited(order: Swap) -> Swap:
+    if not isinstance(order.pattern.granularity, Element):
+        return order
+    return order._replace(number=max(0, min(order.number, order.candidates.numel(), order.pattern.nnz - 1)))
 
 
-def _units(pattern: Pattern, order: _Order) -> Pattern:
-    """Whole units swapped; of single positions, none."""
-    if isinstance(pattern.granularity, Element):
-        return pattern
-    tiling = pattern.granularity.tiling(pattern.shape)
+def _positions(orders: Sequence[Swap]) -> list[tuple[Tensor, Tensor]]:
+    """What is dropped and grown in swaps of single positions."""
+    numbers = [order.number for order in orders]
+    dropped, grown = smallest_and_largest([o.values for o in orders], [o.scores for o in orders], numbers)
+    return [*zip(dropped, taken_of_each([order.candidates for order in orders], grown), strict=True)]
+
+
+def _whole_units(orders: Sequence[Swap]) -> list[tuple[Tensor, Tensor] | None]:
+    """The same where whole units are swapped; None for nothing."""
+    joint = [order for order in orders if swappable(order)]
+    if not joint or not together([order.pattern.column for order in joint]):
+        return [_units(order) for order in orders]
+    found = iter(swapped(joint))
+    return [next(found) if swappable(order) else _units(order) for order in orders]
+
+
+def _units(order: Swap) -> tuple[Tensor, Tensor] | None:
+    """Of one weight by itself."""
+    tiling = order.pattern.granularity.tiling(order.pattern.shape)
     units, grow = magnitudes_at(tiling, order.candidates, order.scores)
-    return exchange(pattern, -magnitudes(pattern, order.values), units, grow, whole(order.number, tiling.size))
+    drop = -magnitudes(order.pattern, order.values)
+    return exchanged_units(order.pattern, drop, units, grow, whole(order.number, tiling.size))
+
+
+# ---- candidates in order
+def _in_order(orders: Sequence[Swap]) -> list[Swap]:
+    """With candidates that ascend, refused where they cannot be grown: on a device all are looked at together."""
+    faults = growth_faults([(order.pattern, order.candidates) for order in orders])
+    mixed = [order for order, fault in zip(orders, faults, strict=True) if fault == NOT_RISING]
+    settled = iter(_sorted_together(mixed))
+    return [
+        order if fault == 0 else next(settled) if fault == NOT_RISING else _sorted(order)
+        for order, fault in zip(orders, faults, strict=True)
+    ]
+
+
+def _sorted_together(orders: Sequence[Swap]) -> list[Swap]:
+    """Of candidates that are in range and pruned."""
+    candidates = [order.candidates for order in orders]
+    if not orders or not together(candidates):
+        return [_sorted(order) for order in orders]
+    candidates, scores, repeated = ascending_of_each(
+        candidates, [order.scores for order in orders], [order.pattern.size for order in orders]
+    )
+    if bool(repeated):
+        return [_sorted(order) for order in orders]
+    return [
+        order._replace(candidates=ordered, scores=its)
+        for order, ordered, its in zip(orders, candidates, scores, strict=True)
+    ]
+
+
+def _sorted(order: Swap) -> Swap:
+    """One weight by itself: who is refused hears why."""
+    candidates, scores = _ascending(order.pattern, order.candidates, order.scores)
+    _check_candidates(order.pattern, candidates)
+    return order._replace(candidates=candidates, scores=scores)
 
 
 def _ascending(pattern: Pattern, candidates: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from fedsparse.pruning.select import top
 
 __all__ = [
     "exchange",
+    "exchanged_units",
     "fitting",
     "highest",
     "kept_units",
@@ -148,9 +149,17 @@ def exchange(pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count:
         units: `(c,)` int64, ascending and pruned, that may grow.
         grow: `(c,)`, their scores.
     """
+    change = exchanged_units(pattern, drop, units, grow, count)
+    return pattern if change is None else pattern.exchanged(*change)
+
+
+def exchanged_units(
+    pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count: int
+) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the values that `exchange` drops and flat positions that it grows, ascending, or None for nothing."""
     count = min(count, len(units), len(drop) - 1)
     if count <= 0:
-        return pattern
+        return None
     granularity, shape = pattern.granularity, pattern.shape
     if granularity.pools(shape) == 1:
         grown, dropped = units[top(grow, count)], top(drop, count)
@@ -158,7 +167,7 @@ def exchange(pattern: Pattern, drop: Tensor, units: Tensor, grow: Tensor, count:
         kept = kept_units(pattern)
         grown = units[highest(grow, count, granularity.pool_of(shape, units), _in_pools(pattern, kept))]
         dropped = highest(drop, len(drop), granularity.pool_of(shape, kept), _in_pools(pattern, grown))
-    return pattern.exchanged(places_of(pattern, dropped), _tiling(pattern).positions(grown))
+    return places_of(pattern, dropped), _tiling(pattern).positions(grown)
 
 
 def replaceable(pattern: Pattern, drop: Tensor, count: int) -> Tensor:

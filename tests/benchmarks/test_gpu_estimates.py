@@ -140,12 +140,11 @@ def test_prune_by_hand():
 
 
 def test_rebuild_and_lists_by_hand():
-    rows, merged, values, momentum = rebuild([10_000_000], 0.1)
-    assert rows == passed(0)
-    assert merged.memory == 10_000_000 * (2 + 2 + 4) + 2 * 8 * 1_000_000
-    assert values.memory == momentum.memory == 10_000_000 * 12
-    assert len(rebuild([1] * 19, 0.1)) == 76
-    found, counted, added, listed = lists([1_000_000] * 19)  # as many launches for any number of layers
+    rows, by_input, carried = rebuild([4_000_000, 6_000_000], 0.1)  # as many launches for any number of layers
+    assert rows.memory == 10_000_000 * (2 + 2) + 2 * 8 * 1_000_000
+    assert by_input.memory == 10_000_000 * (2 * 2 + 2 * 2)
+    assert carried.memory == 10_000_000 * (2 * 2 + 2 * 2 * 4)
+    found, counted, added, listed = lists([1_000_000] * 19)
     assert (found.memory, counted.memory, added) == (19e6 * 2, 19e6 * 2 * 2, passed(0))
     assert listed.memory == 19e6 * 2 * (2 + 4)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.cuda import selection
+from tests.cuda import rebuilding, selection
 from tests.cuda.products import Results
 from tests.cuda.shim import LaunchError, Shim
 
 NUMBERS = np.arange(32, dtype=np.float32)
+FUNCTIONS = {**vars(selection), **vars(rebuilding)}
 
 
 def planted(shim: Shim, name: str) -> None:
@@ -67,10 +68,10 @@ def optimizers(shim: Shim, shift: int) -> None:
 
 
 def selections(shim: Shim, source: Path, target: Path) -> None:
-    """Results of pickled calls, (name of a function of `selection`, arguments), under a random schedule."""
+    """Results of pickled calls, (name of a function of `FUNCTIONS`, arguments), under a random schedule."""
     shim.seed(1)
     calls = pickle.loads(source.read_bytes())
-    target.write_bytes(pickle.dumps([getattr(selection, name)(shim, *arguments) for name, arguments in calls]))
+    target.write_bytes(pickle.dumps([FUNCTIONS[name](shim, *arguments) for name, arguments in calls]))
 
 
 if __name__ == "__main__":

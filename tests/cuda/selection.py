@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from tests.cuda.block_products import BlockProduct, Lines
 from tests.cuda.products import FLOAT32, STORAGE, ConvShape, Product, poisoned
+from tests.cuda.rebuilding import WeightRows, weight_rows
 from tests.cuda.shim import Shim
 
 
@@ -77,47 +78,6 @@ def unpack(shim: Shim, packed: Packed, n: int, dtype: int, value_dtype: int = FL
     return x
 
 
-class Rebuilt(NamedTuple):
-    """Rows of a changed pattern, and where its values come from."""
-
-    row_start: NDArray
-    column: NDArray
-    places: NDArray
-
-
-def exchange(
-    shim: Shim, row_start: NDArray, column: NDArray, columns: int, dropped: NDArray, grown: NDArray
-) -> Rebuilt:
-    """Rows without the values number `dropped` and with the flat positions `grown`."""
-    nnz, wide = len(column) - len(dropped) + len(grown), column.dtype == np.int32
-    new = Rebuilt(poisoned(len(row_start), np.int32), poisoned(nnz, column.dtype.type), poisoned(nnz, np.int32))
-    shim(
-        "fedsparse_cuda_exchange", len(row_start) - 1, columns, row_start, column, wide, dropped, len(dropped), grown,
-        len(grown), *new, None,
-    )  # fmt: skip
-    return new
-
-
-def carry(shim: Shim, places: NDArray, arrays: list[NDArray], fills: list[float]) -> list[NDArray]:
-    """Arrays of float32 moved to `places`."""
-    moved = [poisoned(len(places), np.float32) for _ in arrays]
-    sources, targets = (np.array([a.ctypes.data for a in side], np.uint64) for side in (arrays, moved))
-    words = np.array(fills, np.float32)
-    shim("fedsparse_cuda_carry_words", places, len(places), len(arrays), sources, targets, words, None)
-    return moved
-
-
-class _WeightRows(ctypes.Structure):
-    """fedsparse::WeightRows."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "taps")),
-        ("row_start", ctypes.c_void_p),
-        ("column", ctypes.c_void_p),
-        ("wide", ctypes.c_bool),
-    ]
-
-
 class _NewList(ctypes.Structure):
     """fedsparse::NewList."""
 
@@ -185,11 +145,10 @@ def tap_list(shim: Shim, product: Product, backward: bool) -> tuple[NDArray, NDA
 
 def widest_strips(shim: Shim, *products: Product) -> NDArray:
     """How many neighbouring rows, and inputs, of each weight are alike, (products, 2): at most 32 of each."""
-    weights = (_WeightRows * len(products))()
-    for weight, product in zip(weights, products, strict=True):
-        s, wide = product.shape, product.column.dtype == np.int32
-        weight.rows, weight.inputs, weight.taps, weight.wide = s[4], s[1] // s[13], s[5] * s[6], wide
-        weight.row_start, weight.column = product.row_start.ctypes.data, product.column.ctypes.data
+    weights = (WeightRows * len(products))()
+    for number, product in enumerate(products):
+        s = product.shape
+        weights[number] = weight_rows((s[4], s[1] // s[13], s[5], s[6]), product.row_start, product.column)
     table = workspace(shim, "fedsparse_block_strips_table_size", len(products))
     shim.fill("fedsparse_block_strips_table", len(products), weights, table)
     there = table.copy()

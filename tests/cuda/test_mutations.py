@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.cuda import shim as shim_build
-from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune, test_topk
+from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune, test_rebuild, test_topk
 from tests.cuda.conftest import SCHEDULES
 from tests.cuda.products import BFLOAT16, FLOAT32
 from tests.cuda.selection import dense_gradient
@@ -88,6 +88,19 @@ def lines_listed(shim: Shim) -> None:
     )
 
 
+def rebuilt(shim: Shim) -> None:
+    rng = np.random.default_rng(0)
+    patterns = test_rebuild.drawn(rng)
+    changed = [test_rebuild.changes(rng, pattern)[1] for pattern in patterns]
+    test_rebuild.check_exchange(shim, patterns, changed)
+    test_rebuild.check_lists(shim, patterns)
+    test_rebuild.check_carry(shim, rng, patterns, changed)
+
+
+def growth(shim: Shim) -> None:
+    test_rebuild.test_what_cannot_be_grown(shim, np.random.default_rng(0))
+
+
 MUTATIONS = {
     "csr16: a distance off by one": Mutation(
         "csr16_gather.cu", "g.offset[at] * kBatch", "max(g.offset[at] - 1, 0) * kBatch", unstructured
@@ -146,6 +159,29 @@ MUTATIONS = {
     ),
     "lists: places read before all are there": Mutation(
         "block_rebuild.cu", "  }\n  __syncthreads();\n  weights.each(", "  }\n  weights.each(", lines_listed
+    ),
+    "rebuild: a row begins where nothing has grown": Mutation(
+        "rebuild.cu", "begin - drop.first + grow.first", "begin - drop.first + 0 * grow.first", rebuilt
+    ),
+    "rebuild: entries not moved behind the grown ones before them": Mutation(
+        "rebuild.cu", "i - d + grow.before(e.grown, base + at)", "i - d + grow.first", rebuilt
+    ),
+    "rebuild: the last row has no end": Mutation("rebuild.cu", "if (row + 1 == e.old.rows)", "if (false)", rebuilt),
+    "rebuild: kept positions may be grown": Mutation("rebuild.cu", "faults |= kKept", "faults |= 0 * kKept", growth),
+    "rebuild: a position may be grown twice": Mutation(
+        "rebuild.cu", "at <= g.positions[i - 1]", "at < g.positions[i - 1]", growth
+    ),
+    "carry: grown values taken from somewhere": Mutation(
+        "carry.cu", "c.old.column[found] == at;", "c.old.column[found] >= at;", rebuilt
+    ),
+    "by input: places read before all marks are there": Mutation(
+        "by_input.cu", "__syncthreads();  // all marks are there", "", rebuilt
+    ),
+    "by input: what columns before keep left out": Mutation(
+        "by_input.cu", "base = kept_before(t, first)", "base = 0 * kept_before(t, first)", rebuilt
+    ),
+    "by input: every tile of rows put where the first one is": Mutation(
+        "by_input.cu", "base += here", "base += 0 * here", test_rebuild.test_rows_by_the_tile
     ),
     "strips: an input that differs passed over": Mutation(
         "block_strips.cu", "if (inputs_alike > 0 &&", "if (inputs_alike > kWidest &&",

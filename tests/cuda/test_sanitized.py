@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedsparse.pattern import Pattern
 from fedsparse.testing import product_cases
 from tests.cuda import selection
 from tests.cuda import shim as shim_build
 from tests.cuda.products import BFLOAT16, FLOAT16, FLOAT32, as_stored
+from tests.cuda.sanitized import FUNCTIONS
 from tests.cuda.test_block import CASES
 from tests.cuda.test_block_rebuild import AWKWARD
 from tests.cuda.test_csr16 import LARGE, SPECIAL, stored
-from tests.cuda.test_rebuild import changes
+from tests.cuda.test_rebuild import after, arrays, changes, weight
 from tests.cuda.test_topk import planted, pruned_positions
 
 
@@ -90,8 +92,7 @@ def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
         held, pruned = stored(product, (FLOAT32, BFLOAT16, FLOAT16)[number % 3]), len(pruned_positions(product))
         calls += [("dense_gradient", (held,)), ("topk_pruned", (held, pruned // 2))]
         calls += [("tap_list", (held, backward)) for backward in (False, True)]
-        rows = held.row_start, held.column, product.pattern.size // product.pattern.shape[0]
-        calls += [("exchange", (*rows, *change)) for change in changes(rng, product.pattern)]
+    calls += rebuilding_calls(rng, [product.pattern for product in products])
     for number, case in enumerate((*CASES.values(), *AWKWARD.values())):
         structured = case.stored((FLOAT32, BFLOAT16, FLOAT16)[number % 3])
         calls += [("widest_strips", (structured,))]
@@ -112,6 +113,19 @@ def selection_calls() -> list[tuple[str, tuple[object, ...]]]:
     return calls
 
 
+def rebuilding_calls(rng: np.random.Generator, patterns: list[Pattern]) -> list[tuple[str, tuple[object, ...]]]:
+    """All weights at once: changed, listed by input, moved with arrays of their own, and asked whether they may."""
+    weights = [weight(pattern) for pattern in patterns]
+    calls: list[tuple[str, tuple[object, ...]]] = [("list_by_input", (weights,))]
+    for number, changed in enumerate(zip(*(changes(rng, pattern) for pattern in patterns), strict=True)):
+        calls.append(("exchange", ([(old, *change) for old, change in zip(weights, changed, strict=True)],)))
+        new = [weight(after(pattern, *change)) for pattern, change in zip(patterns, changed, strict=True)]
+        moves = [(*pair, arrays(rng, pair[0], number), number % 2 == 0) for pair in zip(weights, new, strict=True)]
+        calls.append(("carry", (moves,)))
+        calls.append(("check_growth", ([(old, grown) for old, (_, grown) in zip(weights, changed, strict=True)],)))
+    return calls
+
+
 def packed_by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Everything marked: bits, starts and float32 values."""
     groups = -(-x.size // 512)
@@ -127,10 +141,12 @@ def test_selections_are_clean(sanitized, shim, tmp_path):
     done = sanitized("selections", tmp_path / "in", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for (name, arguments), found in zip(calls, pickle.loads((tmp_path / "out").read_bytes()), strict=True):
-        ours = getattr(selection, name)(shim, *arguments)
+        ours = FUNCTIONS[name](shim, *arguments)
         assert all(a.tobytes() == b.tobytes() for a, b in zip(flat(ours), flat(found), strict=True)), name
 
 
-def flat(result: np.ndarray | tuple | list) -> list[np.ndarray]:
+def flat(result: object) -> list[np.ndarray]:
     """All arrays of a result."""
-    return [result] if isinstance(result, np.ndarray) else [array for part in result for array in flat(part)]
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in flat(part)]
+    return [result] if isinstance(result, np.ndarray) else []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import _native
-from fedsparse._native import row_list
+from fedsparse._native import row_list, weight_rows
 from fedsparse.backends.activation import Pruning, plain_pack
 from fedsparse.pattern import Pattern
 from tests.cuda.products import BFLOAT16
@@ -79,26 +79,46 @@ def test_packed_activations(target):
     assert torch.equal(back[back != 0], values[values != 0].float())
 
 
-def test_a_changed_pattern(target):
-    mask = drawn(target, torch.rand, 12, 10, 3, 3).cpu() < 0.3
-    pattern, pruned = Pattern.from_mask(mask), (~mask).view(-1).nonzero().squeeze(1)
-    dropped, grown = torch.arange(1, pattern.nnz, 3), pruned[::5]
-    wanted = pattern.exchanged(dropped, grown)
-    row_start, column, places = (
-        target.empty(size, dtype)
-        for size, dtype in ((13, torch.int32), (wanted.nnz, torch.uint16), (wanted.nnz, torch.int32))
-    )
-    old = [t.to(target.device).contiguous() for t in (pattern.row_start, pattern.column, dropped, grown)]
-    rows = old[0].data_ptr(), old[1].data_ptr(), False
-    target("cuda_exchange", 12, 90, rows, old[2], len(dropped), old[3], len(grown), row_start, column, places)
-    assert torch.equal(row_start.cpu(), wanted.row_start)
-    assert torch.equal(column.cpu().to(torch.int32), wanted.column.to(torch.int32))
-    assert torch.equal(places.cpu(), pattern.carry_to(wanted))
+def test_changed_patterns(target):
+    """Two weights at once: what may be grown, new rows, lists by input, and values that move along."""
+    given = [Pattern.from_mask(drawn(target, torch.rand, *shape).cpu() < 0.3) for shape in ((12, 10, 3, 3), (2, 70000))]
+    rows, tasks = ([] for _ in range(2))
+    for old in given:
+        pruned = (~old.mask()).view(-1).nonzero().squeeze(1)
+        dropped, grown = torch.arange(1, old.nnz, 3), pruned[::5].contiguous()
+        wanted = old.exchanged(dropped, grown)
+        lists = [t.to(target.device) for t in (old.row_start, old.column, dropped, grown)]
+        new = [target.empty(len(t), t.dtype) for t in wanted.index]
+        rows.append(weight_rows(old.shape, *lists[:2]))
+        tasks.append((old, wanted, lists, new))
+    faults = torch.zeros(2, dtype=torch.int32, device=target.device)
+    proposed = [(view, (t.data_ptr(), len(t))) for view, t in zip(rows, (tasks[0][2][3], tasks[0][2][2]), strict=True)]
+    target("cuda_check_growth", proposed, faults)
+    assert faults.tolist()[0] == 0
+    assert faults.tolist()[1] == 4  # numbers of values, some of which are kept
 
-    values = drawn(target, torch.randn, pattern.nnz)
-    moved = target.empty(wanted.nnz, torch.float32)
-    target("cuda_carry_words", places, wanted.nnz, [(values.data_ptr(), moved.data_ptr(), 0)])
-    assert torch.equal(moved.cpu(), pattern.moved(values.cpu(), wanted))
+    sized = [[(t.data_ptr(), len(t)) for t in lists[2:]] for _, _, lists, _ in tasks]
+    target("cuda_exchange", [
+        (view, *pair, (new[0].data_ptr(), new[1].data_ptr()))
+        for view, pair, (*_, new) in zip(rows, sized, tasks, strict=True)
+    ])  # fmt: skip
+    now = [weight_rows(old.shape, *new[:2]) for old, _, _, new in tasks]
+    target("cuda_list_by_input", [
+        (view, new[2].data_ptr(), *((t.data_ptr(), t.dtype == torch.int32) for t in new[3:]))
+        for view, (*_, new) in zip(now, tasks, strict=True)
+    ])  # fmt: skip
+    for _, wanted, _, new in tasks:
+        assert all(torch.equal(a.cpu().int(), b.int()) for a, b in zip(new, wanted.index, strict=True))
+
+    values = [drawn(target, torch.randn, old.nnz) for old in given]
+    moved = [[target.empty(wanted.nnz, kind) for kind in (torch.float32, torch.int32)] for _, wanted, _, _ in tasks]
+    target("cuda_carry_words", [
+        (old, new, to[1].data_ptr(), [(given_values.data_ptr(), to[0].data_ptr(), 0)])
+        for old, new, to, given_values in zip(rows, now, moved, values, strict=True)
+    ])  # fmt: skip
+    for (old, wanted, _, _), its, (found, places) in zip(tasks, values, moved, strict=True):
+        assert torch.equal(found.cpu(), old.moved(its.cpu(), wanted))
+        assert torch.equal(places.cpu(), old.carry_to(wanted))
 
 
 def new_list(target: Target, problem: tuple, width: int, rows: tuple, sizes: tuple[int, int, int]) -> tuple:

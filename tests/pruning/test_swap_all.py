@@ -74,14 +74,37 @@ def test_whole_units_are_swapped_where_the_patterns_lie(where, granularity, gene
     assert all(pattern.column.device == torch.device(where) for pattern in found.values())
 
 
+def test_granularities_of_every_kind_in_one_call(where, generator, monkeypatch):
+    """Single positions, units of one size, broken ones and pools; two weights swap nothing."""
+    units = {"a": "vector:4", "b": "block:5", "c": "element", "nothing": "nm:1:2"}
+    drawings = {name: [part[name] for part in drawn(generator, unit)] for name, unit in units.items()}
+    drawings["other"], counts = [part["a"] for part in drawn(generator, "vector:3")], {**COUNTS, "other": 60, "last": 0}
+    drawings["last"] = [part["a"] for part in drawn(generator, "vector:2")]
+    patterns, values, candidates = ({name: parts[i] for name, parts in drawings.items()} for i in range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "on_device", lambda _: False)
+        wanted = {
+            name: swap(pattern, values[name], candidates[name][0], scores=candidates[name][1], count=counts[name])
+            for name, pattern in patterns.items()
+        }
+    found = swap_all(
+        {name: pattern.to(where) for name, pattern in patterns.items()},
+        {name: kept.to(where) for name, kept in values.items()},
+        {name: tuple(t.to(where) for t in pair) for name, pair in candidates.items()},
+        counts,
+    )
+    assert found == wanted
+    assert [name for name in found if found[name] == patterns[name]] == ["nothing", "last"]
+
+
 def test_one_launch_for_all(binding, where, generator, monkeypatch):
-    """What is dropped of all weights is asked for once."""
+    """What is dropped and grown of all weights is asked for once."""
     if where != "cpu":
         pytest.skip("counts calls of the extension, which is patched for main memory only")
     asked, launch = [], binding.cuda_smallest
     monkeypatch.setattr(binding, "cuda_smallest", lambda *arguments: asked.append(arguments[1]) or launch(*arguments))
     swap_all(*drawn(generator), COUNTS)
-    assert asked == [3]
+    assert asked == [6]
 
 
 @pytest.mark.parametrize("granularity", ["element", "vector:4"])
