@@ -10,11 +10,13 @@ from benchmarks.gpu.torch_work import passed, tiny, topk
 
 __all__ = ["dense_pack", "pack_global", "pack_rows", "pack_short_rows"]
 
-_THREADS, _LOADS = 256, 4  # of a block that cuts a row, and of each thread at a time
+_UNDER_WAY = 256 * 4 * 16  # bytes that a block asks for at a time where it cuts a row: four pieces a thread
 _DIGITS = {4: 3, 2: 2}  # by bytes of an element
 _BIT, _VALUE, _INDEX = 1 / 8, 2, 8  # bytes: of an element's mark, of a value kept as bfloat16, of a position
-# Instructions for each element: digit counted, tie counted, element marked in rows and in the whole, packed.
-_COUNTED, _TIE, _MARKED_ROW, _MARKED, _PACKED = 17.0, 19.5, 54.0, 23.0, 20.0
+# Instructions for each element: digit counted in a row, by bytes of an element, and in the whole, tie counted, element
+# marked in rows and in the whole, packed.
+_COUNTED_ROW = {4: 19.1, 2: 21.0}
+_COUNTED, _TIE, _MARKED_ROW, _MARKED, _PACKED = 17.0, 19.5, 36.5, 23.0, 20.0
 _ROUNDS, _OF_ROUND, _AROUND = 31, 3.0, 20.0  # of Triton's search, bit by bit: compared, counted, chosen
 
 
@@ -22,10 +24,12 @@ def pack_rows(rows: int, size: int, keep: float, precision: str) -> list[Work]:
     """The `tile` rule by CUDA (csrc/cuda/activation_rows.cu): a block reads its row once for each digit."""
     element = ELEMENT[precision]
     n, whole, digits = rows * size, float(rows * size * element), _DIGITS[ELEMENT[precision]]
-    under_way = rows * _THREADS * _LOADS * element
+    under_way = rows * _UNDER_WAY
     first = starved(whole, under_way, MEMORY_LATENCY, H200.cache)
     again = (digits - 1) * starved(whole, under_way, CACHE_LATENCY, H200.cache)
-    cut = Work(issued(unevenly(digits * _COUNTED * n, rows)), "fp32", 0.0, whole, first + again, by="cores")
+    cut = Work(
+        issued(unevenly(digits * _COUNTED_ROW[element] * n, rows)), "fp32", 0.0, whole, first + again, by="cores"
+    )
     return [cut, _read(n, element, _MARKED_ROW), *tiny(2), _packed(n, keep, element)]
 
 

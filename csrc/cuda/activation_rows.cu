@@ -1,7 +1,8 @@
 // The largest elements of every row of a tensor, a row being one image or one sample.
 //
 // A block finds the cut of a row, which it reads once for each digit and, where ties have to be split, once more up to
-// the last one that stays: rows are short enough for a cache. Then all tiles are marked at once, across rows.
+// the last one that stays: rows are short enough for a cache. A row has but one block, so each thread asks for several
+// pieces of 16 bytes before it looks at the first. Then all tiles are marked at once, across rows.
 #include "bitmap.cuh"
 
 namespace fedsparse::threshold {
@@ -35,6 +36,36 @@ __device__ __forceinline__ std::int32_t last_tie(const T* row, std::int64_t size
   return last;
 }
 
+constexpr int kAsked = 4;  // pieces under way for a thread
+
+// Calls visit(number) for every number of a row, in any order, by all threads of a block.
+template <typename T, typename F>
+__device__ __forceinline__ void each_number(const T* row, std::int64_t size, F&& visit) {
+  constexpr std::int64_t kPiece = 16 / sizeof(T);
+  struct alignas(16) Piece {
+    T number[kPiece];
+  };
+  const auto over = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(row) % 16 / sizeof(T));
+  const std::int64_t head = min(over > 0 ? kPiece - over : 0, size), pieces = (size - head) / kPiece;
+  const auto* const whole = reinterpret_cast<const Piece*>(row + head);
+  const auto look = [&](const Piece& piece) {
+#pragma unroll
+    for (int j = 0; j < kPiece; ++j) visit(piece.number[j]);
+  };
+  std::int64_t at = threadIdx.x;
+  for (; at + (kAsked - 1) * kThreads < pieces; at += kAsked * kThreads) {
+    Piece asked[kAsked];
+#pragma unroll
+    for (int a = 0; a < kAsked; ++a) asked[a] = whole[at + a * kThreads];
+#pragma unroll
+    for (int a = 0; a < kAsked; ++a) look(asked[a]);
+  }
+  for (; at < pieces; at += kThreads) look(whole[at]);
+  // What stands before the first piece, and behind the last: less than two of them.
+  const std::int64_t rest = size - pieces * kPiece, i = threadIdx.x;
+  if (i < rest) visit(row[i < head ? i : i + pieces * kPiece]);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     cut_rows_kernel(const T* __restrict__ x, std::int64_t size, std::uint32_t k, RowCut* __restrict__ cuts) {
@@ -45,11 +76,10 @@ __global__ void __launch_bounds__(kThreads)
     const Digit digit(Stored<T>::kBits, which);
     for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) bins[bin] = 0;
     __syncthreads();
-#pragma unroll 4
-    for (std::int64_t i = threadIdx.x; i < size; i += kThreads) {
-      const std::uint32_t key = key_of<T, true>(row[i]);
+    each_number(row, size, [&](T number) {
+      const std::uint32_t key = key_of<T, true>(number);
       if (digit.shares_higher(key, cut.key)) atomicAdd(bins + digit.of(key), 1u);
-    }
+    });
     __syncthreads();
     const Found found = find_bin(bins, cut.ties);
     cut = {cut.key | found.bin << digit.low, cut.ties - found.before, found.inside};
@@ -60,18 +90,21 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    mark_rows_kernel(const T* __restrict__ x, const Segments whole, std::int64_t size,
+    mark_rows_kernel(const T* __restrict__ x, const Segments whole, std::uint32_t size,
                      const RowCut* __restrict__ cuts, const Bitmap map) {
   const Tile tile(whole, blockIdx.x);
-  std::int64_t i = tile.first + threadIdx.x % 32, row = i / size, place = i - row * size;
+  const auto first = static_cast<std::uint32_t>(tile.first), end = static_cast<std::uint32_t>(tile.end);
+  std::uint32_t i = first + threadIdx.x % 32, row = i / size, place = i - row * size;
   Marks marks;
+#pragma unroll 4
   for (int step = 0; step < kSteps; ++step, i += 32) {
     bool kept = false;
-    if (i < tile.end) {
+    if (i < end) {
       const T number = x[i];
       const std::uint32_t key = key_of<T, true>(number);
       const RowCut cut = cuts[row];
-      kept = (key < cut.key || (key == cut.key && place <= cut.last)) && widen(number) != 0;
+      const bool first_ties = key == cut.key && static_cast<std::int32_t>(place) <= cut.last;
+      kept = (key < cut.key || first_ties) && widen(number) != 0;
     }
     marks.add(step, __ballot_sync(kEveryLane, kept));
     for (place += 32; place >= size; place -= size) ++row;
@@ -89,7 +122,7 @@ int mark_rows(const T* x, std::int64_t rows, std::int64_t size, std::int64_t k, 
                                 static_cast<std::uint32_t>(k), cuts);
   if (status != cudaSuccess) return status;
   status = FEDSPARSE_LAUNCH(mark_rows_kernel<T>, static_cast<unsigned>(whole.tiles()), kThreads, 0, stream, x, whole,
-                            size, cuts, map);
+                            static_cast<std::uint32_t>(size), cuts, map);
   return status == cudaSuccess ? add_up(map, whole.tiles(), stream) : status;
 }
 

@@ -158,16 +158,17 @@ def test_dense_prune_by_hand():
 
 # ---- activations
 def test_packed_rows_by_hand():
-    """128 rows of 65,536 float32: a block a row, of which 524,288 bytes are under way."""
+    """128 rows of 65,536 float32: a block a row, of which 2 MB are under way, where 1,485,000 bytes would do."""
     cut, mark, total, starts, packed = pack_rows(128, 65_536, 0.5, "fp32")
     n = 8_388_608
     assert cut.memory == 4 * n
-    assert cut.flops == pytest.approx(2 * 3 * 17 * n * 132 / 128)
-    # 5.5 TB/s for 0.27 us are 1,485,000 bytes, for 0.15 us 825,000
-    assert cut.cache == pytest.approx(4 * n * (1_485_000 + 2 * 825_000) / 524_288)
+    assert cut.flops == pytest.approx(2 * 3 * 19.1 * n * 132 / 128)
+    assert cut.cache == 3 * 4 * n
+    # of eight rows 131,072 are
+    assert pack_rows(8, 65_536, 0.5, "fp32")[0].cache == pytest.approx(n / 4 * (1_485_000 + 2 * 825_000) / 131_072)
     assert (mark.memory, packed.memory) == (n * 4.125, n * 5.125)
     assert [total, starts] == tiny(2)
-    assert limit([cut]) == ("cache", 1.0)
+    assert limit([cut]) == ("arithmetic", 1.0)
 
 
 def test_other_ways_to_pack_by_hand():

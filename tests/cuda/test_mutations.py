@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from tests.cuda import shim as shim_build
-from tests.cuda import test_block, test_block_rebuild, test_csr16, test_lists, test_prune, test_rebuild, test_topk
+from tests.cuda import (
+    test_block,
+    test_block_rebuild,
+    test_csr16,
+    test_lists,
+    test_prune,
+    test_rebuild,
+    test_sap,
+    test_topk,
+)
 from tests.cuda.conftest import SCHEDULES
 from tests.cuda.products import BFLOAT16, FLOAT32
 from tests.cuda.selection import dense_gradient
@@ -74,6 +83,10 @@ def largest(shim: Shim) -> None:
 
 def smallest(shim: Shim) -> None:
     test_prune.check(shim, test_prune.normal(np.random.default_rng(0), 3000, 700), [1200, 50])
+
+
+def rows_packed(shim: Shim) -> None:
+    test_sap.test_the_ends_of_rows_count(shim)
 
 
 def taps_listed(shim: Shim) -> None:
@@ -193,6 +206,9 @@ MUTATIONS = {
     "topk: kept positions searched as well": Mutation("topk.cu", "bits |= 1u <<", "bits |= 0u <<", largest),
     "dense gradient: sums left at the wrong column": Mutation(
         "dense_gradient.cu", "s.words * kWord + column]", "s.words * kWord + (column ^ 1)]", largest
+    ),
+    "rows: numbers before the first whole piece left out": Mutation(
+        "activation_rows.cu", "rest = size - pieces * kPiece,", "rest = size - pieces * kPiece - head,", rows_packed
     ),
     "prune: places counted over all layers": Mutation(
         "prune.cu", "out[to] = i - start", "out[to] = i - 0 * start", smallest

@@ -79,6 +79,15 @@ def test_rows_of_all_sizes(scheduled, rng, name):
             check(scheduled, x, DTYPES[name], k, rows=rows)
 
 
+def test_the_ends_of_rows_count(scheduled):
+    """Where rows do not begin at 16 bytes, numbers before the first piece of so many, and behind the last."""
+    rows, size = 3, 2 * TILE + 3
+    x = np.tile(np.linspace(1, 2, size), (rows, 1))
+    x[:, :7] = x[:, -7:] = 3
+    for name, dtype in DTYPES.items():
+        check(scheduled, as_stored(x.reshape(-1), dtype), dtype, 14 if name == "float32" else 15, rows=rows)
+
+
 def test_ties_in_rows_go_to_the_lowest_index_of_each(scheduled, rng):
     """Some rows take all of their ties and some do not; in the longest rows the last one lies in the second tile."""
     for rows, size in ((6, 77), (2, TILE + 900)):
