@@ -116,7 +116,12 @@ def _pack() -> Iterator[Estimate]:
 
 
 def steps() -> Iterator[StepEstimate]:
-    """Whole steps of every kind whose work is counted, at density 0.1, and those of several clients at once."""
+    """Whole steps of every kind whose work is counted, at density 0.1, and those of several clients at once; before
+    them what a dense network gains by our norms alone."""
+    for precision in _PRECISIONS:
+        for batch in _BATCHES:
+            fused, dense = dense_step(batch, precision, fused=True), dense_step(batch, precision)
+            yield StepEstimate(f"dense, norms fused, {precision}", batch, fused, dense)
     kinds = [(kind.name, kind.work, p) for kind in of_device("cuda") if kind.work for p in kind.precisions]
     clients = sizes(cpu=False).clients
     for name, count, precision in kinds:

@@ -37,12 +37,13 @@ def convolutions(batch: int) -> Iterator[LayerCase]:
         yield from [replace(case, batch=batch)] * COUNTS[case.shape]
 
 
-def dense_step(batch: int, precision: str) -> list[Work]:
-    """Convolutions as one kernel an op, channels last, and all else."""
+def dense_step(batch: int, precision: str, *, fused: bool = False) -> list[Work]:
+    """Convolutions as one kernel an op and all else; `fused`: with our norms."""
     cases = list(convolutions(batch))
     products = [work for case in cases for op in OPS for work in dense_work(case, op, precision)]
     others = _others(batch, precision, [sizes_of(case)[2] for case in cases])
-    return [*products, *others, *_torch_norms(batch, ELEMENT[precision])]
+    element = ELEMENT[precision]
+    return [*products, *others, *(_fused_norms(batch, element, 1) if fused else _torch_norms(batch, element))]
 
 
 def sparse_step(batch: int, precision: str, density: float, count: Count, clients: int = 1) -> list[Work]:

@@ -213,6 +213,14 @@ def test_a_dense_step_by_hand():
     assert sum(work.memory for work in relus) == pytest.approx(2 * 5 * 2_097_152 * (5 + 2 + 1 + 0.5))
 
 
+def test_a_dense_step_with_fused_norms_has_the_same_products():
+    plain, fused = dense_step(32, "bf16"), dense_step(32, "bf16", fused=True)
+    shared = 57 + 2 + 8 + 16 + 3  # products, the stem's, sums of gradients, ends, optimiser
+    assert fused[:shared] == plain[:shared]
+    assert len(fused) == shared + 5 * 5 + 15 * 4
+    assert seconds(fused) < seconds(plain)
+
+
 def test_a_sparse_step_has_other_products_other_norms_and_a_smaller_optimiser():
     kind = next(kind for kind in KINDS if kind.name == "block:16/cuda")
     works, dense = sparse_step(32, "bf16", 0.1, kind.work), dense_step(32, "bf16")

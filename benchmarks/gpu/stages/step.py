@@ -30,6 +30,7 @@ _PIXELS = 32
 _CLASSES = 10
 _SLACK = 20  # layers, each of which may be off by what its precision allows
 _KEEP = 0.5
+_FUSED = "dense, norms fused"  # by our kernels: what they gain without any sparsity; no baseline
 _PRUNED = f"keep {_KEEP} bf16"  # activations pruned, what is kept of them stored as bfloat16
 
 
@@ -38,7 +39,7 @@ class Contender:
     """One network and how it is stored.
 
     Attributes:
-        who: `dense` or the kind's name.
+        who: `dense`, the same with our norms, or the kind's name.
         variant: layout of a dense network's pictures, or `compile`; of a sparse one whether its activations are pruned.
         precision: of all numbers.
         batch: pictures.
@@ -88,6 +89,8 @@ def _contenders(sizes: Sizes, device: str) -> Iterator[Contender]:
         for precision in PRECISIONS.values():
             for layout in sizes.layouts:
                 yield Contender("dense", layout, precision, batch)
+            if device == "cuda":
+                yield Contender(_FUSED, "nchw", precision, batch)
             for kind in _stepped(device):
                 if precision.name in kind.precisions:
                     yield Contender(kind.name, "", precision, batch, kind)
@@ -146,7 +149,7 @@ def _network(one: Contender, sizes: Sizes, device: str) -> tuple[nn.Module, Tens
         fs.nn.prune_activations(model, _KEEP, dtype=torch.bfloat16)
     if one.clients > 1:
         model = fold([model] * one.clients)
-    if one.kind is not None and device == "cuda":
+    if (one.kind is not None or one.who == _FUSED) and device == "cuda":
         fs.nn.fuse_norms(model)  # activations that are pruned bring the same along
     pixels = _PIXELS if sizes.width > 8 else 8
     x = torch.randn(one.batch, 3 * one.clients, pixels, pixels, device=device).to(one.precision.dtype)
