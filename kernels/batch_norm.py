@@ -71,6 +71,7 @@ def _statistics_kernel(
     rstds,
     running_mean,
     running_var,
+    batches,
     channels,
     size,
     count,
@@ -78,6 +79,7 @@ def _statistics_kernel(
     momentum,
     unbiased,
     TRACKS: tl.constexpr,
+    COUNTS: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -94,6 +96,9 @@ def _statistics_kernel(
         old_mean, old_var = tl.load(running_mean + channel), tl.load(running_var + channel)
         tl.store(running_mean + channel, old_mean + momentum * (mean - old_mean))
         tl.store(running_var + channel, old_var + momentum * (unbiased * variance - old_var))
+    if COUNTS:
+        first = channel == 0
+        tl.store(batches, tl.load(batches, mask=first, other=0) + 1, mask=first)
 
 
 @triton.jit
@@ -147,13 +152,20 @@ def _norm_kernel(
 
 
 def statistics(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *, momentum: float, eps: float
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None = None,
+    *,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Mean of every channel and the reciprocal of its deviation, `(channels,)` float32 each.
 
     Args:
         x: `(batch, channels, ...)` contiguous, at least two elements a channel.
         running_mean, running_var: `(channels,)`, updated in place; both or none.
+        batches: `()` int64, which 1 is added to; or none.
         momentum: weight of the batch in the running statistics.
 
     Raises:
@@ -172,9 +184,10 @@ def statistics(
                 enable_fp_fusion=FUSION,
             )  # fmt: skip
         _statistics_kernel[(channels,)](
-            x, partial, mean, rstd, running_mean, running_var, channels, size, count, eps, momentum,
-            count / (count - 1), TRACKS=tracks, PARTS=cut.parts, WIDTH=triton.next_power_of_2(cut.parts),
-            BLOCK=cut.block, num_warps=cut.warps if cut.parts == 1 else 1, enable_fp_fusion=FUSION,
+            x, partial, mean, rstd, running_mean, running_var, batches, channels, size, count, eps, momentum,
+            count / (count - 1), TRACKS=tracks, COUNTS=batches is not None, PARTS=cut.parts,
+            WIDTH=triton.next_power_of_2(cut.parts), BLOCK=cut.block, num_warps=cut.warps if cut.parts == 1 else 1,
+            enable_fp_fusion=FUSION,
         )  # fmt: skip
     return mean, rstd
 

@@ -11,14 +11,18 @@ from torch import Tensor
 from fedsparse.backends import activation, device_activation, device_norms
 from fedsparse.backends.activation import PlainPacked, Pruning, plain_pack, plain_unpack
 from fedsparse.backends.device_activation import DevicePacked
-from fedsparse.backends.device_norms import Norm
+from fedsparse.backends.device_norms import Norm, Running
 
 
 class PlainNorms:
-    """`fedsparse.backends.device_norms.Kernels`, which counts what it is asked for in `calls`."""
+    """`fedsparse.backends.device_norms.Kernels`, which counts what it is asked for in `calls`.
+
+    `counted`: for how many norms it has counted a batch.
+    """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.counted = 0
 
     def relu(self, x: Tensor, *, inplace: bool) -> tuple[Tensor, Tensor]:
         self.calls["relu"] += 1
@@ -34,16 +38,17 @@ class PlainNorms:
         device_norms.lies(x).in_memory(passes).view(-1).copy_(_flags(bits, 32)[: x.numel()])
         return torch.where(passes != 0, x, torch.zeros_like(x))
 
-    def statistics(
-        self, x: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def statistics(self, x: Tensor, running: Running, momentum: float, eps: float) -> tuple[Tensor, Tensor]:
         self.calls["statistics"] += 1
         axes = [0, *range(2, x.dim())]
         mean, variance = x.double().mean(axes), x.double().var(axes, unbiased=False)
         count = x.numel() / x.shape[1]
-        for kept, new in zip(running, (mean, variance * count / (count - 1)), strict=True):
+        for kept, new in zip(running[:2], (mean, variance * count / (count - 1)), strict=True):
             if kept is not None:
                 kept.data.copy_((1 - momentum) * kept.double() + momentum * new)  # as kernels do: past torch's count
+        if running.batches is not None:
+            self.counted += 1
+            running.batches.data.add_(1)
         return mean.float(), (variance + eps).rsqrt().float()
 
     def norm(self, of: Norm, dtype: torch.dtype, rounded: Tensor | None, *, relu: bool) -> Tensor:

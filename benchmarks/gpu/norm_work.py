@@ -63,7 +63,7 @@ def parts(channels: int, count: int, alone: int = 0) -> int:
 
 
 def norm(channels: int, count: int, element: int, *, summed: bool = False) -> list[Work]:
-    """Forward and back, with a ReLU behind it or without; torch counts the batches.
+    """Forward and back, with a ReLU behind it or without.
 
     With a residual sum, and the ReLU behind that, `summed`.
     """
@@ -77,7 +77,7 @@ def norm(channels: int, count: int, element: int, *, summed: bool = False) -> li
     of_norm, of_sums, of_gradient = instructions
     # What is added is read, with bits written; going back these are read, and its gradient is written.
     normalised = normal.reads(1 + extra, of_norm, written=1 + bits)
-    works = [*tiny(1), forward.reads(1, _MOMENTS), *merged, normalised]
+    works = [forward.reads(1, _MOMENTS), *merged, normalised]
     if back.programs > 1:
         return [*works, back.reads(2 + bits, of_sums), back.reads(2 + bits, of_gradient, written=1 + extra)]
     return [*works, back.reads_twice(2 + bits, of_sums + of_gradient, written=1 + extra)]

@@ -18,7 +18,7 @@ from fedsparse import _native
 from fedsparse._native import STORED
 from fedsparse.backends.layout import BATCH_INNERMOST, CONTIGUOUS, Layout
 
-__all__ = ["TRITON", "Kernels", "Norm", "available", "kernels_for", "lies"]
+__all__ = ["TRITON", "Kernels", "Norm", "Running", "available", "kernels_for", "lies"]
 
 _LIMIT = 1 << 31  # elements: offsets within a channel have 32 bits
 
@@ -39,6 +39,19 @@ class Norm(NamedTuple):
     bias: Tensor | None
 
 
+class Running(NamedTuple):
+    """What a norm keeps of all batches; None: it does not.
+
+    Attributes:
+        mean, variance: `(channels,)`; both or none.
+        batches: how many there were, `()` int64.
+    """
+
+    mean: Tensor | None
+    variance: Tensor | None
+    batches: Tensor | None = None
+
+
 class Kernels(Protocol):
     """Tensors are `(batch, channels, ...)`, not empty, and all of a call lie alike, in one of the two layouts."""
 
@@ -50,10 +63,8 @@ class Kernels(Protocol):
         """x where its bit is set, 0 elsewhere; there may be more bits than elements."""
         ...
 
-    def statistics(
-        self, x: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and reciprocal deviation of every channel; the running mean and variance are updated in place."""
+    def statistics(self, x: Tensor, running: Running, momentum: float, eps: float) -> tuple[Tensor, Tensor]:
+        """Mean and reciprocal deviation of every channel; what runs along is updated in place."""
         ...
 
     def norm(self, of: Norm, dtype: torch.dtype, rounded: Tensor | None, *, relu: bool) -> Tensor:
@@ -83,9 +94,7 @@ class _Triton:
         lie = lies(x)
         return _restored(_kernel("relu_bitmask", "gate")(_picture(x, lie), bits), lie)
 
-    def statistics(
-        self, x: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def statistics(self, x: Tensor, running: Running, momentum: float, eps: float) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = _kernel("batch_norm", "statistics")(
             _picture(x, lies(x)), *running, momentum=momentum, eps=eps
         )

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from fedsparse.backends import device_norms
-from fedsparse.backends.device_norms import Kernels
+from fedsparse.backends.device_norms import Kernels, Running
 from fedsparse.blocked.deferred import Deferred
 from fedsparse.blocked.functions import apply, final
 from fedsparse.blocked.fusing import ours
@@ -33,17 +33,42 @@ def on_device(module: nn.Module) -> bool:
 
 
 class Frugal(TorchFunctionMode):
-    """Inside it, batch norms and ReLUs whose gradients may be wanted are carried out by our kernels."""
+    """Inside it, batch norms and ReLUs whose gradients may be wanted are carried out by our kernels.
+
+    A norm's module counts batches right before it calls the norm, whose kernel can do that as well: a counter waits for
+    it, or for any other function, which finds it counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches: Tensor | None = None  # a counter that waits
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        carry_out = _RULES.get(function)
+        named, carry_out = kwargs or {}, _RULES.get(function)
+        if function is not F.batch_norm:
+            self._count()
         if carry_out is not None and ours() and _eager():
-            result = carry_out(*args, **(kwargs or {}))
+            if function is Tensor.add_ and _is_count(*args, **named):
+                self._batches = args[0]
+                return args[0]
+            waiting = {"batches": self._batches} if function is F.batch_norm else {}
+            result = carry_out(*args, **named, **waiting)
             if result is not NotImplemented:
+                self._batches = None
                 return result
-        return function(*args, **(kwargs or {}))
+        self._count()
+        return function(*args, **named)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._count()
+
+    def _count(self) -> None:
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.add_(1)
 
 
 def _eager() -> bool:
@@ -93,6 +118,13 @@ def _relu_(input: Tensor) -> Any:
 
 
 # ---- batch norms
+def _is_count(*args: Any, **named: Any) -> bool:
+    """Whether 1 is added to what counts batches."""
+    if len(args) != 2 or named or type(args[0]) is not Tensor or type(args[1]) is not int or args[1] != 1:
+        return False
+    return args[0].dtype == torch.int64 and args[0].dim() == 0 and device_norms.available(args[0].device)
+
+
 def _batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -102,6 +134,8 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    batches: Tensor | None = None,
 ) -> Any:
     x = x.settled() if isinstance(x, Deferred) else x
     vectors = (running_mean, running_var, weight, bias)
@@ -110,10 +144,11 @@ def _batch_norm(
         return NotImplemented
     if not any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return NotImplemented
-    mean, rstd = kernels.statistics(x.detach(), (running_mean, running_var), momentum, eps)
-    for running in (running_mean, running_var):
-        if running is not None:
-            torch.autograd.graph.increment_version(running)  # kernels write past torch
+    running = Running(running_mean, running_var, batches)
+    mean, rstd = kernels.statistics(x.detach(), running, momentum, eps)
+    for kept in running:
+        if kept is not None:
+            torch.autograd.graph.increment_version(kept)  # kernels write past torch
     pruned = pruning()
     rounded = None if pruned is None else pruned.dtype
     return Deferred(Waiting(x, weight, bias, mean, rstd, kernels, rounded, x._version))

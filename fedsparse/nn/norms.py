@@ -19,7 +19,7 @@ def fuse_norms(model: _Model, fused: bool = True) -> _Model:
     like it, with a ReLU behind that, takes none of its own either: `relu(norm(x) + shortcut)`. The norm holds its input
     and two numbers a channel for the backward pass, the ReLU behind it nothing; any other ReLU holds one bit for each
     element, which its gradient reads. Numbers are torch's up to rounding, running statistics too, which have moved when
-    the norm returns.
+    the norm returns, as has its number of batches.
 
     Applies from the beginning to the end of the model's forward pass, in training mode, while gradients are recorded,
     where Triton is installed, to tensors of 16 or 32 bits that are contiguous or batch-innermost. All else stays

@@ -212,6 +212,47 @@ def test_nothing_changes_elsewhere(asked, way, calls):
     assert not calls
 
 
+class Watched(nn.Module):
+    """A norm between looks at what it counts, and a counter of the network's own."""
+
+    def __init__(self, momentum):
+        super().__init__()
+        self.norm, self.seen = nn.BatchNorm2d(3, momentum=momentum), []
+        self.register_buffer("runs", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.runs.add_(1)
+        self.seen.append(int(self.runs))
+        y = self.norm(self.norm(x))
+        self.seen.append(int(self.norm.num_batches_tracked))
+        self.runs.add_(1)
+        return y
+
+
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["exponential", "cumulative"])
+def test_batches_are_counted_by_the_norm(momentum, generator):
+    x = torch.randn(4, 3, 5, 6, generator=generator, requires_grad=True)
+    plain, model = Watched(momentum), fuse_norms(Watched(momentum))
+    before = model.norm.num_batches_tracked._version
+    with plain_device() as kernels:
+        for _ in range(2):
+            model(x)
+    for _ in range(2):
+        plain(x)
+    # A cumulative average reads the count first, which then is torch's.
+    assert kernels.counted == (4 if momentum else 0)
+    assert model.seen == plain.seen == [1, 2, 3, 4]
+    near(dict(model.named_buffers()), dict(plain.named_buffers()))
+    assert model.norm.num_batches_tracked._version == before + 4
+
+
+def test_what_is_counted_is_not_lost_in_a_norm_that_fails():
+    model = fuse_norms(nn.Sequential(nn.BatchNorm1d(3)))
+    with plain_device(), pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, 3, requires_grad=True))
+    assert int(model[0].num_batches_tracked) == 1  # as in torch
+
+
 def test_norms_in_evaluation_inside_training(asked, calls):
     model = asked(built("batch norm"))
     for module in model.modules():

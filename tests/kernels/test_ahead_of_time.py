@@ -82,7 +82,14 @@ def norm(kernel: Any, registers: int, dtype: str = "fp32", *, odd: bool = False,
     constants, sizes = {"PARTS": 4, "BLOCK": channels.MOST, **constants}, () if odd else ("channels", "size", "count")
     instructions = ("FFMA",) if odd else ("FFMA", "LDGSTS")
     return Build(
-        kernel, constants, registers, instructions, dtype=dtype, others={"bits": "*i32"}, warps=warps, divisible=sizes
+        kernel,
+        constants,
+        registers,
+        instructions,
+        dtype=dtype,
+        others={"bits": "*i32", "batches": "*i64"},
+        warps=warps,
+        divisible=sizes,
     )
 
 
@@ -135,8 +142,8 @@ BUILDS = {
     ("gate", 90): Build(relu_bitmask._gate_kernel, RELU, 80, others=BITS),
     ("moments", 90): norm(batch_norm._moments_kernel, 64),
     ("moments, odd", 90): norm(batch_norm._moments_kernel, 96, odd=True),
-    ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, WIDTH=4),
-    ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True),
+    ("merged statistics", 90): norm(batch_norm._statistics_kernel, 64, odd=True, TRACKS=True, COUNTS=True, WIDTH=4),
+    ("statistics", 80): norm(batch_norm._statistics_kernel, 64, **ALONE, TRACKS=True, COUNTS=True),
     ("norm", 80): norm(batch_norm._norm_kernel, 64, **NORM, ROUND=True),
     ("norm of a sum", 90): norm(batch_norm._norm_kernel, 64, **SUM, ROUND=False, rounded=None),
     ("slopes", 80): norm(batch_norm_backward._slopes_kernel, 64, **NORM),

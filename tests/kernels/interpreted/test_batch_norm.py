@@ -122,6 +122,16 @@ def test_relu_of_a_sum(shape, dtype, generator):
     assert torch.equal(gated, torch.where(y > 0, grad, 0))
 
 
+@pytest.mark.parametrize("shape", [ALONE, PARTED])
+def test_batches_are_counted_once(shape, generator):
+    x, batches = torch.randn(shape, generator=generator).to(DEVICE), torch.full((), 6, device=DEVICE)
+    _, _, mean, variance = parameters(shape[1], generator)
+    counted = statistics(x, mean.clone(), variance.clone(), batches, momentum=MOMENTUM, eps=EPS)
+    plain = statistics(x, mean, variance, momentum=MOMENTUM, eps=EPS)
+    assert (batches.dtype, int(batches)) == (torch.int64, 7)
+    assert all(torch.equal(a, b) for a, b in zip(counted, plain, strict=True))
+
+
 def test_nan_in_a_sum_passes_and_its_gradient_passes(generator):
     x, other, grad = torch.randn((3, *ALONE), generator=generator).to(DEVICE)
     other[0, 1, 2] = torch.nan
