@@ -19,12 +19,10 @@ from .tuning import FUSION
 __all__ = [
     "MOST",
     "adamw_",
-    "adamw_all_",
     "adamw_reference",
     "cost",
     "cost_adamw",
     "sgd_momentum_",
-    "sgd_momentum_all_",
     "sgd_momentum_reference",
 ]
 
@@ -87,7 +85,7 @@ def _sgd_momentum_kernel(
     tl.store(values + at, value - lr * direction, mask=inside)
 
 
-def sgd_momentum_all_(
+def sgd_momentum_(
     values: Sequence[Tensor],
     grads: Sequence[Tensor],
     momenta: Sequence[Tensor],
@@ -131,25 +129,6 @@ def sgd_momentum_all_(
                 BLOCK=BLOCK,
                 enable_fp_fusion=FUSION,
             )
-
-
-def sgd_momentum_(
-    values: Tensor,
-    grad: Tensor,
-    momentum: Tensor,
-    *,
-    lr: float,
-    momentum_factor: float,
-    weight_decay: float,
-    dampening: float,
-    nesterov: bool,
-    first_step: bool,
-) -> None:
-    """`sgd_momentum_all_` of one parameter."""
-    sgd_momentum_all_(
-        [values], [grad], [momentum], lr=lr, momentum_factor=momentum_factor, weight_decay=weight_decay,
-        dampening=dampening, nesterov=nesterov, first_step=first_step,
-    )  # fmt: skip
 
 
 def sgd_momentum_reference(
@@ -220,7 +199,7 @@ def _adamw_kernel(
     tl.store(values + at, shrink * value - step_size * change, mask=inside)
 
 
-def adamw_all_(
+def adamw_(
     values: Sequence[Tensor],
     grads: Sequence[Tensor],
     averages: Sequence[Tensor],
@@ -274,24 +253,6 @@ def adamw_all_(
                 BLOCK=BLOCK,
                 enable_fp_fusion=FUSION,
             )
-
-
-def adamw_(
-    values: Tensor,
-    grad: Tensor,
-    average: Tensor,
-    square: Tensor,
-    *,
-    step: int | Tensor,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """`adamw_all_` of one parameter."""
-    adamw_all_(
-        [values], [grad], [average], [square], steps=[step], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-    )
 
 
 def adamw_reference(

@@ -44,7 +44,7 @@ def jobs(sizes: Sizes, device: str) -> Iterable[Job]:
         yield Job(who, lambda op=op, who=who, make=make: _optimizer(op, who, make, sizes, device))  # type: ignore[misc]
     if device == "cuda":  # the kernels of a device
         yield Job("SGD, a launch each", lambda: _single_launches(sizes))
-        yield Job("Triton sgd_momentum_all_", lambda: _triton(sizes))
+        yield Job("Triton sgd_momentum_", lambda: _triton(sizes))
 
 
 def _drawn(sizes: Sizes, device: str) -> list[Tensor]:
@@ -86,16 +86,16 @@ def _single_launches(sizes: Sizes) -> Iterable[Row]:
 
 def _triton(sizes: Sizes) -> Iterable[Row]:
     """What devices take whose extension was built without CUDA, in one launch as well."""
-    from fedsparse.kernels.flat_optimizer import sgd_momentum_all_
+    from fedsparse.kernels.flat_optimizer import sgd_momentum_
 
     values = _drawn(sizes, "cuda")
     grads, momenta = [torch.randn_like(part) for part in values], [torch.zeros_like(part) for part in values]
 
     def step() -> None:
-        sgd_momentum_all_(values, grads, momenta, lr=1e-3, momentum_factor=0.9, weight_decay=0.0, dampening=0.0,
+        sgd_momentum_(values, grads, momenta, lr=1e-3, momentum_factor=0.9, weight_decay=0.0, dampening=0.0,
                           nesterov=False, first_step=False)  # fmt: skip
 
-    yield _row("sgd", "Triton sgd_momentum_all_", step, values, sizes, "cuda")
+    yield _row("sgd", "Triton sgd_momentum_", step, values, sizes, "cuda")
 
 
 def _row(op: str, who: str, step: Callable[[], Any], values: Iterable[Tensor], sizes: Sizes, device: str) -> Row:

@@ -82,11 +82,11 @@ def sgd_steps(arrays: Sequence[SgdArrays], rule: SgdRule, *, first_step: bool) -
             rule.dampening, rule.nesterov, first_step,
         )  # fmt: skip
         return
-    from fedsparse.kernels.flat_optimizer import sgd_momentum_all_
+    from fedsparse.kernels.flat_optimizer import sgd_momentum_
 
     values, grads = ([tensor.view(-1) for tensor in field] for field in list(zip(*arrays, strict=True))[:2])
     momenta = [(row.values if row.momentum is None else row.momentum).view(-1) for row in arrays]
-    sgd_momentum_all_(
+    sgd_momentum_(
         values, grads, momenta, lr=rule.lr, momentum_factor=rule.momentum, weight_decay=rule.weight_decay,
         dampening=rule.dampening, nesterov=rule.nesterov, first_step=first_step,
     )  # fmt: skip
@@ -112,13 +112,13 @@ def adamw_steps(arrays: Sequence[AdamwArrays], rule: AdamwRule, *, counted_there
             "cuda_adamw", where, *tables, _sizes(arrays), *counts, 0, rule.lr, *rule.betas, rule.eps, rule.weight_decay
         )
         return
-    from fedsparse.kernels.flat_optimizer import adamw_all_
+    from fedsparse.kernels.flat_optimizer import adamw_
 
     *fields, steps = zip(*arrays, strict=True)
     if counted_there:
         torch._foreach_add_(steps, 1)
     flat = [[tensor.view(-1) for tensor in field] for field in fields]
-    adamw_all_(*flat, steps=steps if counted_there else [int(step) for step in steps], **rule._asdict())
+    adamw_(*flat, steps=steps if counted_there else [int(step) for step in steps], **rule._asdict())
 
 
 def _tables(arrays: Sequence[SgdArrays] | Sequence[AdamwArrays]) -> list[list[int]]:

@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 runs = torch.load(sys.argv[1])
 for run in runs:
     for step, grad in enumerate(run["grads"]):
-        sgd_momentum_(run["values"], grad, run["momentum"], **run["rule"], first_step=step == 0)
+        sgd_momentum_([run["values"]], [grad], [run["momentum"]], **run["rule"], first_step=step == 0)
 torch.save(runs, sys.argv[2])
 """
 
@@ -74,9 +74,9 @@ def test_reference_equals_torch_sgd(rule: Rule) -> None:
 
 
 def native_sgd_momentum_(
-    values: torch.Tensor,
-    grad: torch.Tensor,
-    momentum: torch.Tensor,
+    values: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    momenta: list[torch.Tensor],
     *,
     lr: float,
     momentum_factor: float,
@@ -89,10 +89,8 @@ def native_sgd_momentum_(
     if not extension().built_with_cuda:
         pytest.skip("the extension was built without CUDA")
     status = extension().cuda_sgd_momentum(
-        [values.data_ptr()],
-        [grad.data_ptr()],
-        [momentum.data_ptr()],
-        [values.numel()],
+        *([tensor.data_ptr() for tensor in each] for each in (values, grads, momenta)),
+        [value.numel() for value in values],
         lr,
         momentum_factor,
         weight_decay,
@@ -119,7 +117,7 @@ def test_steps_on_a_gpu_equal_torch_sgd(step_: Callable[..., None], rule: Rule, 
         current.copy_(values)
         for step, slope in enumerate(grads):
             grad.copy_(slope)
-            step_(current, grad, momentum, **rule._asdict(), first_step=step == 0)
+            step_([current], [grad], [momentum], **rule._asdict(), first_step=step == 0)
         assert_close(current, target)
         assert_close(momentum, target_momentum)
         for buffer in buffers:
@@ -171,7 +169,7 @@ def test_compiles_ahead_of_time(
 def test_refuses_what_it_cannot_update(grad: torch.Tensor, message: str) -> None:
     values = torch.zeros(4)
     with pytest.raises(ValueError, match=message):
-        flat_optimizer.sgd_momentum_(values, grad, torch.zeros(4), **RULES[2]._asdict(), first_step=True)
+        flat_optimizer.sgd_momentum_([values], [grad], [torch.zeros(4)], **RULES[2]._asdict(), first_step=True)
 
 
 def test_cost_counts_each_array_once() -> None:

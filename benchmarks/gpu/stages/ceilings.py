@@ -83,7 +83,7 @@ def _launches() -> Iterator[Row]:
 def _triton_launches() -> Iterator[Row]:
     from fedsparse.kernels.flat_optimizer import sgd_momentum_
 
-    flat = [torch.zeros(1024, device="cuda") for _ in range(3)]
+    flat = [[torch.zeros(1024, device="cuda")] for _ in range(3)]
 
     def launch() -> None:
         for _ in range(_LAUNCHES):

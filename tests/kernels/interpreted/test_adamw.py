@@ -19,7 +19,7 @@ def test_steps_equal_torch(n, rule, counted_there):
     values, (average, square) = values.to(DEVICE), torch.zeros((2, n), device=DEVICE)
     for number, grad in enumerate(grads, 1):
         step = torch.tensor(float(number), device=DEVICE) if counted_there else number
-        adamw_(values, grad.to(DEVICE), average, square, step=step, **rule._asdict())
+        adamw_([values], [grad.to(DEVICE)], [average], [square], steps=[step], **rule._asdict())
     for got, target in zip((values, average, square), wanted, strict=True):
         assert_close(got, target)
 
@@ -27,7 +27,9 @@ def test_steps_equal_torch(n, rule, counted_there):
 @pytest.mark.parametrize("step", [1, 2, 100, 10_000, 3_000_000])
 def test_corrections_hold_over_a_long_training(step):
     values, grad, average, square = (torch.full((1,), x, device=DEVICE) for x in (0.0, 0.0, 1.0, 1.0))
-    adamw_(values, grad, average, square, step=step, lr=1.0, betas=(0.9, 0.9999), eps=1e-12, weight_decay=0.0)
+    adamw_(
+        [values], [grad], [average], [square], steps=[step], lr=1.0, betas=(0.9, 0.9999), eps=1e-12, weight_decay=0.0
+    )
     wanted = -0.9 / (1 - 0.9**step) / (0.9999 / (1 - 0.9999**step)) ** 0.5
     torch.testing.assert_close(values.item(), wanted, rtol=1e-6, atol=0.0)
 
@@ -44,13 +46,13 @@ def test_reference_equals_torch(rule):
 
 
 def test_refuses_what_it_cannot_update():
-    one = torch.zeros(4)
+    one = [torch.zeros(4)]
     with pytest.raises(ValueError, match="adamw_: steps count from 1, got 0"):
-        adamw_(one, one, one, one, step=0, **RULES[0]._asdict())
+        adamw_(one, one, one, one, steps=[0], **RULES[0]._asdict())
     with pytest.raises(ValueError, match=r"step must be one float32 on cpu, got torch.int64 of shape \(\)"):
-        adamw_(one, one, one, one, step=torch.tensor(1), **RULES[0]._asdict())
+        adamw_(one, one, one, one, steps=[torch.tensor(1)], **RULES[0]._asdict())
     with pytest.raises(ValueError, match="adamw_: square has 3 entries on cpu, values has 4"):
-        adamw_(one, one, one, torch.zeros(3), step=1, **RULES[0]._asdict())
+        adamw_(one, one, one, [torch.zeros(3)], steps=[1], **RULES[0]._asdict())
 
 
 def test_cost_counts_each_array_once():

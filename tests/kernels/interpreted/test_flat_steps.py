@@ -86,7 +86,7 @@ def test_more_parameters_than_a_launch_takes(monkeypatch, generator):
     before = [[tensor.clone() for tensor in row] for row in rows]
     grids = count_launches(flat_optimizer._sgd_momentum_kernel, monkeypatch)
     values, grads, momenta = zip(*rows, strict=True)
-    flat_optimizer.sgd_momentum_all_(
+    flat_optimizer.sgd_momentum_(
         values, grads, momenta, lr=0.5, momentum_factor=0.0, weight_decay=0.0, dampening=0.0, nesterov=False,
         first_step=False,
     )  # fmt: skip
