@@ -190,7 +190,7 @@ __device__ __forceinline__ void store(const float (&sum)[kSums][kTiles][4], cons
 }
 
 template <typename A, int kTiles>
-__global__ void __launch_bounds__(kMostThreads, 1) 
+__global__ void __launch_bounds__(kMostThreads, 1)
     block_gather_kernel(const __grid_constant__ Gather<typename A::Number> g) {
   using T = typename A::Number;
   FEDSPARSE_DYNAMIC_SHARED(T, stages);

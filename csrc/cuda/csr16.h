@@ -14,7 +14,7 @@
 // A list holds the taps of each row (target channel) in turn, cut where slabs end: `start` (rows * slabs + 1) and
 // `offset` (nnz). The forward list has the order of the values. The backward list is the transposed weight, once for
 // each residue of target pixels modulo the stride (a *grid*), with `value` (nnz): where each tap's value stands. Every
-// kept weight is in just one grid, so that one launch for each grid computes the gradient of x.
+// kept weight is in just one grid, so that blocks of each grid write pixels of their own; a launch takes four of them.
 #pragma once
 
 #include <array>
