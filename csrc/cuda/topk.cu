@@ -247,8 +247,8 @@ struct Plan {
   float* sums;  // where they are left
   std::uint32_t* histogram;
   Search* search;
-  Entry *list, *other;
-  std::uint32_t* table;
+  Entry *list, *other = nullptr;  // other and table: where a sort follows
+  std::uint32_t* table = nullptr;
 
   Plan(const Shape& s, std::int64_t nnz, std::int64_t k, void* workspace) : shape(s), arena(workspace) {
     const std::int64_t size = std::int64_t{shape.problem.target.channels} * shape.columns, pruned = size - nnz;
@@ -260,12 +260,13 @@ struct Plan {
     histogram = arena.take<std::uint32_t>(kBins);
     search = arena.take<Search>(1);
     list = arena.take<Entry>(capacity);
+    if (ranked()) return;
     other = arena.take<Entry>(capacity);
     table = arena.take<std::uint32_t>(sort::table_size(capacity));
   }
 
   bool all_fit() const { return limits.capacity == limits.pruned; }
-  bool ranked() const { return 4 * limits.k + kSlack <= kRanked; }
+  bool ranked() const { return 4 * std::int64_t{limits.k} + kSlack <= kRanked; }
 };
 
 // The operands of the gradient.
