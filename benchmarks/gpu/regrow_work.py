@@ -5,7 +5,7 @@ from typing import NamedTuple
 from benchmarks.gpu.occupancy import issued, unevenly
 from benchmarks.gpu.roofline import ELEMENT, Work, dense_work, sizes_of
 from benchmarks.gpu.torch_work import passed, tiny, topk
-from benchmarks.gpu.work import CHUNK, LINE, STAGE, gradient_tiles, turns
+from benchmarks.gpu.work import CHUNK, FULL_DEVICE, LINE, gradient_channels, gradient_tiles, turns
 from fedsparse.bench.cases import LayerCase
 
 __all__ = ["dense_regrow", "regrow"]
@@ -14,7 +14,6 @@ __all__ = ["dense_regrow", "regrow"]
 _STRIP = 32  # target channels of a warp
 _SETS, _WARPS = 5, 8  # chunks of lines that a warp has sums for, warps of a block
 _LINES = 4 * _SETS * CHUNK  # of a block
-_FULL_DEVICE = 264  # blocks that are wanted; so many tiles or fewer leave their sums in memory
 # csrc/cuda/topk.cu
 _SAMPLED = 16  # of so many pieces or tiles, one
 _FEW = 1 << 12  # positions that are all listed
@@ -55,7 +54,7 @@ def regrow(case: LayerCase, k: int, precision: str) -> list[Work]:
     listed_keys = size if size <= _FEW else _LISTED * k
     bits = _MAGNITUDE + (size - 1).bit_length()
     digits = -(-bits // _DIGIT)
-    if cut.tiles <= _FULL_DEVICE:
+    if cut.tiles <= FULL_DEVICE:  # few enough to leave their sums in memory
         sums = float(_SUM * size * cut.splits)
         counted = sums if size <= _SMALL else sums / _SAMPLED
         products, sample, listed = [_gradients(case, precision, cut.tiles)], passed(counted), passed(sums)
@@ -91,12 +90,10 @@ def _taps(case: LayerCase) -> int:
 
 def _cut(case: LayerCase, element: int) -> _Cut:
     most, pixels = max(_LINES // _taps(case), 1), gradient_tiles(case, element)
-    channels = min(most, case.inputs, STAGE // (pixels.pitch * LINE * element) - 1)
-    if channels > CHUNK:
-        channels -= channels % CHUNK
+    channels = gradient_channels(case, element, most)
     strips = 2 if case.outputs > _STRIP else 1
     tiles = -(-case.outputs // (strips * _STRIP)) * -(-case.inputs // channels)
-    return _Cut(strips, channels, tiles, max(min(_FULL_DEVICE // tiles, pixels.total), 1))
+    return _Cut(strips, channels, tiles, max(min(FULL_DEVICE // tiles, pixels.total), 1))
 
 
 def _gradients(case: LayerCase, precision: str, tiles: int) -> Work:
@@ -117,7 +114,7 @@ def _gradients(case: LayerCase, precision: str, tiles: int) -> Work:
     shared = element * products * (1 / _STRIP + 1 / (sets * CHUNK)) + staged
     # float32 keeps its accuracy in three products of TF32.
     flops, unit = (6.0, "tf32") if precision == "fp32" else (2.0, precision)
-    left = _SUM * blocks * cut.channels * _taps(case) * rows if cut.tiles <= _FULL_DEVICE else 0
+    left = _SUM * blocks * cut.channels * _taps(case) * rows if cut.tiles <= FULL_DEVICE else 0
     inputs, outputs, _ = sizes_of(case)
     return Work(
         unevenly(flops * products, blocks), unit, unevenly(shared, blocks),

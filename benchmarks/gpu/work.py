@@ -14,7 +14,18 @@ from typing import NamedTuple
 from benchmarks.gpu.roofline import ELEMENT, Work, sizes_of
 from fedsparse.bench.cases import LayerCase
 
-__all__ = ["CHUNK", "LINE", "STAGE", "Count", "PixelTiles", "csr16", "gradient_tiles", "strips", "turns"]
+__all__ = [
+    "CHUNK",
+    "FULL_DEVICE",
+    "LINE",
+    "Count",
+    "PixelTiles",
+    "csr16",
+    "gradient_channels",
+    "gradient_tiles",
+    "strips",
+    "turns",
+]
 
 # Kernels of an op, `forward` or `backward`, of a layer that keeps `nnz` weights, in a precision.
 Count = Callable[[LayerCase, str, int, str], list[Work]]
@@ -36,12 +47,13 @@ LINE = 8  # samples
 _PIXELS = 8  # of a warp, each with a line
 _WARPS = 16  # of a block of the gather
 _GRADIENT = 64  # target channels of a block of the weight gradient
-_FULL_DEVICE = 264  # blocks that are wanted of a weight gradient
+FULL_DEVICE = 264  # blocks that are wanted of a weight gradient
+_CHANNELS = 256  # of a slab of strips, at most
 _INDEX, _SUM = 4, 4  # bytes of a place among the values, and of a sum
 _SECTOR = 32  # bytes that memory moves at least
 _ROWS = 32  # target channels of a block of the unstructured kernels
 _UNITED = 16  # input channels of a strip that are not alike
-CHUNK, STAGE = 16, 56 << 10  # channels of a slab of strips, and of them and one more, bytes
+CHUNK, _STAGE = 16, 56 << 10  # channels of a slab of strips, and of them and one more, bytes
 _ROW = _Tile(1, 1, 16)  # of a linear layer
 # By bytes of a number, from the largest to the smallest (csrc/cuda/csr16.h, csrc/cuda/block.h).
 _OF_TAPS = {4: (_Tile(1, 8, 8), _Tile(1, 4, 4)), 2: (_Tile(2, 4, 8), _Tile(2, 4, 4))}
@@ -67,7 +79,7 @@ def csr16(case: LayerCase, op: str, nnz: int, precision: str) -> list[Work]:
     if op == "forward":
         return [*turns(case, op, precision), product(op)]
     pixels = _pixel_tiles(case, _tile_of_taps(case, "grad_w", element), element)
-    parts = min(pixels.total, -(-_FULL_DEVICE // -(-case.outputs // _ROWS)))
+    parts = min(pixels.total, -(-FULL_DEVICE // -(-case.outputs // _ROWS)))
     kept, added = _in_parts(product("grad_w"), nnz, parts, element)
     return [*turns(case, op, precision), kept, _together(product("grad_x"), added)]
 
@@ -131,11 +143,9 @@ def _together(first: Work, second: Work) -> Work:
 def _splits(case: LayerCase, element: int) -> int:
     """Of the tiles that a weight gradient goes over: as many as fill the device."""
     pixels = gradient_tiles(case, element)
-    channels = min(256, case.inputs, STAGE // (pixels.pitch * LINE * element) - 1)
-    if channels > CHUNK:
-        channels -= channels % CHUNK
+    channels = gradient_channels(case, element, _CHANNELS)
     blocks = -(-case.outputs // _GRADIENT) * -(-case.inputs // channels)
-    return min(pixels.total, -(-_FULL_DEVICE // blocks))
+    return min(pixels.total, -(-FULL_DEVICE // blocks))
 
 
 class _Reach(NamedTuple):
@@ -187,7 +197,7 @@ def _tile_of_strips(case: LayerCase, op: str, element: int) -> _Tile:
         return _ROW
     reach, (large, small) = _Reach.of(case, op), _OF_STRIPS[element]
     whole = large.images == small.images and _fits(reach.side, small)
-    full = (CHUNK + 1) * reach.pitch(large) * LINE * element > STAGE
+    full = (CHUNK + 1) * reach.pitch(large) * LINE * element > _STAGE
     return small if whole or full else large
 
 
@@ -236,6 +246,12 @@ class PixelTiles(NamedTuple):
 def gradient_tiles(case: LayerCase, element: int) -> PixelTiles:
     """Those of slabs of whole chunks of channels, for numbers of `element` bytes."""
     return _pixel_tiles(case, _tile_of_strips(case, "grad_w", element), element)
+
+
+def gradient_channels(case: LayerCase, element: int, most: int) -> int:
+    """Of a slab, whole chunks of them if there is room for one: up to `most`."""
+    channels = min(most, case.inputs, _STAGE // (gradient_tiles(case, element).pitch * LINE * element) - 1)
+    return channels - channels % CHUNK if channels > CHUNK else channels
 
 
 def _pixel_tiles(case: LayerCase, tile: _Tile, element: int) -> PixelTiles:

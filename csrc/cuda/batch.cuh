@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "columns.cuh"
 #include "launch.cuh"
 
 namespace fedsparse {
@@ -29,12 +30,7 @@ struct Batch {
 
   // Number of the task that this block works for: the last one whose first block is not behind it.
   __device__ __forceinline__ int task() const {
-    int low = 0, high = count;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (first_block[middle] <= blockIdx.x ? low : high) = middle;
-    }
-    return low;
+    return last_up_to(count, blockIdx.x, [&](std::int32_t i) { return first_block[i]; });
   }
 };
 

@@ -254,11 +254,9 @@ int launch_grids(Gather<typename A::Number> g, const csr16::Plan& plan, void* st
   const std::int32_t taken = runs_of_a_block(g.grids.tiles() * g.groups, pixel_groups, runs);
   g.blocks = (runs + taken - 1) / taken;
   const std::int64_t multiplying = g.grids.tiles() * g.groups * g.blocks;
-  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  g.multiplying = static_cast<std::uint32_t>(multiplying);
-  const std::int64_t adding = g.beside.out ? blocks_beside(g.beside.numbers) : 0;
+  g.multiplying = static_cast<std::uint32_t>(multiplying);  // a launch of more is refused
   const std::int64_t stages = std::clamp(plan.slabs, 1, 2) * (plan.slab_channels + 1) * g.grids.slab_lines * kBatch;
-  return launch(&block_gather_kernel<A, kTiles>, multiplying + adding, pixel_groups * taken * 32,
+  return launch(&block_gather_kernel<A, kTiles>, multiplying + g.beside.blocks(), pixel_groups * taken * 32,
                 stages * static_cast<std::int64_t>(sizeof(T)), 2 * kStageBytes, g, stream);
 }
 

@@ -15,6 +15,8 @@ struct Packing {
   const std::int32_t* value;
   const void* values;
   void* packed;  // null: there is nothing to pack
+
+  std::int64_t blocks() const { return packed ? blocks_beside(numbers) : 0; }
 };
 
 // What a gather multiplies, and where its output goes.

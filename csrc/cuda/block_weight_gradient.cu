@@ -139,7 +139,6 @@ int correlate_strips(const csr16::Plan& plan, const Division& division, const We
   using T = typename A::Number;
   const csr16::Problem problem(plan, plan.grids[0]);
   const std::int64_t multiplying = of.list.room > 0 ? division.blocks : 0;
-  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const Correlation<T> c = {problem, division.strips, division.taken, division.passes, division.splits,
                             static_cast<std::uint32_t>(multiplying), beside, problem.tiles(),
                             of.list.room * kChunk * of.list.width, of.list.start, of.list.offset,
@@ -147,7 +146,7 @@ int correlate_strips(const csr16::Plan& plan, const Division& division, const We
   constexpr std::int64_t kSums = kWarps * kSets<kTiles> * kChunk * kTiles * 8 * sizeof(float);
   const std::int64_t slopes = std::int64_t{c.taken} * kTiles * 8 * slope_pitch(problem) * kBatch;
   const std::int64_t tiles = (stage_numbers(problem) + slopes) * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t blocks = multiplying + (beside.packed ? blocks_beside(beside.numbers) : 0);
+  const std::int64_t blocks = multiplying + beside.blocks();
   if (blocks == 0) return cudaSuccess;
   return launch(&block_correlation_kernel<A, kTiles>, blocks, kThreads, std::max(kSums, tiles), kMostBytes, c, stream);
 }

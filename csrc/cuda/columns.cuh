@@ -44,4 +44,15 @@ __device__ __forceinline__ std::int64_t first_from(const List& list, std::int64_
   return low;
 }
 
+// The last of `count` places whose number, number(place), is `most` or less, in a rising list that begins with one.
+template <typename F>
+__device__ __forceinline__ std::int32_t last_up_to(std::int32_t count, std::uint32_t most, F&& number) {
+  std::int32_t low = 0, high = count;
+  while (high - low > 1) {
+    const std::int32_t middle = (low + high) / 2;
+    (number(middle) <= most ? low : high) = middle;
+  }
+  return low;
+}
+
 }  // namespace fedsparse

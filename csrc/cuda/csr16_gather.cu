@@ -113,11 +113,9 @@ int launch_rows(Gather<T> g, const Plan& plan, void* stream) {
   constexpr std::int32_t kBlock = kWarps * kRows;
   g.row_blocks = (plan.group_targets() + kBlock - 1) / kBlock;
   const std::int64_t multiplying = g.grids.tiles() * g.groups * g.row_blocks;
-  if (multiplying > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  g.multiplying = static_cast<std::uint32_t>(multiplying);
-  const std::int64_t adding = g.beside.out ? blocks_beside(g.beside.numbers) : 0;
+  g.multiplying = static_cast<std::uint32_t>(multiplying);  // a launch of more is refused
   const std::int64_t bytes = plan.slab_channels * g.grids.slab_lines * kBatch * static_cast<std::int64_t>(sizeof(T));
-  return launch(&gather_kernel<T, kPixels, kRows>, multiplying + adding, bytes, g, stream);
+  return launch(&gather_kernel<T, kPixels, kRows>, multiplying + g.beside.blocks(), bytes, g, stream);
 }
 
 // More rows to a warp read the slab less often, fewer make more blocks. The sums are the same either way.

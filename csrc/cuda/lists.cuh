@@ -37,12 +37,7 @@ struct Batch {
 template <typename Share>
 __device__ __forceinline__ const Share& share_of(const Share* shares, std::int32_t count,
                                                  std::uint32_t Share::* first) {
-  std::int32_t low = 0, high = count;
-  while (high - low > 1) {
-    const std::int32_t middle = (low + high) / 2;
-    (shares[middle].*first <= blockIdx.x ? low : high) = middle;
-  }
-  return shares[low];
+  return shares[last_up_to(count, blockIdx.x, [&](std::int32_t i) { return shares[i].*first; })];
 }
 
 // The weights of one part: of some rows those of a grid in the columns [first_column, last_column).
@@ -102,12 +97,8 @@ struct Weights {
 
   // Row, counted from the part's first, of the weight that comes n-th, from 0.
   __device__ __forceinline__ std::int32_t row(std::uint32_t n) const {
-    std::int32_t low = 0, high = rows;  // the last row with no more before it: those without a weight have as many
-    while (high - low > 1) {
-      const std::int32_t middle = (low + high) / 2;
-      (before[middle] <= n ? low : high) = middle;
-    }
-    return low;
+    // The last row with no more before it: those without a weight have as many.
+    return last_up_to(rows, n, [&](std::int32_t r) { return before[r]; });
   }
   __device__ __forceinline__ std::int32_t number(std::int32_t r, std::uint32_t n) const {
     return first[r] + static_cast<std::int32_t>(n - before[r]);

@@ -7,6 +7,12 @@
 
 namespace fedsparse {
 
+// Blocks that work beside a product on so many numbers.
+inline std::int64_t blocks_beside(std::int64_t numbers) {
+  constexpr std::int64_t kOfBlock = 2048, kMost = 132;  // one for each SM: they take the room of a product's block
+  return std::clamp<std::int64_t>((numbers + kOfBlock - 1) / kOfBlock, 1, kMost);
+}
+
 // What is added: number i of each of `splits` parts, `numbers` apart.
 struct Sums {
   const float* partial;
@@ -16,13 +22,9 @@ struct Sums {
   std::int64_t of_chunk;
   const std::int32_t* value;  // where a sum goes, -1: nowhere; null: in order
   void* out;                  // null: there is nothing to add
-};
 
-// Blocks that work beside a product on so many numbers.
-inline std::int64_t blocks_beside(std::int64_t numbers) {
-  constexpr std::int64_t kOfBlock = 2048, kMost = 132;  // one for each SM: they take the room of a product's block
-  return std::clamp<std::int64_t>((numbers + kOfBlock - 1) / kOfBlock, 1, kMost);
-}
+  std::int64_t blocks() const { return out ? blocks_beside(numbers) : 0; }
+};
 
 // The share of block number `block` of so many.
 template <typename T>

@@ -2,12 +2,10 @@
 // returned are a status, 0 or a cudaError_t, unless their name says what else they are.
 #include "bind.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 
 #ifdef FEDSPARSE_WITH_CUDA
-#include "../cuda/cuda_api.h"
+#include "bind_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -15,8 +13,6 @@ namespace py = pybind11;
 #ifdef FEDSPARSE_WITH_CUDA
 
 using fedsparse::ConvShape;
-using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
-using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 

@@ -3,17 +3,13 @@
 
 #ifdef FEDSPARSE_WITH_CUDA
 
-#include <pybind11/stl.h>
-
 #include <optional>
 
-#include "../cuda/cuda_api.h"
+#include "bind_cuda.h"
 
 namespace py = pybind11;
 
 using fedsparse::ConvShape;
-using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
-using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 

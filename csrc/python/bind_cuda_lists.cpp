@@ -4,29 +4,19 @@
 
 #ifdef FEDSPARSE_WITH_CUDA
 
-#include <pybind11/stl.h>
-
 #include <vector>
 
-#include "../cuda/cuda_api.h"
+#include "bind_cuda.h"
 
 namespace py = pybind11;
 
 using fedsparse::NewList;
 using fedsparse::WeightRows;
-using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
-using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 
-// A row list on the device: addresses of row_start and column, and whether columns have 32 bits.
-using RowsView = std::tuple<Address, Address, bool>;
-
 // Sizes, backward, dtype, width (0: taps), rows, and addresses of start, offset and value.
 using ListView = std::tuple<Sizes, bool, std::int64_t, std::int64_t, RowsView, std::array<Address, 3>>;
-
-// Rows, inputs of a group and positions of the kernel.
-using WeightView = std::tuple<std::array<std::int64_t, 3>, RowsView>;
 
 std::vector<NewList> new_lists(const std::vector<ListView>& views) {
   std::vector<NewList> lists;
@@ -68,11 +58,7 @@ void bind_cuda_lists(py::module_& m) {
       "block_strips_table",
       [](const std::vector<WeightView>& views, Address table) {
         std::vector<WeightRows> weights;
-        for (const auto& [sizes, rows] : views) {
-          const auto& [row_start, column, wide] = rows;
-          weights.push_back({sizes[0], sizes[1], sizes[2], at<const std::int32_t>(row_start), at<const void>(column),
-                             wide});
-        }
+        for (const WeightView& view : views) weights.push_back(weight_rows(view));
         fedsparse_block_strips_table(static_cast<std::int64_t>(weights.size()), weights.data(), at<void>(table));
       },
       release());

@@ -3,29 +3,14 @@
 
 #ifdef FEDSPARSE_WITH_CUDA
 
-#include <pybind11/stl.h>
-
 #include <deque>
 #include <vector>
 
-#include "../cuda/cuda_api.h"
+#include "bind_cuda.h"
 
 namespace py = pybind11;
 
-using fedsparse::WeightRows;
-using release = py::call_guard<py::gil_scoped_release>;
-
 namespace {
-
-// Rows, inputs of a group and positions of the kernel; addresses of row_start and column, and whether columns have 32
-// bits.
-using WeightView = std::tuple<std::array<std::int64_t, 3>, std::tuple<Address, Address, bool>>;
-
-WeightRows weight_rows(const WeightView& view) {
-  const auto& [sizes, rows] = view;
-  const auto& [row_start, column, wide] = rows;
-  return {sizes[0], sizes[1], sizes[2], at<const std::int32_t>(row_start), at<const void>(column), wide};
-}
 
 // An array's address and how many numbers it has, or whether they have 32 bits.
 using ListView = std::tuple<Address, std::int64_t>;

@@ -1,21 +1,15 @@
 // Python's way to what the CUDA kernels select; as in bind_cuda.cpp. Names that end with _size return bytes.
 #include "bind.h"
 
-#include <pybind11/stl.h>
-
 #ifdef FEDSPARSE_WITH_CUDA
-#include "../cuda/cuda_api.h"
+
+#include "bind_cuda.h"
 
 namespace py = pybind11;
 
 using fedsparse::ConvShape;
-using Sizes = std::array<std::int64_t, 14>;  // of a ConvShape
-using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
-
-// A row list on the device: addresses of row_start and column, and whether columns have 32 bits.
-using RowsView = std::tuple<Address, Address, bool>;
 
 void bind_gradients(py::module_& m) {
   m.def("cuda_dense_gradient_size", [](const Sizes& sizes, std::int64_t dtype) {
